@@ -1,0 +1,1 @@
+//! Measurement, import, fitting and validation of psim's profiles.

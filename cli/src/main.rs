@@ -1,0 +1,2 @@
+//! The `psim` command line.
+fn main() {}

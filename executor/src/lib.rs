@@ -1,0 +1,1 @@
+//! Runs a psim plan for real and compares it with the prediction.

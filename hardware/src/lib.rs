@@ -1,0 +1,19 @@
+//! Hardware descriptions: accelerators, nodes, fabrics and clusters, with units as distinct types.
+//!
+//! Datasheet numbers live here, each with its source. What a machine really reaches lives in *profiles*, whose
+//! types are also here ([`profile`]); the fitted values are in `psim-cost-models`.
+//!
+//! This crate is pure: it reads no files, no clock and no environment.
+
+pub mod accelerator;
+pub mod cluster;
+pub mod dtype;
+pub mod placement;
+pub mod profile;
+pub mod units;
+
+pub use accelerator::Accelerator;
+pub use cluster::{Cluster, Fabric, FabricLevel, Nics, Node, NodeGroup, ScaleUp, ScaleUpTopology, Storage};
+pub use dtype::DType;
+pub use placement::GroupShape;
+pub use units::{Bytes, BytesPerSec, FlopPerSec, Flops, Seconds, Time, Watts};

@@ -1,0 +1,179 @@
+//! The software stack profile: what a framework of some era decides, independent of model and machine.
+
+use crate::{Bytes, Seconds};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Which kernel computes the attention core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttentionKernel {
+    /// Batched GEMMs with the score matrix in memory.
+    Unfused,
+    /// FlashAttention 1 (2022).
+    Flash1,
+    /// FlashAttention 2 (2023).
+    Flash2,
+    /// FlashAttention 3 (Hopper, 2024).
+    Flash3,
+    /// cuDNN fused attention as used by Transformer Engine.
+    Cudnn,
+}
+
+/// Which memory-bound operators run fused into one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fusion {
+    /// Scale, mask and softmax of unfused attention in one kernel.
+    pub softmax: bool,
+    /// Bias and activation (or SwiGLU) in one kernel.
+    pub activation: bool,
+    /// Bias, dropout and residual addition in one kernel.
+    pub residual: bool,
+    /// Normalisation in one kernel (forward one, backward two).
+    pub norm: bool,
+    /// Rotary embedding in one kernel.
+    pub rope: bool,
+    /// Softmax and cross-entropy over the vocabulary without materialised fp32 copies.
+    pub cross_entropy: bool,
+    /// Expert permutation fused with padding and cast.
+    pub moe_permute: bool,
+}
+
+/// What communication the framework hides, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlap {
+    /// Tensor-parallel collectives are pipelined with their GEMM (chunked user buffers).
+    pub tp: bool,
+    /// Gradient reduction runs bucket by bucket behind the backward pass.
+    pub grad_reduce: bool,
+    /// Parameter gathering of a sharded optimizer runs behind the next forward pass.
+    pub param_gather: bool,
+    /// Pipeline sends and receives run behind compute.
+    pub p2p: bool,
+    /// Expert all-to-all of one micro-batch runs behind compute of another.
+    pub ep: bool,
+    /// Context-parallel ring exchange runs behind the attention blocks.
+    pub cp: bool,
+    /// Units gathered ahead by FSDP / ZeRO-3 (0: gather just in time, exposed).
+    pub fsdp_prefetch: u32,
+    /// Size at which a gradient bucket is sent.
+    pub bucket: Bytes,
+}
+
+/// Host-side costs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Host time to launch one kernel from the framework; compute cannot run faster than the host issues.
+    pub launch: Seconds,
+    /// Device-side gap between two dependent kernels.
+    pub gap: Seconds,
+    /// Fixed cost per micro-batch and stage (Python, schedule, synchronisation).
+    pub per_micro_batch: Seconds,
+    /// Fixed cost per step (data loading, logging, norm synchronisation).
+    pub per_step: Seconds,
+    /// Host synchronisation per MoE layer and pass (token counts read back).
+    pub moe_sync: Seconds,
+    /// The step is replayed from CUDA graphs: launches cost nothing.
+    pub cuda_graphs: bool,
+}
+
+/// State kept per parameter, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct States {
+    /// Gradient accumulation buffer.
+    pub gradient: f64,
+    /// Format of the gradient on the wire.
+    pub gradient_wire: f64,
+    /// Master weights.
+    pub master: f64,
+    /// Both Adam moments.
+    pub moments: f64,
+}
+
+/// What the framework keeps on the device beside tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryOverheads {
+    /// Driver context, libraries and workspaces.
+    pub context: Bytes,
+    /// Communication buffers per communicator with more than one rank.
+    pub per_communicator: Bytes,
+    /// Fragmentation: reserved over allocated, for the activation part.
+    pub fragmentation: f64,
+}
+
+/// Efficiencies of the stack's kernels relative to the measured tables of the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Efficiency {
+    /// Sustained over tabled GEMM rate (power, clocks, layout); in (0, 1.2].
+    pub gemm: f64,
+    /// Same for the attention core.
+    pub attention: f64,
+    /// Reached over tabled memory bandwidth of fused memory-bound operators.
+    pub memory: f64,
+    /// Reached over tabled bus bandwidth of collectives.
+    pub network: f64,
+    /// Grouped GEMM over dense GEMM of the same rows.
+    pub grouped_gemm: f64,
+    /// Compute slow-down while a collective runs beside it (SMs and memory bandwidth taken), fraction.
+    pub contention: f64,
+    /// Relative step-time growth per doubling of nodes (stragglers, jitter).
+    pub straggler: f64,
+}
+
+/// One release of a stack, with at most three changed parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Text that selects it, compared with the container, release or date a user or a row names.
+    pub matches: Vec<String>,
+    /// Dotted key to value (`efficiency.gemm = 0.9`), at most three.
+    pub deltas: BTreeMap<String, f64>,
+    /// Why, with a source.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// A software stack: framework and era.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StackProfile {
+    /// Schema version of the file.
+    pub schema: u32,
+    /// Name (`megatron-core-2024`).
+    pub name: String,
+    /// One sentence.
+    pub description: String,
+    /// Year and month of the era as a number (2024.5), used to find the nearest stack.
+    pub era: f64,
+    /// Framework names this profile answers to, lower case, substring match.
+    pub frameworks: Vec<String>,
+    /// Attention kernel.
+    pub attention: AttentionKernel,
+    /// Operator fusion.
+    pub fusion: Fusion,
+    /// Communication overlap.
+    pub overlap: Overlap,
+    /// Host costs.
+    pub host: Host,
+    /// Optimizer and gradient state.
+    pub states: States,
+    /// Device memory beside tensors.
+    pub memory: MemoryOverheads,
+    /// Kernel efficiencies.
+    pub efficiency: Efficiency,
+    /// Dropout is active (its masks are kept for the backward pass).
+    pub dropout: bool,
+    /// Logits are kept and reduced in fp32.
+    pub fp32_logits: bool,
+    /// Residual standard deviation of ln(measured / predicted) for the interval.
+    pub residual_sigma: f64,
+    /// Releases, oldest first.
+    #[serde(default)]
+    pub releases: Vec<Release>,
+}

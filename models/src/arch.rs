@@ -1,0 +1,295 @@
+//! What a transformer-like model is made of: blocks of a sequence mixer and a feed-forward part.
+
+use serde::{Deserialize, Serialize};
+
+/// A decoder model (or encoder-decoder with [`Model::encoder`]).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// Name (`llama3-70b`).
+    pub name: String,
+    /// Family (`llama`, `deepseek-v3`, `gpt`), informational.
+    pub family: String,
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Vocabulary (rows of the embedding), unpadded.
+    pub vocab: u64,
+    /// Output layer shares the embedding.
+    pub tied_embeddings: bool,
+    /// Bias of the output layer.
+    pub head_bias: bool,
+    /// Position encoding.
+    pub position: Position,
+    /// Normalisation used throughout.
+    pub norm: Norm,
+    /// A normalisation right after the embedding (BLOOM).
+    pub embedding_norm: bool,
+    /// A normalisation before the output layer.
+    pub final_norm: bool,
+    /// Distinct block kinds.
+    pub kinds: Vec<Block>,
+    /// Layer → index into `kinds`, first layer first.
+    pub pattern: Vec<u16>,
+    /// Encoder in front of the decoder (T5); its blocks attend without a causal mask.
+    pub encoder: Option<Encoder>,
+    /// Extra multi-token-prediction layers, each a block of the last kind plus a `2·hidden × hidden` projection.
+    pub mtp_layers: u32,
+    /// Parameters outside the blocks that the above does not produce, by name (embedding projections …).
+    pub extra_parameters: Vec<(String, u64)>,
+    /// Longest context of the released model, tokens.
+    pub max_context: Option<u64>,
+    /// Where the dimensions come from.
+    pub source: String,
+}
+
+/// Encoder stack of an encoder-decoder model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Encoder {
+    /// Number of layers.
+    pub layers: u32,
+    /// Their block (bidirectional attention).
+    pub block: Block,
+    /// Share of the workload's tokens that the encoder sees per decoder token (T5: 512 to 128 → 4).
+    pub tokens_per_decoder_token: f64,
+}
+
+/// Position encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Position {
+    /// None.
+    None,
+    /// Rotary embedding of queries and keys.
+    Rope,
+    /// A learned table with this many rows.
+    Learned(u64),
+    /// Linear attention biases.
+    Alibi,
+    /// Learned relative-position buckets per head (T5): this many buckets.
+    Relative(u64),
+}
+
+/// Normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Norm {
+    /// RMS normalisation (else layer normalisation with mean).
+    pub rms: bool,
+    /// Carries a bias vector.
+    pub bias: bool,
+    /// Carries a weight vector (OLMo's does not).
+    pub weight: bool,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// Sequence mixer.
+    pub mixer: Mixer,
+    /// Cross attention to the encoder (T5 decoder).
+    pub cross_attention: Option<Attention>,
+    /// Feed-forward part.
+    pub ffn: Ffn,
+    /// Normalisations of width `hidden` in the layer (pre-norm blocks: 2, Gemma 2/3: 4, GPT-J: 1).
+    pub norms: u8,
+    /// Mixer and feed-forward read the same input and are added together (GPT-J, NeoX, Falcon).
+    pub parallel: bool,
+}
+
+/// How tokens exchange information.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mixer {
+    /// Softmax attention with MHA, GQA or MQA heads.
+    Attention(Attention),
+    /// Multi-head latent attention (DeepSeek V2/V3).
+    Mla(Mla),
+    /// Mamba-2 state-space layer.
+    Mamba2(Mamba2),
+    /// Linear attention (gated delta rule and relatives).
+    Linear(LinearAttention),
+    /// None (feed-forward-only layer of a hybrid).
+    None,
+}
+
+/// Softmax attention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: u64,
+    /// Key/value heads.
+    pub kv_heads: u64,
+    /// Width of a query/key head.
+    pub head_dim: u64,
+    /// Width of a value head.
+    pub v_head_dim: u64,
+    /// Sliding window in tokens; `None` attends to everything before.
+    pub window: Option<u64>,
+    /// Bias on the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias on the output projection.
+    pub out_bias: bool,
+    /// Normalisation of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Learned sink logit per head (gpt-oss).
+    pub sinks: bool,
+    /// Output gate of the size of the query projection (Qwen3-Next), doubling the query projection.
+    pub output_gate: bool,
+}
+
+/// Normalisation of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// One weight vector of `head_dim` for queries, one for keys.
+    PerHead,
+    /// One weight over all heads (OLMoE, MiniMax).
+    AllHeads,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, section 2.1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mla {
+    /// Heads.
+    pub heads: u64,
+    /// Rank of the query compression; `None` projects directly (V2-Lite).
+    pub q_lora_rank: Option<u64>,
+    /// Rank of the key/value compression.
+    pub kv_lora_rank: u64,
+    /// Non-rotary part of a query/key head.
+    pub qk_nope_dim: u64,
+    /// Rotary part, shared by all heads on the key side.
+    pub qk_rope_dim: u64,
+    /// Width of a value head.
+    pub v_head_dim: u64,
+    /// Bias on the projections.
+    pub bias: bool,
+    /// Sparse attention indexer (V3.2, GLM-5): heads, head width and tokens kept.
+    pub indexer: Option<Indexer>,
+}
+
+/// Lightning indexer of DeepSeek sparse attention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Indexer {
+    /// Indexer heads.
+    pub heads: u64,
+    /// Indexer head width.
+    pub head_dim: u64,
+    /// Tokens kept per query.
+    pub top_k: u64,
+}
+
+/// Mamba-2 (Dao and Gu 2024, section 7).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mamba2 {
+    /// Heads of the state-space layer.
+    pub heads: u64,
+    /// Width of a head; `heads · head_dim` is the inner width.
+    pub head_dim: u64,
+    /// State size per head.
+    pub state: u64,
+    /// Groups sharing B and C.
+    pub groups: u64,
+    /// Width of the causal convolution.
+    pub conv_kernel: u64,
+    /// Bias on the convolution.
+    pub conv_bias: bool,
+    /// Bias on the projections.
+    pub bias: bool,
+    /// Chunk length of the scan.
+    pub chunk: u64,
+}
+
+/// Linear attention with a matrix state per head (gated delta networks, Kimi delta attention, lightning attention).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinearAttention {
+    /// Key (and query) heads.
+    pub key_heads: u64,
+    /// Value heads.
+    pub value_heads: u64,
+    /// Width of a key head.
+    pub key_head_dim: u64,
+    /// Width of a value head.
+    pub value_head_dim: u64,
+    /// Width of the causal convolution over q, k, v; 0 without.
+    pub conv_kernel: u64,
+    /// Output gate of the size of the values.
+    pub output_gate: bool,
+    /// Low-rank width of the gate and decay projections; `None` for full or per-head scalars.
+    pub gate_rank: Option<u64>,
+    /// Chunk length of the scan.
+    pub chunk: u64,
+    /// Parameters beyond projections, convolution and norms (decay, dt biases), per layer.
+    pub extra_parameters: u64,
+}
+
+/// Feed-forward part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ffn {
+    /// Dense two- or three-matrix network.
+    Dense(DenseFfn),
+    /// Mixture of experts.
+    Moe(Moe),
+    /// None (mixer-only layer of a hybrid).
+    None,
+}
+
+/// Dense feed-forward network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DenseFfn {
+    /// Inner width.
+    pub hidden: u64,
+    /// Gated (three matrices: SwiGLU, GeGLU) or plain (two).
+    pub gated: bool,
+    /// Bias on its matrices.
+    pub bias: bool,
+}
+
+/// Mixture of experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Moe {
+    /// Routed experts.
+    pub experts: u64,
+    /// Experts each token goes to.
+    pub top_k: u64,
+    /// Inner width of one expert.
+    pub hidden: u64,
+    /// Gated experts.
+    pub gated: bool,
+    /// Bias on expert matrices.
+    pub bias: bool,
+    /// Inner width of all shared experts together; 0 without.
+    pub shared_hidden: u64,
+    /// A sigmoid gate of width `hidden` in front of the shared expert (Qwen).
+    pub shared_gate: bool,
+    /// Bias on the router (gpt-oss: bias; DeepSeek V3: selection correction).
+    pub router_bias: bool,
+    /// Width experts read and write when it is not the model's (latent MoE of Nemotron 3); `None` otherwise.
+    pub latent: Option<u64>,
+}
+
+impl Model {
+    /// Number of decoder layers.
+    pub fn layers(&self) -> u32 {
+        self.pattern.len() as u32
+    }
+
+    /// The block of decoder layer `layer`.
+    pub fn block(&self, layer: usize) -> &Block {
+        &self.kinds[usize::from(self.pattern[layer])]
+    }
+
+    /// Has at least one mixture-of-experts layer.
+    pub fn is_moe(&self) -> bool {
+        self.moe().is_some()
+    }
+
+    /// The first mixture of experts.
+    pub fn moe(&self) -> Option<&Moe> {
+        self.kinds.iter().find_map(|b| match &b.ffn {
+            Ffn::Moe(moe) => Some(moe),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,16 @@
+//! Model architectures, workloads and parallel plans, and their lowering to operators.
+//!
+//! The road: a [`Model`] and a [`Plan`] with a [`TrainingWorkload`] become [`Operator`]s with shapes and bytes for
+//! one rank, and a memory ledger. Nothing here knows how long anything takes.
+//!
+//! This crate is pure: it reads no files, no clock and no environment.
+
+pub mod arch;
+pub mod operator;
+pub mod plan;
+pub mod workload;
+
+pub use arch::Model;
+pub use operator::{Operator, OperatorKind};
+pub use plan::Plan;
+pub use workload::TrainingWorkload;

@@ -1,0 +1,1 @@
+//! Search over parallel configurations, capacity planning and explanation of psim.

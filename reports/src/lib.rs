@@ -1,0 +1,1 @@
+//! HTML reports, plots, traces and launch files of psim.

@@ -1,0 +1,14 @@
+//! Discrete-event simulation of training steps and serving runs.
+//!
+//! Depths (see DESIGN): L0 closed-form bound, L1 pipeline events from per-stage costs, L2 operator events on the
+//! streams of representative ranks, L3 all ranks with shared links.
+//!
+//! This crate is pure: it reads no files, no clock and no environment.
+
+pub mod pipeline;
+pub mod prediction;
+pub mod timeline;
+
+pub use pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSpec, StageResult};
+pub use prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
+pub use timeline::{Span, Timeline, Track};
