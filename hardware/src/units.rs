@@ -275,7 +275,7 @@ impl Div<FlopPerSec> for Flops {
 }
 
 /// Simulated time in integer picoseconds: exact, ordered, the same on every machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct Time(pub u64);
 
 impl Time {
