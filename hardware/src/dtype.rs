@@ -64,6 +64,21 @@ impl DType {
     }
 }
 
+/// How the scales of a low-precision matrix product are laid out. Formats without scales use `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scaling {
+    /// No scales (fp32, tf32, fp16, bf16).
+    #[default]
+    None,
+    /// One scale per tensor (delayed or current) or per row.
+    Tensor,
+    /// One scale per 32 (MX formats) or 16 (NVFP4) elements, applied by the matrix unit.
+    MicroBlock,
+    /// One scale per 128 elements or 128×128 block, applied by the kernel (DeepSeek recipe).
+    Block128,
+}
+
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())

@@ -14,6 +14,6 @@ pub mod units;
 
 pub use accelerator::Accelerator;
 pub use cluster::{Cluster, Fabric, FabricLevel, Nics, Node, NodeGroup, ScaleUp, ScaleUpTopology, Storage};
-pub use dtype::DType;
+pub use dtype::{DType, Scaling};
 pub use placement::GroupShape;
 pub use units::{Bytes, BytesPerSec, FlopPerSec, Flops, Seconds, Time, Watts};

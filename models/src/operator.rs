@@ -1,6 +1,6 @@
 //! Operators: the unit that cost models price, with shapes and bytes of one rank.
 
-use psim_hardware::{DType, GroupShape};
+use psim_hardware::{DType, GroupShape, Scaling};
 use serde::Serialize;
 
 /// A pass through a layer.
@@ -84,6 +84,8 @@ pub enum OperatorKind {
         batch: u64,
         /// Input format.
         dtype: DType,
+        /// Scales of a low-precision input ([`crate::plan::Precision::scaling`]); `None` for 16 bits and more.
+        scaling: Scaling,
         /// Bytes of one output element.
         out_bytes: f64,
         /// Role.
@@ -101,6 +103,8 @@ pub enum OperatorKind {
         k: u64,
         /// Input format.
         dtype: DType,
+        /// Scales of a low-precision input ([`crate::plan::Precision::scaling`]); `None` for 16 bits and more.
+        scaling: Scaling,
         /// Role.
         role: GemmRole,
     },
@@ -213,7 +217,7 @@ impl OperatorKind {
             Self::Gemm { m, n, k, batch, dtype, out_bytes, .. } => {
                 batch as f64 * (dtype.size() * (m as f64 * k as f64 + n as f64 * k as f64) + out_bytes * m as f64 * n as f64)
             }
-            Self::GroupedGemm { groups, rows, n, k, dtype, role } => {
+            Self::GroupedGemm { groups, rows, n, k, dtype, role, .. } => {
                 let (rows, weights) = (rows as f64, groups as f64 * n as f64 * k as f64);
                 match role {
                     GemmRole::WeightGradient => dtype.size() * rows * (n + k) as f64 + 4.0 * weights,

@@ -1,6 +1,6 @@
 //! A parallel plan: how a training job is laid out.
 
-use psim_hardware::DType;
+use psim_hardware::{DType, Scaling};
 use serde::{Deserialize, Serialize};
 
 /// Parallel layout and execution choices of a training job. `world = tp · pp · dp · cp`; expert groups lie inside
@@ -166,6 +166,16 @@ impl Precision {
             Self::Bf16 => DType::Bf16,
             Self::Fp8 | Self::MxFp8 | Self::Fp8Block => DType::Fp8,
             Self::NvFp4 => DType::Fp4,
+        }
+    }
+
+    /// Scale layout of the linear layers' GEMM inputs.
+    pub fn scaling(self) -> Scaling {
+        match self {
+            Self::Fp32 | Self::Fp16 | Self::Bf16 => Scaling::None,
+            Self::Fp8 => Scaling::Tensor,
+            Self::MxFp8 | Self::NvFp4 => Scaling::MicroBlock,
+            Self::Fp8Block => Scaling::Block128,
         }
     }
 
