@@ -175,9 +175,6 @@ impl Cluster {
 
     /// Hourly price of the whole cluster, US dollars.
     pub fn price_per_hour(&self) -> f64 {
-        self.groups
-            .iter()
-            .map(|g| f64::from(g.count * g.node.accelerators) * g.node.price_per_gpu_hour)
-            .sum()
+        self.groups.iter().map(|g| f64::from(g.count * g.node.accelerators) * g.node.price_per_gpu_hour).sum()
     }
 }

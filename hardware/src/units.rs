@@ -55,16 +55,16 @@ fn parse(
         .map_or(trimmed.len(), |(i, _)| i);
     let (number, unit) = trimmed.split_at(split);
     let unit = unit.trim();
-    let value: f64 = number
-        .replace('_', "")
-        .parse()
-        .map_err(|_| UnitError::Number { text: text.to_owned(), example })?;
+    let value: f64 =
+        number.replace('_', "").parse().map_err(|_| UnitError::Number { text: text.to_owned(), example })?;
     if !value.is_finite() || value < 0.0 {
         return Err(UnitError::Number { text: text.to_owned(), example });
     }
-    units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| value * factor).ok_or_else(|| {
-        UnitError::Unit { text: text.to_owned(), unit: unit.to_owned(), expected, example }
-    })
+    units
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .map(|(_, factor)| value * factor)
+        .ok_or_else(|| UnitError::Unit { text: text.to_owned(), unit: unit.to_owned(), expected, example })
 }
 
 const BYTE_UNITS: &[(&str, f64)] = &[
@@ -124,8 +124,13 @@ const WATT_UNITS: &[(&str, f64)] = &[("W", 1.0), ("kW", 1e3), ("MW", 1e6)];
 
 /// Prints `value` with the largest unit that leaves at least 1 before the point.
 fn human(f: &mut fmt::Formatter<'_>, value: f64, units: &[(&str, f64)]) -> fmt::Result {
-    let (name, factor) =
-        units.iter().rev().find(|(_, factor)| value >= *factor).or_else(|| units.first()).copied().unwrap_or(("", 1.0));
+    let (name, factor) = units
+        .iter()
+        .rev()
+        .find(|(_, factor)| value >= *factor)
+        .or_else(|| units.first())
+        .copied()
+        .unwrap_or(("", 1.0));
     let scaled = value / factor;
     if (scaled - scaled.round()).abs() < 1e-9 {
         write!(f, "{scaled:.0}{name}")
@@ -218,13 +223,19 @@ impl Bytes {
 impl std::str::FromStr for Bytes {
     type Err = UnitError;
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        parse(text, BYTE_UNITS, "B, KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB", "80GiB").map(|v| Self(v.round() as u64))
+        parse(text, BYTE_UNITS, "B, KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB", "80GiB")
+            .map(|v| Self(v.round() as u64))
     }
 }
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown =
-            [("B", 1.0), ("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0), ("TiB", 1_099_511_627_776.0)];
+        let shown = [
+            ("B", 1.0),
+            ("KiB", 1024.0),
+            ("MiB", 1_048_576.0),
+            ("GiB", 1_073_741_824.0),
+            ("TiB", 1_099_511_627_776.0),
+        ];
         human(f, self.0 as f64, &shown)
     }
 }

@@ -197,7 +197,17 @@ impl OperatorKind {
         match *self {
             Self::Gemm { m, n, k, batch, .. } => 2.0 * m as f64 * n as f64 * k as f64 * batch as f64,
             Self::GroupedGemm { rows, n, k, .. } => 2.0 * rows as f64 * n as f64 * k as f64,
-            Self::Attention { batch, q_heads, head_dim, head_dim_v, seq_q, seq_kv, density, backward, .. } => {
+            Self::Attention {
+                batch,
+                q_heads,
+                head_dim,
+                head_dim_v,
+                seq_q,
+                seq_kv,
+                density,
+                backward,
+                ..
+            } => {
                 let forward = 2.0
                     * (batch * q_heads) as f64
                     * seq_q as f64
@@ -215,7 +225,9 @@ impl OperatorKind {
     pub fn bytes(&self) -> f64 {
         match *self {
             Self::Gemm { m, n, k, batch, dtype, out_bytes, .. } => {
-                batch as f64 * (dtype.size() * (m as f64 * k as f64 + n as f64 * k as f64) + out_bytes * m as f64 * n as f64)
+                batch as f64
+                    * (dtype.size() * (m as f64 * k as f64 + n as f64 * k as f64)
+                        + out_bytes * m as f64 * n as f64)
             }
             Self::GroupedGemm { groups, rows, n, k, dtype, role, .. } => {
                 let (rows, weights) = (rows as f64, groups as f64 * n as f64 * k as f64);
@@ -224,7 +236,18 @@ impl OperatorKind {
                     _ => dtype.size() * (rows * k as f64 + weights) + 2.0 * rows * n as f64,
                 }
             }
-            Self::Attention { batch, q_heads, kv_heads, head_dim, head_dim_v, seq_q, seq_kv, backward, dtype, .. } => {
+            Self::Attention {
+                batch,
+                q_heads,
+                kv_heads,
+                head_dim,
+                head_dim_v,
+                seq_q,
+                seq_kv,
+                backward,
+                dtype,
+                ..
+            } => {
                 let q = (batch * q_heads * seq_q) as f64 * (head_dim + head_dim_v) as f64;
                 let kv = (batch * kv_heads * seq_kv) as f64 * (head_dim + head_dim_v) as f64;
                 dtype.size() * if backward { 2.0 * (q + kv) + q } else { q + kv }
