@@ -31,8 +31,14 @@ pub struct Model {
     pub pattern: Vec<u16>,
     /// Encoder in front of the decoder (T5); its blocks attend without a causal mask.
     pub encoder: Option<Encoder>,
-    /// Extra multi-token-prediction layers, each a block of the last kind plus a `2·hidden × hidden` projection.
+    /// Extra multi-token-prediction layers, each a block plus a `2·hidden × hidden` projection and three norms.
     pub mtp_layers: u32,
+    /// Index into `kinds` of the block of a multi-token-prediction layer; `None`: the kind of the last layer.
+    #[serde(default)]
+    pub mtp_kind: Option<u16>,
+    /// Width of the embedding table where it is not `hidden` (OPT-350M): a projection stands on either side.
+    #[serde(default)]
+    pub embedding_width: Option<u64>,
     /// Parameters outside the blocks that the above does not produce, by name (embedding projections …).
     pub extra_parameters: Vec<(String, u64)>,
     /// Longest context of the released model, tokens.
@@ -92,6 +98,9 @@ pub struct Block {
     pub norms: u8,
     /// Mixer and feed-forward read the same input and are added together (GPT-J, NeoX, Falcon).
     pub parallel: bool,
+    /// Small replicated parameters that no other field produces (layer scalars, extra norms inside a branch).
+    #[serde(default)]
+    pub extra_parameters: u64,
 }
 
 /// How tokens exchange information.
@@ -133,6 +142,41 @@ pub struct Attention {
     pub sinks: bool,
     /// Output gate of the size of the query projection (Qwen3-Next), doubling the query projection.
     pub output_gate: bool,
+    /// Rarer departures from the plain projections; the default has none of them.
+    #[serde(default)]
+    pub variant: AttentionVariant,
+}
+
+/// Departures from plain query, key, value and output projections.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttentionVariant {
+    /// Queries go through a low-rank bottleneck with a norm (Step-3 multi-matrix factorisation, DeepSeek V4).
+    #[serde(default)]
+    pub query_rank: Option<u64>,
+    /// The output projection is factorised: per group of heads down to `rank`, then up to the model's width.
+    #[serde(default)]
+    pub output_rank: Option<OutputRank>,
+    /// Keys and values are one projection (Gemma 4 global layers, DeepSeek V4): half the projection and half the cache.
+    #[serde(default)]
+    pub shared_key_value: bool,
+    /// One sigmoid gate per head, a `hidden × heads` projection (Step-3.5).
+    #[serde(default)]
+    pub head_gate: bool,
+    /// Selects the keys that a query attends to (MiniMax-M3 blocks, DeepSeek V4).
+    #[serde(default)]
+    pub indexer: Option<Indexer>,
+    /// Keys and values are pooled: one cached entry for this many tokens (DeepSeek V4), beside the window.
+    #[serde(default)]
+    pub compression: Option<u64>,
+}
+
+/// Factorised output projection of grouped heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRank {
+    /// Groups of heads, each with its own down projection.
+    pub groups: u64,
+    /// Width that a group is brought down to.
+    pub rank: u64,
 }
 
 /// Normalisation of queries and keys.
@@ -166,6 +210,12 @@ pub struct Mla {
     pub bias: bool,
     /// Sparse attention indexer (V3.2, GLM-5): heads, head width and tokens kept.
     pub indexer: Option<Indexer>,
+    /// The indexer's selection is taken from an earlier layer: sparse attention, but no indexer weights (GLM-5.2).
+    #[serde(default)]
+    pub indexer_shared: bool,
+    /// Sigmoid output gate, a `hidden × heads·v_head_dim` projection (Kimi K3).
+    #[serde(default)]
+    pub output_gate: bool,
 }
 
 /// Lightning indexer of DeepSeek sparse attention.

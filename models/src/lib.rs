@@ -7,10 +7,12 @@
 
 pub mod arch;
 pub mod operator;
+pub mod parameters;
 pub mod plan;
 pub mod workload;
 
 pub use arch::Model;
 pub use operator::{Operator, OperatorKind};
+pub use parameters::{BlockParameters, ParameterCount};
 pub use plan::Plan;
 pub use workload::TrainingWorkload;
