@@ -6,12 +6,14 @@
 //! This crate is pure: it reads no files, no clock and no environment.
 
 pub mod arch;
+pub mod lowering;
 pub mod operator;
 pub mod parameters;
 pub mod plan;
 pub mod workload;
 
 pub use arch::Model;
+pub use lowering::{Groups, LayerProgram, Shape};
 pub use operator::{Operator, OperatorKind};
 pub use parameters::{BlockParameters, ParameterCount};
 pub use plan::Plan;

@@ -26,6 +26,24 @@ pub struct Operator {
     pub name: &'static str,
     /// What it computes.
     pub kind: OperatorKind,
+    /// The pass it belongs to; the input- and weight-gradient parts of one backward list can be told apart by it.
+    pub phase: Phase,
+    /// How a collective lies beside compute; ignored for compute.
+    pub sync: Sync,
+}
+
+/// How a collective synchronises with the compute stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sync {
+    /// Starts after the compute before it; the compute after it waits.
+    Serial,
+    /// Starts after the compute before it; must be done by the end of the pass.
+    Async,
+    /// Pipelined in chunks with the next compute operator (gather feeding a GEMM).
+    WithNext,
+    /// Pipelined in chunks with the previous compute operator (GEMM feeding a scatter).
+    WithPrevious,
 }
 
 /// Role of a GEMM in training; decides layout and accumulation.

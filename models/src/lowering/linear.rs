@@ -1,0 +1,142 @@
+//! Linear layers: column- and row-parallel (Shoeybi et al. 2019, section 3; sequence parallel: Korthikanti et al. 2022).
+
+use super::builder::{Builder, collective, compute, gemm, memory_kind};
+use crate::operator::{CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync};
+use psim_hardware::DType;
+
+/// Casting a GEMM input to a narrow format: read once, written row-wise and column-wise (the transposed copy feeds
+/// the weight gradient), with its scales.
+fn quantize(b: &Builder<'_>, elements: f64) -> Option<OperatorKind> {
+    let narrow = b.shape.gemm;
+    if narrow == b.shape.base || narrow.bits() >= b.shape.base.bits() {
+        return None;
+    }
+    let bytes = elements * (b.shape.base.size() + 2.0 * narrow.size());
+    let kernels = match narrow {
+        DType::Fp4 => 2,
+        _ => 1,
+    };
+    Some(memory_kind(MemoryClass::Quantize, bytes, kernels))
+}
+
+/// Operators of a linear layer's backward pass in execution order: gradient cast, input gradient, weight gradient.
+fn backward_gemms(b: &Builder<'_>, name: &'static str, inputs: u64, outputs: u64) -> [Vec<Operator>; 3] {
+    let (m, shape) = (b.shape.tokens, b.shape);
+    let cast = quantize(b, (m * outputs) as f64)
+        .map(|kind| compute(name, kind, Phase::InputGradient))
+        .into_iter()
+        .collect();
+    let input = vec![compute(name, gemm(shape, m, inputs, outputs, 1, GemmRole::InputGradient), Phase::InputGradient)];
+    let weight = match shape.lora_rank {
+        None => vec![compute(
+            name,
+            gemm(shape, outputs, inputs, m, 1, GemmRole::WeightGradient),
+            Phase::WeightGradient,
+        )],
+        Some(rank) => vec![
+            compute(name, gemm(shape, rank, inputs, m, 1, GemmRole::WeightGradient), Phase::WeightGradient),
+            compute(name, gemm(shape, outputs, rank, m, 1, GemmRole::WeightGradient), Phase::WeightGradient),
+        ],
+    };
+    [cast, input, weight]
+}
+
+/// Forward GEMM (with adapters beside it).
+fn forward_gemm(b: &mut Builder<'_>, name: &'static str, inputs: u64, outputs: u64) {
+    let m = b.shape.tokens;
+    if let Some(kind) = quantize(b, (m * inputs) as f64) {
+        b.forward(name, kind);
+    }
+    let kind = gemm(b.shape, m, outputs, inputs, 1, GemmRole::Forward);
+    b.forward(name, kind);
+    if let Some(rank) = b.shape.lora_rank {
+        let down = gemm(b.shape, m, rank, inputs, 1, GemmRole::Forward);
+        let up = gemm(b.shape, m, outputs, rank, 1, GemmRole::Forward);
+        b.forward(name, down);
+        b.forward(name, up);
+    }
+}
+
+/// Column-parallel: the input is whole on every rank (gathered from the sequence shards), outputs are sharded.
+pub(super) fn column(b: &mut Builder<'_>, name: &'static str, inputs: u64, outputs: u64) {
+    let shape = b.shape;
+    let outputs = outputs.div_ceil(shape.tp);
+    let bytes = b.row(inputs) * shape.tokens as f64;
+    let tp = shape.groups.tp;
+    let pipelined = if shape.overlap.tp { Sync::WithNext } else { Sync::Serial };
+    if shape.sequence_parallel {
+        b.forward_collective("tp-gather", CollectiveKind::AllGather, bytes, tp, Dimension::Tp, pipelined);
+    }
+    forward_gemm(b, name, inputs, outputs);
+    let [cast, input, weight] = backward_gemms(b, name, inputs, outputs);
+    let mut segment = cast;
+    let phase = Phase::InputGradient;
+    if shape.sequence_parallel {
+        // The input is gathered again for the weight gradient, behind the input gradient (section 4.2.2).
+        if shape.lora_rank.is_none() {
+            segment.extend(collective(
+                "tp-gather",
+                CollectiveKind::AllGather,
+                bytes,
+                tp,
+                Dimension::Tp,
+                Sync::Async,
+                phase,
+            ));
+        }
+        segment.extend(input);
+        let scatter = CollectiveKind::ReduceScatter;
+        segment.extend(collective("tp-scatter", scatter, bytes, tp, Dimension::Tp, Sync::Async, phase));
+    } else {
+        segment.extend(input);
+        let sync = if shape.overlap.tp { Sync::Async } else { Sync::Serial };
+        segment.extend(collective("tp-reduce", CollectiveKind::AllReduce, bytes, tp, Dimension::Tp, sync, phase));
+    }
+    segment.extend(weight);
+    b.backward(segment);
+}
+
+/// Row-parallel: inputs are sharded, the partial outputs are summed (and scattered over the sequence).
+pub(super) fn row(b: &mut Builder<'_>, name: &'static str, inputs: u64, outputs: u64) {
+    let shape = b.shape;
+    let inputs = inputs.div_ceil(shape.tp);
+    let bytes = b.row(outputs) * shape.tokens as f64;
+    let tp = shape.groups.tp;
+    forward_gemm(b, name, inputs, outputs);
+    let [cast, input, weight] = backward_gemms(b, name, inputs, outputs);
+    let mut segment = Vec::with_capacity(4);
+    if shape.sequence_parallel {
+        let (forward, backward) =
+            if shape.overlap.tp { (Sync::WithPrevious, Sync::WithNext) } else { (Sync::Serial, Sync::Serial) };
+        b.forward_collective("tp-scatter", CollectiveKind::ReduceScatter, bytes, tp, Dimension::Tp, forward);
+        segment.extend(collective(
+            "tp-gather",
+            CollectiveKind::AllGather,
+            bytes,
+            tp,
+            Dimension::Tp,
+            backward,
+            Phase::InputGradient,
+        ));
+    } else {
+        b.forward_collective("tp-reduce", CollectiveKind::AllReduce, bytes, tp, Dimension::Tp, Sync::Serial);
+    }
+    segment.extend(cast);
+    segment.extend(input);
+    segment.extend(weight);
+    b.backward(segment);
+}
+
+/// Replicated: every rank of the tensor-parallel group computes the whole layer on its own tokens (low-rank
+/// compressions of MLA, routers).
+pub(super) fn replicated(b: &mut Builder<'_>, name: &'static str, tokens: u64, inputs: u64, outputs: u64) {
+    let kind = gemm(b.shape, tokens, outputs, inputs, 1, GemmRole::Forward);
+    b.forward(name, kind);
+    let input = gemm(b.shape, tokens, inputs, outputs, 1, GemmRole::InputGradient);
+    let mut segment = vec![compute(name, input, Phase::InputGradient)];
+    if b.shape.lora_rank.is_none() {
+        let weight = gemm(b.shape, outputs, inputs, tokens, 1, GemmRole::WeightGradient);
+        segment.push(compute(name, weight, Phase::WeightGradient));
+    }
+    b.backward(segment);
+}
