@@ -3,7 +3,9 @@
 use super::builder::{Builder, collective, compute, memory_kind};
 use super::linear;
 use crate::arch::{Attention, Mla, Model, Norm, Position, QkNorm};
-use crate::operator::{CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync};
+use crate::operator::{
+    CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
+};
 use crate::plan::ContextParallel;
 use psim_hardware::Scaling;
 use psim_hardware::profile::stack::AttentionKernel;
@@ -74,7 +76,11 @@ pub(super) fn latent(b: &mut Builder<'_>, m: &Mla, model: &Model) {
         Some(i) if i.top_k < shape.seq_len => shape.density(true, Some(i.top_k)),
         _ => shape.density(true, None),
     };
-    exchange_and_core(b, Core { heads, kv_heads: heads, head_dim: head, v_head_dim: m.v_head_dim, density }, false);
+    exchange_and_core(
+        b,
+        Core { heads, kv_heads: heads, head_dim: head, v_head_dim: m.v_head_dim, density },
+        false,
+    );
     linear::row(b, "attention-out", m.heads * m.v_head_dim, model.hidden);
 }
 
@@ -82,7 +88,12 @@ fn qk_norm(b: &mut Builder<'_>, width: u64, norm: Norm) {
     let _ = norm;
     let bytes = (b.shape.tokens * width) as f64 * b.shape.base.size();
     let (factor, kernels) = if b.shape.fusion.norm { (1.0, 2) } else { (2.5, 8) };
-    b.memory("qk-norm", MemoryClass::Norm, (2.0 * bytes * factor, kernels), (3.0 * bytes * factor, 2 * kernels));
+    b.memory(
+        "qk-norm",
+        MemoryClass::Norm,
+        (2.0 * bytes * factor, kernels),
+        (3.0 * bytes * factor, 2 * kernels),
+    );
 }
 
 /// Rotary embedding: read and write once when fused; unfused, the halves are sliced, negated, multiplied and added.
@@ -125,7 +136,9 @@ fn exchange_and_core(b: &mut Builder<'_>, core: Core, alibi: bool) {
             let phase = Phase::InputGradient;
             // Pushed after the core, so it precedes the core in the backward list.
             b.backward(
-                collective("cp-ring", kind, bytes, group, Dimension::Cp, overlapped, phase).into_iter().collect(),
+                collective("cp-ring", kind, bytes, group, Dimension::Cp, overlapped, phase)
+                    .into_iter()
+                    .collect(),
             );
         }
         ContextParallel::AllGather => {
@@ -184,11 +197,7 @@ fn exchange_and_core(b: &mut Builder<'_>, core: Core, alibi: bool) {
                 Sync::Serial,
             );
             b.backward(exchange(into, Phase::InputGradient).into_iter().collect());
-            let inner = Core {
-                heads: core.heads.div_ceil(cp),
-                kv_heads: core.kv_heads.div_ceil(cp),
-                ..core
-            };
+            let inner = Core { heads: core.heads.div_ceil(cp), kv_heads: core.kv_heads.div_ceil(cp), ..core };
             core_kernels(b, inner, shape.seq_len, shape.seq_len, alibi);
             b.forward_collective(
                 "cp-alltoall",

@@ -2,7 +2,9 @@
 
 use super::{LayerProgram, Shape};
 use crate::arch::Norm;
-use crate::operator::{CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync};
+use crate::operator::{
+    CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
+};
 use psim_hardware::GroupShape;
 
 /// Builds a [`LayerProgram`] operator by operator, in forward order.
@@ -80,7 +82,11 @@ impl<'a> Builder<'a> {
             self.forward(name, memory_kind(class, forward.0, forward.1));
         }
         if backward.1 > 0 {
-            self.backward(vec![compute(name, memory_kind(class, backward.0, backward.1), Phase::InputGradient)]);
+            self.backward(vec![compute(
+                name,
+                memory_kind(class, backward.0, backward.1),
+                Phase::InputGradient,
+            )]);
         }
     }
 
@@ -107,7 +113,8 @@ impl<'a> Builder<'a> {
         let elements = (self.shape.sharded_tokens * width) as f64;
         let base = self.shape.base.size();
         let mask = if self.shape.dropout { 1.0 } else { 0.0 };
-        let (forward, backward) = (3.0 * base + mask, if self.shape.dropout { 2.0 * base + mask } else { 0.0 });
+        let (forward, backward) =
+            (3.0 * base + mask, if self.shape.dropout { 2.0 * base + mask } else { 0.0 });
         // The gradient of the skip connection is added to that of the branch either way.
         let add = 3.0 * base;
         let (factor, kernels) = if self.shape.fusion.residual { (1.0, 1) } else { (2.0, 3) };
@@ -159,5 +166,14 @@ pub(super) fn gemm(shape: &Shape, m: u64, n: u64, k: u64, batch: u64, role: Gemm
         GemmRole::WeightGradient => shape.gradient_bytes,
         _ => shape.base.size(),
     };
-    OperatorKind::Gemm { m, n, k, batch, dtype: shape.gemm, scaling: shape.precision.scaling(), out_bytes, role }
+    OperatorKind::Gemm {
+        m,
+        n,
+        k,
+        batch,
+        dtype: shape.gemm,
+        scaling: shape.precision.scaling(),
+        out_bytes,
+        role,
+    }
 }

@@ -13,7 +13,14 @@ pub(super) fn activation_traffic(gated: bool) -> (f64, f64) {
 }
 
 /// Up projection, activation, down projection. `parallel`: tensor-parallel with its collectives.
-pub(super) fn dense(b: &mut Builder<'_>, width: u64, inner: u64, gated: bool, name: &'static str, parallel: bool) {
+pub(super) fn dense(
+    b: &mut Builder<'_>,
+    width: u64,
+    inner: u64,
+    gated: bool,
+    name: &'static str,
+    parallel: bool,
+) {
     let matrices = if gated { 2 } else { 1 };
     let (up, act, down) = match name {
         "mlp" => ("mlp-up", "mlp-activation", "mlp-down"),
@@ -25,9 +32,11 @@ pub(super) fn dense(b: &mut Builder<'_>, width: u64, inner: u64, gated: bool, na
         linear::replicated(b, up, b.shape.sharded_tokens, width, matrices * inner);
     }
     let tokens = if parallel { b.shape.tokens } else { b.shape.sharded_tokens };
-    let elements = (tokens * inner.div_ceil(if parallel { b.shape.tp } else { 1 })) as f64 * b.shape.base.size();
+    let elements =
+        (tokens * inner.div_ceil(if parallel { b.shape.tp } else { 1 })) as f64 * b.shape.base.size();
     let (forward, backward) = activation_traffic(gated);
-    let (factor, kernels) = if b.shape.fusion.activation { (1.0, 1) } else { (2.2, if gated { 3 } else { 4 }) };
+    let (factor, kernels) =
+        if b.shape.fusion.activation { (1.0, 1) } else { (2.2, if gated { 3 } else { 4 }) };
     b.memory(
         act,
         MemoryClass::Activation,

@@ -1,7 +1,9 @@
 //! Linear layers: column- and row-parallel (Shoeybi et al. 2019, section 3; sequence parallel: Korthikanti et al. 2022).
 
 use super::builder::{Builder, collective, compute, gemm, memory_kind};
-use crate::operator::{CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync};
+use crate::operator::{
+    CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
+};
 use psim_hardware::DType;
 
 /// Casting a GEMM input to a narrow format: read once, written row-wise and column-wise (the transposed copy feeds
@@ -26,7 +28,11 @@ fn backward_gemms(b: &Builder<'_>, name: &'static str, inputs: u64, outputs: u64
         .map(|kind| compute(name, kind, Phase::InputGradient))
         .into_iter()
         .collect();
-    let input = vec![compute(name, gemm(shape, m, inputs, outputs, 1, GemmRole::InputGradient), Phase::InputGradient)];
+    let input = vec![compute(
+        name,
+        gemm(shape, m, inputs, outputs, 1, GemmRole::InputGradient),
+        Phase::InputGradient,
+    )];
     let weight = match shape.lora_rank {
         None => vec![compute(
             name,
@@ -90,7 +96,15 @@ pub(super) fn column(b: &mut Builder<'_>, name: &'static str, inputs: u64, outpu
     } else {
         segment.extend(input);
         let sync = if shape.overlap.tp { Sync::Async } else { Sync::Serial };
-        segment.extend(collective("tp-reduce", CollectiveKind::AllReduce, bytes, tp, Dimension::Tp, sync, phase));
+        segment.extend(collective(
+            "tp-reduce",
+            CollectiveKind::AllReduce,
+            bytes,
+            tp,
+            Dimension::Tp,
+            sync,
+            phase,
+        ));
     }
     segment.extend(weight);
     b.backward(segment);
@@ -106,8 +120,11 @@ pub(super) fn row(b: &mut Builder<'_>, name: &'static str, inputs: u64, outputs:
     let [cast, input, weight] = backward_gemms(b, name, inputs, outputs);
     let mut segment = Vec::with_capacity(4);
     if shape.sequence_parallel {
-        let (forward, backward) =
-            if shape.overlap.tp { (Sync::WithPrevious, Sync::WithNext) } else { (Sync::Serial, Sync::Serial) };
+        let (forward, backward) = if shape.overlap.tp {
+            (Sync::WithPrevious, Sync::WithNext)
+        } else {
+            (Sync::Serial, Sync::Serial)
+        };
         b.forward_collective("tp-scatter", CollectiveKind::ReduceScatter, bytes, tp, Dimension::Tp, forward);
         segment.extend(collective(
             "tp-gather",

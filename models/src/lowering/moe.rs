@@ -36,7 +36,9 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     }
     let row = expert_width as f64 * element;
     let factor = if shape.fusion.moe_permute { 1.0 } else { 2.0 };
-    let copy = |rows: u64, kernels: u32| memory_kind(MemoryClass::Permute, 2.0 * rows as f64 * row * factor, kernels);
+    let copy = |rows: u64, kernels: u32| {
+        memory_kind(MemoryClass::Permute, 2.0 * rows as f64 * row * factor, kernels)
+    };
     // Dispatch.
     permute(b, "permute", copy(routed, 2), copy(routed, 2));
     exchange(b, "dispatch", routed as f64 * row);
@@ -105,7 +107,14 @@ fn expert_tensor_gather(b: &mut Builder<'_>, bytes: f64) {
 
 fn expert_tensor_scatter(b: &mut Builder<'_>, bytes: f64) {
     let group = b.shape.groups.etp;
-    b.forward_collective("etp-scatter", CollectiveKind::ReduceScatter, bytes, group, Dimension::Etp, Sync::Serial);
+    b.forward_collective(
+        "etp-scatter",
+        CollectiveKind::ReduceScatter,
+        bytes,
+        group,
+        Dimension::Etp,
+        Sync::Serial,
+    );
     let back = collective(
         "etp-gather",
         CollectiveKind::AllGather,
