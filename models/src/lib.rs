@@ -6,7 +6,9 @@
 //! This crate is pure: it reads no files, no clock and no environment.
 
 pub mod arch;
+pub mod layout;
 pub mod lowering;
+pub mod memory;
 pub mod operator;
 pub mod parameters;
 pub mod plan;

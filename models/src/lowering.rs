@@ -18,6 +18,7 @@ mod scan;
 mod shape;
 
 pub use groups::Groups;
+pub use head::padded_vocab;
 pub use shape::Shape;
 
 use crate::arch::{Block, Ffn, Mixer, Model};

@@ -6,7 +6,7 @@ use crate::arch::Model;
 use crate::operator::{CollectiveKind, Dimension, MemoryClass, Phase, Sync};
 
 /// Rows of the vocabulary padded to a multiple of 128 · tp, as Megatron does.
-pub(crate) fn padded_vocab(vocab: u64, tp: u64) -> u64 {
+pub fn padded_vocab(vocab: u64, tp: u64) -> u64 {
     vocab.next_multiple_of(128 * tp.max(1))
 }
 
