@@ -45,7 +45,9 @@ pub struct Layout {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// More chunks than layers.
-    #[error("{chunks} model chunks (pp {pp} × vpp {vpp}) need at least as many layers; the model has {layers}")]
+    #[error(
+        "{chunks} model chunks (pp {pp} × vpp {vpp}) need at least as many layers; the model has {layers}"
+    )]
     TooFewLayers {
         /// pp · vpp.
         chunks: u32,
@@ -57,7 +59,9 @@ pub enum LayoutError {
         layers: u32,
     },
     /// `stage_layers` does not describe this model.
-    #[error("`stage_layers` has {entries} entries with {sum} layers in all; pp × vpp = {chunks} entries with {layers} layers are needed")]
+    #[error(
+        "`stage_layers` has {entries} entries with {sum} layers in all; pp × vpp = {chunks} entries with {layers} layers are needed"
+    )]
     StageLayers {
         /// Entries given.
         entries: usize,

@@ -145,7 +145,11 @@ pub fn in_flight(plan: &Plan, stage: u32) -> Vec<u32> {
             (0..v)
                 .map(|c| {
                     let remaining_chunks = v - c;
-                    let take = if remaining_chunks == 1 { left } else { left.div_ceil(remaining_chunks).max(pp.min(left)) };
+                    let take = if remaining_chunks == 1 {
+                        left
+                    } else {
+                        left.div_ceil(remaining_chunks).max(pp.min(left))
+                    };
                     let take = take.min(left).min(m);
                     left -= take;
                     take
@@ -157,7 +161,13 @@ pub fn in_flight(plan: &Plan, stage: u32) -> Vec<u32> {
 }
 
 /// Peak memory of every stage.
-pub fn ledger(model: &Model, plan: &Plan, layout: &Layout, shape: &Shape, stack: &StackProfile) -> Vec<StageLedger> {
+pub fn ledger(
+    model: &Model,
+    plan: &Plan,
+    layout: &Layout,
+    shape: &Shape,
+    stack: &StackProfile,
+) -> Vec<StageLedger> {
     (0..plan.pp.max(1)).map(|s| stage_ledger(model, plan, layout, shape, stack, s)).collect()
 }
 
@@ -202,7 +212,8 @@ pub fn stage_ledger_with(
             let recomputed = full.min(count);
             full -= recomputed;
             let kept = f64::from(count - recomputed);
-            let each = if plan.recompute == Recompute::Selective { layer.kept - layer.core } else { layer.kept };
+            let each =
+                if plan.recompute == Recompute::Selective { layer.kept - layer.core } else { layer.kept };
             per_micro_batch += kept * each + f64::from(recomputed) * layer.input;
             working = working.max(if recomputed > 0 { layer.kept } else { layer.scratch });
             if plan.recompute == Recompute::Selective {
@@ -251,12 +262,14 @@ fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) 
         let ranks = if plan.sharding == Sharding::Parameters { ranks.min(shard) } else { ranks };
         let all = plan.sharding == Sharding::Parameters;
         let optimizer_ranks = sharded(plan.sharding != Sharding::None, ranks);
-        let gradient_ranks = sharded(matches!(plan.sharding, Sharding::Gradients | Sharding::Parameters), ranks);
+        let gradient_ranks =
+            sharded(matches!(plan.sharding, Sharding::Gradients | Sharding::Parameters), ranks);
         // Sharded parameters are themselves the master copy.
         let master = if base >= 4.0 { 0.0 } else { s.master };
         parameters += if all && master > 0.0 { 0.0 } else { base * count / sharded(all, ranks) };
         gradients += s.gradient * count * p.trainable / gradient_ranks;
-        optimizer += (master.max(if all { base } else { 0.0 }) + s.moments) * count * p.trainable / optimizer_ranks;
+        optimizer +=
+            (master.max(if all { base } else { 0.0 }) + s.moments) * count * p.trainable / optimizer_ranks;
         if p.trainable < 1.0 {
             parameters += if all && master > 0.0 { base * count / ranks } else { 0.0 };
         }

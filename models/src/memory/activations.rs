@@ -48,7 +48,8 @@ pub fn layer_activations(block: &Block, model: &Model, shape: &Shape) -> LayerAc
             let tp = shape.tp as f64;
             let (keys, values) =
                 ((l.key_heads * l.key_head_dim) as f64 / tp, (l.value_heads * l.value_head_dim) as f64 / tp);
-            let states = l.value_heads as f64 / tp * (l.key_head_dim * l.value_head_dim) as f64 / l.chunk.max(1) as f64;
+            let states = l.value_heads as f64 / tp * (l.key_head_dim * l.value_head_dim) as f64
+                / l.chunk.max(1) as f64;
             out.kept += tokens * (base * (4.0 * keys + 4.0 * values) + narrow * values + 4.0 * states);
         }
         Mixer::None => {}
