@@ -2,8 +2,12 @@
 //!
 //! Values are fitted from measurements and live in `psim-cost-models` (built in) or in files people keep.
 
+pub mod accelerator;
+pub mod fabric;
 pub mod stack;
 
+pub use accelerator::AcceleratorProfile;
+pub use fabric::FabricProfile;
 pub use stack::StackProfile;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,115 @@
+//! Dense matrix products: tiles over units, waves, pipeline fill, memory roofline, launch floor; times a residual.
+//!
+//! The tile-and-wave view follows NVIDIA's matrix-multiplication guide (tile and wave quantisation) and Osama et al.
+//! 2023 (stream-k) for the share of the tail wave that spreads out.
+
+use crate::grid::Residual;
+use psim_hardware::profile::accelerator::{GemmLaw, GemmTable};
+use psim_models::operator::GemmRole;
+
+/// Datasheet rates that laws multiply, in flop/s, bytes/s and units (SMs, CUs).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Dense peak of the format, flop/s.
+    pub peak: f64,
+    /// Device-memory bandwidth, bytes/s.
+    pub bandwidth: f64,
+    /// Units that run tiles at once.
+    pub units: f64,
+}
+
+/// Tiles that libraries choose among, largest first, with the number of halvings from the largest.
+const TILES: [(f64, f64, i32); 8] = [
+    (256.0, 128.0, 0),
+    (128.0, 256.0, 0),
+    (128.0, 128.0, 1),
+    (128.0, 64.0, 2),
+    (64.0, 128.0, 2),
+    (64.0, 64.0, 3),
+    (64.0, 32.0, 4),
+    (32.0, 64.0, 4),
+];
+
+/// Arithmetic time in seconds of `batch` products under a law: the best tile and split of the reduction.
+pub fn compute_seconds(law: &GemmLaw, rates: Rates, m: f64, n: f64, k: f64, batch: f64) -> f64 {
+    let unit_rate = rates.peak * law.compute / rates.units;
+    let mut best = f64::INFINITY;
+    let mut halving_rate = [1.0; 5];
+    for i in 1..5 {
+        halving_rate[i] = halving_rate[i - 1] * law.small_tile;
+    }
+    for (tile_m, tile_n, halvings) in TILES {
+        let tiles = (m / tile_m).ceil() * (n / tile_n).ceil() * batch;
+        let tile_flops = 2.0 * tile_m * tile_n;
+        let rate = unit_rate * halving_rate[halvings as usize];
+        let mut split = 1.0;
+        loop {
+            let waves = tiles * split / rates.units;
+            let spread = law.quantisation * waves.ceil() + (1.0 - law.quantisation) * waves.max(1.0);
+            let time = spread * tile_flops * (k / split + law.prologue) / rate;
+            best = best.min(time);
+            // Splitting the reduction pays only while units idle.
+            if tiles * split >= rates.units || split >= 8.0 {
+                break;
+            }
+            split *= 2.0;
+        }
+    }
+    best
+}
+
+/// Smooth maximum of two overlapping demands (fourth-power norm): at most 19 % above the larger.
+pub fn overlap(a: f64, b: f64) -> f64 {
+    let (a2, b2) = (a * a, b * b);
+    (a2 * a2 + b2 * b2).sqrt().sqrt()
+}
+
+/// Time of the law in seconds for `bytes` of unavoidable traffic.
+pub fn law_seconds(law: &GemmLaw, rates: Rates, m: f64, n: f64, k: f64, batch: f64, bytes: f64) -> f64 {
+    let compute = compute_seconds(law, rates, m, n, k, batch);
+    let memory = bytes / (rates.bandwidth * law.memory);
+    law.launch_us * 1e-6 + overlap(compute, memory)
+}
+
+/// A table made ready for pricing.
+#[derive(Debug, Clone)]
+pub struct GemmModel {
+    law: GemmLaw,
+    residual: Residual,
+    input_gradient: f64,
+    weight_gradient: f64,
+    sustained: f64,
+    /// Held-out error of the table.
+    pub sigma: f64,
+}
+
+impl GemmModel {
+    /// Prepares a table.
+    pub fn new(table: &GemmTable) -> Self {
+        Self {
+            law: table.law,
+            residual: Residual::new(table.residual.as_ref()),
+            input_gradient: table.input_gradient,
+            weight_gradient: table.weight_gradient,
+            sustained: table.sustained,
+            sigma: table.fit.sigma,
+        }
+    }
+
+    /// Seconds at burst clocks, and whether the shape lies inside the measured range.
+    pub fn seconds(&self, rates: Rates, shape: [f64; 3], batch: f64, bytes: f64, role: GemmRole) -> (f64, bool) {
+        let [m, n, k] = shape;
+        let base = law_seconds(&self.law, rates, m, n, k, batch, bytes);
+        let factor = match role {
+            GemmRole::Forward => 1.0,
+            GemmRole::InputGradient => self.input_gradient,
+            GemmRole::WeightGradient => self.weight_gradient,
+        };
+        (base * self.residual.at(shape).exp() * factor, self.residual.covers(shape))
+    }
+
+    /// Rate under sustained power over burst rate, for accelerators where both were measured.
+    pub fn sustained(&self) -> f64 {
+        self.sustained
+    }
+}
