@@ -45,7 +45,11 @@ impl CollectiveModel {
                 sigma: 0.0,
             };
         }
-        if group.is_local() { self.local.time(kind, bytes, group.ranks) } else { self.across.time(kind, bytes, group, &self.local) }
+        if group.is_local() {
+            self.local.time(kind, bytes, group.ranks)
+        } else {
+            self.across.time(kind, bytes, group, &self.local)
+        }
     }
 }
 

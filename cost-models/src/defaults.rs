@@ -1,8 +1,8 @@
 //! Documented defaults for machines and fabrics without measurements: typical efficiencies of the field.
 
 use psim_hardware::profile::accelerator::{
-    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable, FitQuality, GemmLaw,
-    GemmTable, GroupedGemmTable, MemoryTable,
+    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable, FitQuality,
+    GemmLaw, GemmTable, GroupedGemmTable, MemoryTable,
 };
 use psim_hardware::profile::fabric::{FABRIC_PROFILE_SCHEMA, FabricProfile};
 use psim_hardware::profile::stack::AttentionKernel;
@@ -11,8 +11,14 @@ use psim_hardware::{DType, Scaling};
 const GUESS: FitQuality = FitQuality { points: 0, sigma: 0.25 };
 
 /// GEMM law of a machine nobody measured.
-pub const GEMM_LAW: GemmLaw =
-    GemmLaw { launch_us: 2.5, compute: 0.75, memory: 0.8, prologue: 128.0, quantisation: 0.7, small_tile: 0.85 };
+pub const GEMM_LAW: GemmLaw = GemmLaw {
+    launch_us: 2.5,
+    compute: 0.75,
+    memory: 0.8,
+    prologue: 128.0,
+    quantisation: 0.7,
+    small_tile: 0.85,
+};
 
 /// A profile of documented defaults: large GEMMs at 75 % of peak, streaming at 80 % of the memory bandwidth,
 /// attention at 45 % forward and 61 % of that backward.
@@ -60,24 +66,28 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
                 fit: GUESS,
             })
             .collect(),
-        attention: [(AttentionPass::Forward, 0.45), (AttentionPass::Backward, 0.28), (AttentionPass::Decode, 0.3)]
-            .iter()
-            .map(|&(pass, compute)| AttentionTable {
-                kernel: AttentionKernel::Flash2,
-                pass,
-                dtype: DType::Bf16,
-                law: AttentionLaw {
-                    launch_us: 4.0,
-                    compute,
-                    memory: 0.7,
-                    prologue: 128.0,
-                    narrow_head: 0.85,
-                    quantisation: 0.5,
-                },
-                residual: None,
-                fit: GUESS,
-            })
-            .collect(),
+        attention: [
+            (AttentionPass::Forward, 0.45),
+            (AttentionPass::Backward, 0.28),
+            (AttentionPass::Decode, 0.3),
+        ]
+        .iter()
+        .map(|&(pass, compute)| AttentionTable {
+            kernel: AttentionKernel::Flash2,
+            pass,
+            dtype: DType::Bf16,
+            law: AttentionLaw {
+                launch_us: 4.0,
+                compute,
+                memory: 0.7,
+                prologue: 128.0,
+                narrow_head: 0.85,
+                quantisation: 0.5,
+            },
+            residual: None,
+            fit: GUESS,
+        })
+        .collect(),
         memory: [
             ("default", 0.82),
             ("norm", 0.75),

@@ -97,7 +97,14 @@ impl GemmModel {
     }
 
     /// Seconds at burst clocks, and whether the shape lies inside the measured range.
-    pub fn seconds(&self, rates: Rates, shape: [f64; 3], batch: f64, bytes: f64, role: GemmRole) -> (f64, bool) {
+    pub fn seconds(
+        &self,
+        rates: Rates,
+        shape: [f64; 3],
+        batch: f64,
+        bytes: f64,
+        role: GemmRole,
+    ) -> (f64, bool) {
         let [m, n, k] = shape;
         let base = law_seconds(&self.law, rates, m, n, k, batch, bytes);
         let factor = match role {

@@ -41,7 +41,8 @@ impl Residual {
         !self.is_empty()
             && self.axes.iter().zip(point).all(|(axis, value)| {
                 let x = value.max(1e-9).log2() as f32;
-                axis.first().is_some_and(|&low| x >= low - 0.01) && axis.last().is_some_and(|&high| x <= high + 0.01)
+                axis.first().is_some_and(|&low| x >= low - 0.01)
+                    && axis.last().is_some_and(|&high| x <= high + 0.01)
             })
     }
 

@@ -6,7 +6,16 @@ use psim_hardware::profile::accelerator::{GemmLaw, GroupedGemmTable};
 use psim_models::operator::GemmRole;
 
 /// Law time in seconds of `groups` products with `rows` rows in all.
-pub fn law_seconds(law: &GemmLaw, group_us: f64, rates: Rates, groups: f64, rows: f64, n: f64, k: f64, bytes: f64) -> f64 {
+pub fn law_seconds(
+    law: &GemmLaw,
+    group_us: f64,
+    rates: Rates,
+    groups: f64,
+    rows: f64,
+    n: f64,
+    k: f64,
+    bytes: f64,
+) -> f64 {
     let each = rows / groups.max(1.0);
     let compute = compute_seconds(law, rates, each, n, k, groups);
     let memory = bytes / (rates.bandwidth * law.memory);

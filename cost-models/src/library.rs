@@ -58,7 +58,11 @@ impl ProfileLibrary {
 
     /// The profile measured on exactly this accelerator.
     pub fn measured(&self, name: &str) -> Option<Arc<AcceleratorProfile>> {
-        self.accelerators.iter().find(|p| p.accelerator == name).cloned().or_else(|| builtin::accelerator(name))
+        self.accelerators
+            .iter()
+            .find(|p| p.accelerator == name)
+            .cloned()
+            .or_else(|| builtin::accelerator(name))
     }
 
     /// The best profile for an accelerator: its own, that of its nearest measured relative, or documented defaults.

@@ -87,7 +87,9 @@ impl CostModel {
                 self.grouped_gemm(groups, rows, n, k, dtype, scaling, role)
             }
             OperatorKind::Attention { .. } => self.attention(op),
-            OperatorKind::Memory { class, bytes, kernels, flops } => self.memory(class, bytes, kernels, flops),
+            OperatorKind::Memory { class, bytes, kernels, flops } => {
+                self.memory(class, bytes, kernels, flops)
+            }
             OperatorKind::Collective { kind, bytes, group, .. } => self.collective(kind, bytes, &group),
         }
     }
@@ -108,7 +110,8 @@ impl CostModel {
         let rates = self.rates(dtype);
         let bytes = op.bytes();
         let table = &self.gemm[usize::from(self.gemm_of[dtype as usize][scaling as usize])];
-        let (seconds, inside) = table.seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
+        let (seconds, inside) =
+            table.seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
         self.finish(seconds / self.efficiency.gemm, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 
@@ -168,7 +171,13 @@ impl CostModel {
             bytes: op.bytes(),
         };
         let (seconds, inside) = table.seconds(rates, &shape);
-        self.finish(seconds / self.efficiency.attention, op.flops() / rates.peak, shape.bytes, inside, table.sigma)
+        self.finish(
+            seconds / self.efficiency.attention,
+            op.flops() / rates.peak,
+            shape.bytes,
+            inside,
+            table.sigma,
+        )
     }
 
     /// A memory-bound operator of `bytes` through device memory in `kernels` kernels with `flops` of arithmetic.
@@ -286,7 +295,10 @@ fn index(keys: &[(DType, Scaling)]) -> [[u8; SCALINGS]; FORMATS] {
     table
 }
 
-fn gemm_tables(profile: &AcceleratorProfile, fallback: &AcceleratorProfile) -> (Vec<GemmModel>, [[u8; SCALINGS]; FORMATS]) {
+fn gemm_tables(
+    profile: &AcceleratorProfile,
+    fallback: &AcceleratorProfile,
+) -> (Vec<GemmModel>, [[u8; SCALINGS]; FORMATS]) {
     let tables = if profile.gemm.is_empty() { &fallback.gemm } else { &profile.gemm };
     let keys: Vec<_> = tables.iter().map(|t| (t.dtype, t.scaling)).collect();
     (tables.iter().map(GemmModel::new).collect(), index(&keys))
@@ -340,7 +352,8 @@ fn attention_tables(
 }
 
 fn memory_laws(profile: &AcceleratorProfile, fallback: &AcceleratorProfile) -> [MemoryLaw; CLASSES] {
-    let of = |p: &AcceleratorProfile, name: &str| p.memory.iter().find(|t| t.class == name).map(MemoryLaw::new);
+    let of =
+        |p: &AcceleratorProfile, name: &str| p.memory.iter().find(|t| t.class == name).map(MemoryLaw::new);
     CLASS_NAMES.map(|(_, name)| {
         of(profile, name)
             .or_else(|| if profile.memory.is_empty() { of(fallback, name) } else { None })

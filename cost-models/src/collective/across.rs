@@ -44,7 +44,11 @@ impl Across {
                 .fabric
                 .levels
                 .iter()
-                .map(|l| Level { nodes: f64::from(l.nodes), oversubscription: l.oversubscription, latency: l.latency.0 })
+                .map(|l| Level {
+                    nodes: f64::from(l.nodes),
+                    oversubscription: l.oversubscription,
+                    latency: l.latency.0,
+                })
                 .collect(),
             in_network: cluster.fabric.in_network_reduction,
             provenance: if profile.points > 0 { Provenance::Interpolated } else { Provenance::Datasheet },
@@ -59,7 +63,11 @@ impl Across {
         let mut worst: f64 = 1.0;
         for level in self.levels.iter().take(group.level.saturating_sub(1) as usize) {
             let inside = (level.nodes / spacing).clamp(1.0, domains);
-            let leaving = if everything { (domains - inside).max(0.0) / (domains - 1.0).max(1.0) } else { 1.0 / inside };
+            let leaving = if everything {
+                (domains - inside).max(0.0) / (domains - 1.0).max(1.0)
+            } else {
+                1.0 / inside
+            };
             worst = worst.max(level.oversubscription * leaving);
         }
         worst
@@ -67,12 +75,19 @@ impl Across {
 
     /// Time of one message between neighbouring nodes, without its bytes.
     fn step(&self, group: &GroupShape) -> f64 {
-        let crossing: f64 = self.levels.iter().take(group.level.saturating_sub(1) as usize).map(|l| l.latency).sum();
+        let crossing: f64 =
+            self.levels.iter().take(group.level.saturating_sub(1) as usize).map(|l| l.latency).sum();
         self.latency + crossing + self.profile.step_us * 1e-6
     }
 
     /// Time of a collective.
-    pub fn time(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape, local: &Local) -> CollectiveTime {
+    pub fn time(
+        &self,
+        kind: CollectiveKind,
+        bytes: f64,
+        group: &GroupShape,
+        local: &Local,
+    ) -> CollectiveTime {
         let ranks = f64::from(group.ranks);
         let per_domain = f64::from(group.per_domain);
         let domains = f64::from(group.domains());
@@ -87,19 +102,22 @@ impl Across {
             CollectiveKind::AllReduce | CollectiveKind::AllGather | CollectiveKind::ReduceScatter => {
                 let passes = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
                 let outside = if reduce_in_network { bytes } else { bytes * passes * part };
-                let inside = if per_domain > 1.0 { bytes * wire_factor(kind, per_domain, true) / link } else { 0.0 };
+                let inside =
+                    if per_domain > 1.0 { bytes * wire_factor(kind, per_domain, true) / link } else { 0.0 };
                 let roofline = (outside / cards).max(inside);
                 let ring_rate = cards * self.profile.ring * scale / self.congestion(group, false);
                 let tree_rate = cards * self.profile.tree * scale / self.congestion(group, false);
                 let ramp = self.profile.half_bytes * per_domain;
-                let inside_steps = if per_domain > 1.0 { local.time(kind, 1.0, group.per_domain).seconds } else { 0.0 };
+                let inside_steps =
+                    if per_domain > 1.0 { local.time(kind, 1.0, group.per_domain).seconds } else { 0.0 };
                 let ring_bytes = bytes * passes * (ranks - 1.0) / ranks;
                 let ring_steps = passes * (domains - 1.0) * step;
                 let ring = (ring_steps, (ring_bytes + ramp) / ring_rate);
                 let tree_steps = passes * domains.log2().ceil() * step * 1.5;
                 let tree = (tree_steps, (ring_bytes.max(outside) + ramp) / tree_rate);
                 let (steps, moving) = if ring.0 + ring.1 <= tree.0 + tree.1 { ring } else { tree };
-                let inner = if per_domain > 1.0 { local.time(kind, bytes, group.per_domain).seconds } else { 0.0 };
+                let inner =
+                    if per_domain > 1.0 { local.time(kind, bytes, group.per_domain).seconds } else { 0.0 };
                 (roofline, base + inside_steps + steps, moving.max(inner))
             }
             CollectiveKind::AllToAll => {
@@ -118,7 +136,8 @@ impl Across {
                 (roofline, base + step + peers, ((outside + ramp) / rate).max(inner))
             }
             CollectiveKind::Broadcast | CollectiveKind::SendRecv => {
-                let steps = if kind == CollectiveKind::Broadcast { domains.log2().ceil().max(1.0) } else { 1.0 };
+                let steps =
+                    if kind == CollectiveKind::Broadcast { domains.log2().ceil().max(1.0) } else { 1.0 };
                 // One rank of a domain uses its own share only; a broadcast is pipelined over all of the domain's.
                 let cards = if kind == CollectiveKind::Broadcast { cards } else { self.share };
                 let rate = cards * self.profile.send_recv / self.congestion(group, false);

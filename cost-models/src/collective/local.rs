@@ -53,11 +53,20 @@ const KINDS: [CollectiveKind; 6] = [
 
 impl Local {
     /// Binds curves measured on a machine with `measured_bandwidth` bytes/s per accelerator to a scale-up domain.
-    pub fn new(scale_up: &ScaleUp, curves: &[CollectiveCurve], measured_bandwidth: f64, transferred: bool) -> Self {
+    pub fn new(
+        scale_up: &ScaleUp,
+        curves: &[CollectiveCurve],
+        measured_bandwidth: f64,
+        transferred: bool,
+    ) -> Self {
         let bandwidth = scale_up.bandwidth.0.max(1.0);
         let mut ready: Vec<Curve> = curves
             .iter()
-            .filter(|c| c.bytes.len() == c.time_us.len() && !c.bytes.is_empty() && (!c.in_switch || scale_up.in_switch_reduction))
+            .filter(|c| {
+                c.bytes.len() == c.time_us.len()
+                    && !c.bytes.is_empty()
+                    && (!c.in_switch || scale_up.in_switch_reduction)
+            })
             .filter_map(|c| {
                 let kind = KINDS.into_iter().find(|&k| operation_name(k) == c.operation)?;
                 Some(Curve {
@@ -86,7 +95,9 @@ impl Local {
     pub fn link_rate(&self, ranks: f64) -> f64 {
         match self.topology {
             // Only the direct links to the group's members carry its traffic.
-            ScaleUpTopology::FullMesh => self.bandwidth * ((ranks - 1.0) / (self.domain - 1.0).max(1.0)).min(1.0),
+            ScaleUpTopology::FullMesh => {
+                self.bandwidth * ((ranks - 1.0) / (self.domain - 1.0).max(1.0)).min(1.0)
+            }
             _ => self.bandwidth,
         }
     }
@@ -118,10 +129,13 @@ impl Local {
     fn law(&self, kind: CollectiveKind, bytes: f64, n: f64) -> f64 {
         let steps = match kind {
             CollectiveKind::AllReduce => 2.0 * n.log2().ceil(),
-            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => n.log2().ceil(),
+            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => {
+                n.log2().ceil()
+            }
             CollectiveKind::AllToAll | CollectiveKind::SendRecv => 1.0,
         };
-        6e-6 + steps * (self.latency + 1.5e-6) + bytes * wire_factor(kind, n, false) / (0.8 * self.link_rate(n))
+        6e-6 + steps * (self.latency + 1.5e-6)
+            + bytes * wire_factor(kind, n, false) / (0.8 * self.link_rate(n))
     }
 }
 
