@@ -1,1 +1,15 @@
-//! Search over parallel configurations, capacity planning and explanation of psim.
+//! Search over parallel configurations, capacity planning and explanation.
+//!
+//! ```text
+//! space (candidates) → rules (legal?) → memory (fits?) → L0 bound (can it win?) → L1 → top K → L2 → PlanReport
+//! ```
+//!
+//! This crate is pure: it reads no files, no clock and no environment. Threads only behind the feature `parallel`.
+
+pub mod result;
+
+pub use result::{
+    Assumption, BoundBy, CapacityOption, CapacityReport, FailureHeadroom, Infeasible, KilledBy,
+    NearestChange, Objective, Optimality, ParetoPoint, PlanReport, Question, RankedPlan, TermShare,
+    ThroughputPoint,
+};
