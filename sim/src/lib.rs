@@ -7,8 +7,12 @@
 
 pub mod pipeline;
 pub mod prediction;
+pub mod schedule;
 pub mod timeline;
 
-pub use pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSpec, StageResult};
+pub use pipeline::{
+    ChunkCost, ChunkMemory, PipelineCosts, PipelineError, PipelineResult, PipelineSim, PipelineSpec,
+    StageResult,
+};
 pub use prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
 pub use timeline::{Span, Timeline, Track};

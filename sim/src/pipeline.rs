@@ -1,7 +1,50 @@
 //! Pipeline-level simulation (L1): micro-batches flow through stages under a schedule.
+//!
+//! Every schedule is a fixed order of passes per stage ([`crate::schedule`]); times follow from that order and from
+//! the dependencies by one relaxation pass ([`PipelineSim`]): exact, without an event queue, a few nanoseconds per
+//! pass. The general executor of [`crate::stream`] is its oracle in the tests.
+//!
+//! ```
+//! use psim_hardware::Time;
+//! use psim_models::plan::Schedule;
+//! use psim_sim::pipeline::{simulate, ChunkCost, PipelineCosts, PipelineSpec};
+//!
+//! let spec = PipelineSpec { schedule: Schedule::OneFOneB, stages: 4, chunks_per_stage: 1, micro_batches: 8, ..Default::default() };
+//! let chunk = ChunkCost { forward: Time(10), backward_input: Time(12), backward_weight: Time(8) };
+//! let costs = PipelineCosts { chunks: vec![chunk; 4], ..Default::default() };
+//! // Uniform 1F1B without communication takes (m + p - 1)(F + B).
+//! assert_eq!(simulate(&spec, &costs).unwrap().makespan, Time((8 + 4 - 1) * 30));
+//! ```
 
-use psim_hardware::Time;
+mod error;
+mod relax;
+
+pub use error::PipelineError;
+pub use relax::PipelineSim;
+
+use crate::Timeline;
+use psim_hardware::{Bytes, Time};
 use psim_models::plan::Schedule;
+
+/// Simulates one step of a pipeline. Callers with many plans keep a [`PipelineSim`] and reuse its memory.
+///
+/// # Errors
+/// A specification that the schedule cannot run, or costs that do not match it.
+pub fn simulate(spec: &PipelineSpec, costs: &PipelineCosts) -> Result<PipelineResult, PipelineError> {
+    PipelineSim::new().run(spec, costs)
+}
+
+/// Like [`simulate`], with what happened when: one track per stage, a span per pass (`F3`, `B3`, `W3`; with several
+/// chunks per stage `F3.1` is micro-batch 3 in local chunk 1).
+///
+/// # Errors
+/// As [`simulate`].
+pub fn simulate_with_timeline(
+    spec: &PipelineSpec,
+    costs: &PipelineCosts,
+) -> Result<(PipelineResult, Timeline), PipelineError> {
+    PipelineSim::new().run_with_timeline(spec, costs)
+}
 
 /// Durations of one micro-batch in one model chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,7 +58,7 @@ pub struct ChunkCost {
 }
 
 /// What is scheduled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PipelineSpec {
     /// Schedule.
     pub schedule: Schedule,
@@ -25,17 +68,35 @@ pub struct PipelineSpec {
     pub chunks_per_stage: u32,
     /// Micro-batches.
     pub micro_batches: u32,
+    /// Interleaved only: consecutive micro-batches that one chunk takes before the next chunk's turn
+    /// (Megatron's `microbatch_group_size_per_vp_stage`); 0 means as many as there are stages.
+    pub micro_batch_group: u32,
+}
+
+/// Activation memory that one micro-batch holds in one model chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChunkMemory {
+    /// From the start of the forward pass to the end of the input-gradient pass.
+    pub forward: Bytes,
+    /// From there to the end of a separate weight-gradient pass (unused where the schedule does not split them).
+    pub weight: Bytes,
 }
 
 /// Costs of a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PipelineCosts {
     /// Per model chunk, in model order (`stages · chunks_per_stage`).
     pub chunks: Vec<ChunkCost>,
     /// Latency plus transfer of activations across one stage boundary (gradients alike).
     pub p2p: Time,
-    /// The sender and receiver go on computing during the transfer (else both are blocked).
+    /// The sender goes on computing during the transfer. Otherwise sender and receiver meet in a blocking exchange:
+    /// the sender computes nothing until its transfer is over, and the receiver waits for it in any case.
     pub p2p_overlap: bool,
+    /// Transfer time per boundary between chunk `c` and `c + 1` (`chunks.len() - 1` values), where boundaries differ,
+    /// as inside and between nodes; empty means `p2p` everywhere. Chunks on the same stage exchange nothing.
+    pub p2p_per_boundary: Vec<Time>,
+    /// Activation memory per model chunk, or empty where the caller only wants counts.
+    pub memory: Vec<ChunkMemory>,
 }
 
 /// One stage's outcome.
@@ -53,6 +114,8 @@ pub struct StageResult {
     pub peak_in_flight: Vec<u32>,
     /// Largest number of chunk activations held at once, over all local chunks together.
     pub peak_total_in_flight: u32,
+    /// Largest activation memory held at once (zero if the costs gave none).
+    pub peak_activations: Bytes,
 }
 
 /// Outcome of a pipeline simulation.
