@@ -1,0 +1,152 @@
+//! Element-wise operators: sums, biases, activations, rotary embedding, Adam.
+
+use super::math::{sigmoid, tanh};
+use crate::device::{Activation, Adam, Rope, Strided};
+
+pub(super) fn add(source: &[f32], target: &mut [f32]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || target.iter_mut().zip(source).for_each(|(t, s)| *t += s),
+    );
+}
+
+pub(super) fn scale(factor: f32, buffer: &mut [f32]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || buffer.iter_mut().for_each(|x| *x *= factor),
+    );
+}
+
+pub(super) fn bias_forward(width: usize, bias: &[f32], x: &mut [f32]) {
+    if width == 0 {
+        return;
+    }
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for row in x.chunks_exact_mut(width) {
+                row.iter_mut().zip(&bias[..width]).for_each(|(x, b)| *x += b);
+            }
+        },
+    );
+}
+
+pub(super) fn bias_backward(width: usize, dy: &[f32], dbias: &mut [f32]) {
+    if width == 0 {
+        return;
+    }
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for row in dy.chunks_exact(width) {
+                dbias[..width].iter_mut().zip(row).for_each(|(d, g)| *d += g);
+            }
+        },
+    );
+}
+
+/// sqrt(2/π) and the cubic coefficient of the tanh approximation of GeLU.
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+pub(super) fn activation_forward(kind: Activation, rows: usize, width: usize, x: &[f32], y: &mut [f32]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || match kind {
+            Activation::Gelu => {
+                for (y, &x) in y[..rows * width].iter_mut().zip(x) {
+                    let t = tanh(GELU.0 * (x + GELU.1 * x * x * x));
+                    *y = 0.5 * x * (1.0 + t);
+                }
+            }
+            Activation::SwiGlu => {
+                for row in 0..rows {
+                    let (gate, up) = x[2 * row * width..][..2 * width].split_at(width);
+                    for ((y, &g), &u) in y[row * width..][..width].iter_mut().zip(gate).zip(up) {
+                        *y = g * sigmoid(g) * u;
+                    }
+                }
+            }
+        },
+    );
+}
+
+pub(super) fn activation_backward(
+    kind: Activation,
+    rows: usize,
+    width: usize,
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || match kind {
+            Activation::Gelu => {
+                for ((dx, &x), &dy) in dx[..rows * width].iter_mut().zip(x).zip(dy) {
+                    let t = tanh(GELU.0 * (x + GELU.1 * x * x * x));
+                    let slope = GELU.0 * (1.0 + 3.0 * GELU.1 * x * x);
+                    *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+                }
+            }
+            Activation::SwiGlu => {
+                for row in 0..rows {
+                    let (gate, up) = x[2 * row * width..][..2 * width].split_at(width);
+                    let (dgate, dup) = dx[2 * row * width..][..2 * width].split_at_mut(width);
+                    let dy = &dy[row * width..][..width];
+                    for i in 0..width {
+                        let s = sigmoid(gate[i]);
+                        let silu = gate[i] * s;
+                        dup[i] = dy[i] * silu;
+                        dgate[i] = dy[i] * up[i] * (s + silu * (1.0 - s));
+                    }
+                }
+            }
+        },
+    );
+}
+
+pub(super) fn rope(
+    shape: &Rope,
+    positions: &[u32],
+    source: &[f32],
+    from: Strided,
+    target: &mut [f32],
+    to: Strided,
+) {
+    let half = shape.head_dim / 2;
+    let frequencies: Vec<f64> =
+        (0..half).map(|i| f64::from(shape.base).powf(-2.0 * i as f64 / shape.head_dim as f64)).collect();
+    let mut turns = vec![(0.0_f32, 0.0_f32); half];
+    for token in 0..shape.tokens {
+        let position = f64::from(positions[token]);
+        for (turn, frequency) in turns.iter_mut().zip(&frequencies) {
+            let (sin, cos) = (position * frequency).sin_cos();
+            *turn = (if shape.inverse { -sin } else { sin } as f32, cos as f32);
+        }
+        for head in 0..shape.heads {
+            let x = &source[from.offset + token * from.stride + head * shape.head_dim..][..shape.head_dim];
+            let y = &mut target[to.offset + token * to.stride + head * shape.head_dim..][..shape.head_dim];
+            for (i, &(sin, cos)) in turns.iter().enumerate() {
+                y[i] = x[i] * cos - x[i + half] * sin;
+                y[i + half] = x[i] * sin + x[i + half] * cos;
+            }
+        }
+    }
+}
+
+pub(super) fn adam(settings: &Adam, gradient: &[f32], m: &mut [f32], v: &mut [f32], parameters: &mut [f32]) {
+    let first = 1.0 - f64::from(settings.beta1).powi(settings.step as i32);
+    let second = 1.0 - f64::from(settings.beta2).powi(settings.step as i32);
+    let (first, second) = ((1.0 / first) as f32, (1.0 / second) as f32);
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (((p, m), v), &g) in parameters.iter_mut().zip(m).zip(v).zip(gradient) {
+                *m = settings.beta1 * *m + (1.0 - settings.beta1) * g;
+                *v = settings.beta2 * *v + (1.0 - settings.beta2) * g * g;
+                let update = (*m * first) / ((*v * second).sqrt() + settings.epsilon);
+                *p -= settings.rate * (update + settings.weight_decay * *p);
+            }
+        },
+    );
+}

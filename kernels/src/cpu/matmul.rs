@@ -1,0 +1,87 @@
+//! Matrix products through the `gemm` crate.
+#![expect(unsafe_code, reason = "the gemm crate takes raw pointers")]
+
+use crate::device::Gemm;
+
+/// A matrix inside a slice: strides in elements along columns and rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub(super) offset: usize,
+    pub(super) row: usize,
+    pub(super) column: usize,
+}
+
+impl View {
+    /// Row-major with rows `stride` apart, read transposed or not.
+    pub(super) fn new(offset: usize, stride: usize, transposed: bool) -> Self {
+        if transposed {
+            Self { offset, row: 1, column: stride }
+        } else {
+            Self { offset, row: stride, column: 1 }
+        }
+    }
+    fn last(&self, rows: usize, columns: usize) -> usize {
+        self.offset + (rows - 1) * self.row + (columns - 1) * self.column
+    }
+}
+
+/// `C = keep·C + factor·A·B` with `keep` 0 or 1.
+pub(super) fn product(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    (a, a_view): (&[f32], View),
+    (b, b_view): (&[f32], View),
+    accumulate: bool,
+    (c, c_view): (&mut [f32], View),
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !accumulate {
+            for i in 0..m {
+                for j in 0..n {
+                    c[c_view.offset + i * c_view.row + j * c_view.column] = 0.0;
+                }
+            }
+        }
+        return;
+    }
+    assert!(a_view.last(m, k) < a.len() && b_view.last(k, n) < b.len() && c_view.last(m, n) < c.len());
+    // SAFETY: the assertion above keeps every element the strides can reach inside its slice, and C is borrowed
+    // mutably, so it cannot overlap A or B.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr().add(c_view.offset),
+            c_view.column as isize,
+            c_view.row as isize,
+            accumulate,
+            a.as_ptr().add(a_view.offset),
+            a_view.column as isize,
+            a_view.row as isize,
+            b.as_ptr().add(b_view.offset),
+            b_view.column as isize,
+            b_view.row as isize,
+            1.0_f32,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+pub(super) fn gemm(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
+    product(
+        [shape.m, shape.n, shape.k],
+        1.0,
+        (a, View::new(shape.offset[0], shape.stride[0], shape.transpose_a)),
+        (b, View::new(shape.offset[1], shape.stride[1], shape.transpose_b)),
+        shape.accumulate,
+        (c, View::new(shape.offset[2], shape.stride[2], false)),
+    );
+}
