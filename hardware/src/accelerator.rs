@@ -17,13 +17,22 @@ pub struct Accelerator {
     pub aliases: Vec<String>,
     /// Dense peak matrix rate per format. Formats absent are not supported.
     pub peak: BTreeMap<DType, FlopPerSec>,
-    /// Device memory.
+    /// Device memory that a job can allocate from: the driver's total where known.
     pub memory: Bytes,
+    /// Device memory as printed on the datasheet (`80GB`).
+    #[serde(default)]
+    pub memory_nominal: Option<Bytes>,
+    /// Memory technology (`HBM3`).
+    #[serde(default)]
+    pub memory_type: String,
     /// Peak device-memory bandwidth.
     pub memory_bandwidth: BytesPerSec,
-    /// Last-level cache next to the compute units.
+    /// Second-level cache next to the compute units.
     #[serde(default)]
     pub l2: Option<Bytes>,
+    /// Memory-side cache behind it, if the part has one.
+    #[serde(default)]
+    pub last_level_cache: Option<Bytes>,
     /// Streaming multiprocessors, compute units or cores.
     #[serde(default)]
     pub sm_count: Option<u32>,

@@ -141,6 +141,20 @@ fn human(f: &mut fmt::Formatter<'_>, value: f64, units: &[(&str, f64)]) -> fmt::
     }
 }
 
+/// The shortest text that parses back to exactly `value`.
+fn exact(value: f64, units: &[(&str, f64)]) -> String {
+    let mut best: Option<String> = None;
+    for (name, factor) in units {
+        let text = format!("{}{name}", value / factor);
+        let same = parse(&text, units, "", "") == Ok(value);
+        if same && best.as_ref().is_none_or(|b| text.len() < b.len()) {
+            best = Some(text);
+        }
+    }
+    // The base unit has factor 1 and always reads back.
+    best.unwrap_or_else(|| format!("{value}{}", units.iter().find(|u| u.1 == 1.0).map_or("", |u| u.0)))
+}
+
 /// Declares a float quantity with parsing, printing, arithmetic and a string `serde` form.
 macro_rules! quantity {
     ($(#[$doc:meta])* $name:ident, $units:expr, $shown:expr, $expected:expr, $example:expr) => {
@@ -170,7 +184,7 @@ macro_rules! quantity {
         impl Div for $name { type Output = f64; fn div(self, o: Self) -> f64 { self.0 / o.0 } }
         impl Sum for $name { fn sum<I: Iterator<Item = Self>>(i: I) -> Self { Self(i.map(|x| x.0).sum()) } }
         impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> { s.collect_str(self) }
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> { s.serialize_str(&exact(self.0, $units)) }
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -263,7 +277,10 @@ impl Sum for Bytes {
 }
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        let unit =
+            BYTE_UNITS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor as u64));
+        let (name, factor) = unit.copied().unwrap_or(("B", 1.0));
+        s.collect_str(&format_args!("{}{name}", self.0 / factor as u64))
     }
 }
 impl<'de> Deserialize<'de> for Bytes {
@@ -366,6 +383,38 @@ mod tests {
         assert_eq!(Bytes(80 << 30).to_string(), "80GiB");
         assert_eq!(BytesPerSec(50e9).to_string(), "50GB/s");
         assert_eq!(Seconds(5e-6).to_string(), "5us");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn serialised_quantities_parse_back_exactly(mantissa in 0.0..10.0_f64, exponent in -12..15_i32, n in 0..1_u64 << 53) {
+            let value = mantissa * 10.0_f64.powi(exponent);
+            let text = toml::Value::try_from(BytesPerSec(value)).unwrap();
+            proptest::prop_assert_eq!(text.as_str().unwrap().parse(), Ok(BytesPerSec(value)));
+            let text = toml::Value::try_from(Seconds(value)).unwrap();
+            proptest::prop_assert_eq!(text.as_str().unwrap().parse(), Ok(Seconds(value)));
+            let text = toml::Value::try_from(Bytes(n)).unwrap();
+            proptest::prop_assert_eq!(text.as_str().unwrap().parse(), Ok(Bytes(n)));
+        }
+
+        #[test]
+        fn printed_quantities_parse_back_closely(mantissa in 1.0..10.0_f64, exponent in -11..14_i32, n in 1..1_u64 << 50) {
+            let value = mantissa * 10.0_f64.powi(exponent);
+            let close = |a: f64, b: f64| (a - b).abs() <= 0.0051 * b;
+            proptest::prop_assert!(close(Seconds(value).to_string().parse::<Seconds>().unwrap().0, value));
+            proptest::prop_assert!(close(Bytes(n).to_string().parse::<Bytes>().unwrap().as_f64(), n as f64));
+            if value >= 1.0 {
+                proptest::prop_assert!(close(Watts(value).to_string().parse::<Watts>().unwrap().0, value));
+                proptest::prop_assert!(close(FlopPerSec(value).to_string().parse::<FlopPerSec>().unwrap().0, value));
+                proptest::prop_assert!(close(BytesPerSec(value).to_string().parse::<BytesPerSec>().unwrap().0, value));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC*") {
+            let _ = text.parse::<Bytes>();
+            let _ = text.parse::<Seconds>();
+        }
     }
 
     #[test]

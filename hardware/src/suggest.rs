@@ -1,0 +1,52 @@
+//! "Did you mean": the known name nearest to what somebody typed.
+
+/// The candidate with the smallest edit distance to `name`, if it is near enough to be a slip of the fingers.
+pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let typed: Vec<char> = name.to_lowercase().chars().take(64).collect();
+    let limit = (typed.len() / 3).max(2);
+    let mut best: Option<((usize, usize), &str)> = None;
+    for candidate in candidates {
+        let lower: Vec<char> = candidate.to_lowercase().chars().collect();
+        // A name left unfinished is likelier than any slip; among equals the one of the most similar length.
+        let unfinished = !typed.is_empty() && lower.starts_with(&typed);
+        let distance = if unfinished { 0 } else { edit_distance(&typed, &lower) };
+        let rank = (distance, lower.len().abs_diff(typed.len()));
+        if distance <= limit && best.is_none_or(|(r, _)| rank < r) {
+            best = Some((rank, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment).
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    let mut two_back = vec![0; b.len() + 1];
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut current = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let changed = usize::from(a[i - 1] != b[j - 1]);
+            current[j] = (previous[j] + 1).min(current[j - 1] + 1).min(previous[j - 1] + changed);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                current[j] = current[j].min(two_back[j - 2] + 1);
+            }
+        }
+        two_back = std::mem::replace(&mut previous, current);
+    }
+    previous[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_are_recognised_and_strangers_are_not() {
+        let known = ["h100", "a100", "mi300x", "gb200-nvl72x8"];
+        assert_eq!(closest("h10", known), Some("h100"));
+        assert_eq!(closest("mi30x", known), Some("mi300x"));
+        assert_eq!(closest("gb200-nlv72x8", known), Some("gb200-nvl72x8"));
+        assert_eq!(closest("cerebras", known), None);
+        assert_eq!(closest("", ["abc"]), None);
+    }
+}
