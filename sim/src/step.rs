@@ -1,0 +1,63 @@
+//! One training step, from a model, a plan, a cluster and a software stack to a prediction.
+//!
+//! Depths: [`StepModel::lower_bound`] is L0; [`StepModel::predict`] at L1 runs the pipeline events on per-chunk times;
+//! at L2 those times come from the operators of a layer list-scheduled on the compute and communication streams of a
+//! representative rank of each stage, with contention, and the memory from the simulated schedule.
+
+mod chunk;
+mod data_parallel;
+mod energy;
+mod error;
+mod layer;
+mod optimizer;
+mod parts;
+mod pass;
+mod predict;
+
+pub use error::SimError;
+pub use layer::{KindTimes, LayerTimes};
+pub use parts::Parts;
+pub use pass::{Pass, run_pass};
+pub use predict::StepModel;
+
+use crate::{Level, StepPrediction};
+use psim_cost_models::ProfileLibrary;
+use psim_hardware::Cluster;
+use psim_hardware::profile::StackProfile;
+use psim_models::{Model, Plan, TrainingWorkload};
+
+/// Everything a prediction needs.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// What is trained.
+    pub model: &'a Model,
+    /// How it is laid out.
+    pub plan: &'a Plan,
+    /// Batch and sequence.
+    pub workload: &'a TrainingWorkload,
+    /// Where it runs.
+    pub cluster: &'a Cluster,
+    /// With which software (a release already applied).
+    pub stack: &'a StackProfile,
+    /// Measured profiles.
+    pub library: &'a ProfileLibrary,
+}
+
+/// Predicts one training step.
+///
+/// # Errors
+/// [`SimError`] when the plan does not fit the model or the cluster (sizes that do not divide, too many ranks), or a
+/// depth is asked for that does not exist yet. A plan that exceeds memory is predicted all the same, with `fits` false.
+pub fn predict_step(input: &StepInput<'_>, level: Level) -> Result<StepPrediction, SimError> {
+    StepModel::new(input.model, input.workload, input.cluster, input.stack, input.library)
+        .predict(input.plan, level, false)
+}
+
+/// As [`predict_step`], with the timeline of the step.
+///
+/// # Errors
+/// As [`predict_step`].
+pub fn predict_step_with_timeline(input: &StepInput<'_>, level: Level) -> Result<StepPrediction, SimError> {
+    StepModel::new(input.model, input.workload, input.cluster, input.stack, input.library)
+        .predict(input.plan, level, true)
+}

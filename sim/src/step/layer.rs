@@ -1,0 +1,105 @@
+//! Times of every kind of layer under one shape.
+
+use super::{Pass, run_pass};
+use psim_cost_models::CostModel;
+use psim_hardware::profile::StackProfile;
+use psim_models::Model;
+use psim_models::layout::LayerKind;
+use psim_models::lowering::{
+    LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection,
+};
+use psim_models::operator::Phase;
+
+/// Passes of one kind of layer.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct KindTimes {
+    /// Forward.
+    pub forward: Pass,
+    /// Backward, both gradients in framework order.
+    pub backward: Pass,
+    /// Input gradients alone (split schedules).
+    pub input: Pass,
+    /// Weight gradients alone (split schedules).
+    pub weight: Pass,
+    /// What selective recomputation runs again.
+    pub selective: Pass,
+}
+
+impl KindTimes {
+    fn new(program: &LayerProgram, cost: &CostModel, stack: &StackProfile, peak: f64, split: bool) -> Self {
+        let pass = |list, phase: Option<Phase>| {
+            run_pass(list, cost, stack, peak, |o| phase.is_none_or(|p| o.phase == p))
+        };
+        Self {
+            forward: pass(&program.forward, None),
+            backward: pass(&program.backward, None),
+            input: if split { pass(&program.backward, Some(Phase::InputGradient)) } else { Pass::default() },
+            weight: if split { pass(&program.backward, Some(Phase::WeightGradient)) } else { Pass::default() },
+            selective: pass(&program.selective, None),
+        }
+    }
+}
+
+/// Times of all kinds of layers of a model for one [`Shape`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerTimes {
+    /// Decoder kinds, indexed as [`Model::kinds`].
+    pub kinds: Vec<KindTimes>,
+    /// Encoder layer.
+    pub encoder: KindTimes,
+    /// Embedding.
+    pub embedding: KindTimes,
+    /// Final norm, output layer and loss; multi-token-prediction layers included.
+    pub head: KindTimes,
+}
+
+impl LayerTimes {
+    /// Prices every kind of layer. `split` also prices the two halves of the backward pass apart.
+    pub fn new(model: &Model, shape: &Shape, cost: &CostModel, stack: &StackProfile, peak: f64, split: bool) -> Self {
+        let times = |program: LayerProgram| KindTimes::new(&program, cost, stack, peak, split);
+        let kinds: Vec<KindTimes> = model.kinds.iter().map(|b| times(lower_block(b, model, shape))).collect();
+        let encoder = model.encoder.as_ref().map_or_else(KindTimes::default, |e| {
+            let mut longer = shape.clone();
+            let scale = |x: u64| (x as f64 * e.tokens_per_decoder_token).ceil() as u64;
+            longer.seq_len = scale(shape.seq_len);
+            longer.tokens = scale(shape.tokens);
+            longer.sharded_tokens = scale(shape.sharded_tokens);
+            times(lower_block(&e.block, model, &longer))
+        });
+        let mut head = times(lower_head(model, shape));
+        if model.mtp_layers > 0
+            && let Some(last) = kinds.last()
+        {
+            let projection = times(lower_mtp_projection(model, shape));
+            let logits = head;
+            for _ in 0..model.mtp_layers {
+                for extra in [&projection, last, &logits] {
+                    head = head.plus(extra);
+                }
+            }
+        }
+        Self { kinds, encoder, embedding: times(lower_embedding(model, shape)), head }
+    }
+
+    /// Times of a layer of the pipeline.
+    pub fn of(&self, kind: LayerKind) -> &KindTimes {
+        match kind {
+            LayerKind::Encoder => &self.encoder,
+            LayerKind::Decoder(k) => self.kinds.get(usize::from(k)).unwrap_or(&self.encoder),
+        }
+    }
+}
+
+impl KindTimes {
+    /// Both run one after the other.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            forward: self.forward.plus(&other.forward, 1.0),
+            backward: self.backward.plus(&other.backward, 1.0),
+            input: self.input.plus(&other.input, 1.0),
+            weight: self.weight.plus(&other.weight, 1.0),
+            selective: self.selective.plus(&other.selective, 1.0),
+        }
+    }
+}

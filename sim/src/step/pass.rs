@@ -1,0 +1,179 @@
+//! Operators of one pass list-scheduled on the compute and communication streams of a rank.
+//!
+//! Compute operators run in order on the compute stream. A collective starts once the compute before it is done and
+//! the communication stream is free; its [`Sync`] says what waits for it. While both streams are busy, compute is
+//! slowed by the stack's contention factor (SMs and memory bandwidth taken by the collective). The host issues kernels
+//! at its own pace: the pass is never shorter than the host's time to launch it.
+
+use super::Parts;
+use psim_cost_models::{Bound, CostModel};
+use psim_hardware::profile::{Provenance, StackProfile};
+use psim_models::operator::{Dimension, MemoryClass, Operator, OperatorKind, Sync};
+
+/// Outcome of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pass {
+    /// Duration in seconds; equals `parts.total()`.
+    pub time: f64,
+    /// By cause.
+    pub parts: Parts,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Sum over operators of time² · sigma², for the interval.
+    pub variance: f64,
+    /// Time of operators that limit by arithmetic, memory and network, for energy.
+    pub busy: [f64; 3],
+    /// Time spent in operators without a measured table.
+    pub unmeasured: f64,
+}
+
+impl Pass {
+    /// `self + other · factor`.
+    #[must_use]
+    pub fn plus(self, other: &Self, factor: f64) -> Self {
+        let parts = self.parts.plus(&other.parts, factor);
+        Self {
+            time: self.time + other.time * factor,
+            parts,
+            flops: self.flops + other.flops * factor,
+            variance: self.variance + other.variance * factor * factor,
+            busy: std::array::from_fn(|i| self.busy[i] + other.busy[i] * factor),
+            unmeasured: self.unmeasured + other.unmeasured * factor,
+        }
+    }
+
+    /// The same pass run again for recomputation.
+    #[must_use]
+    pub fn as_recompute(&self) -> Self {
+        Self { parts: self.parts.as_recompute(), ..*self }
+    }
+}
+
+/// Kernels that an operator launches.
+fn kernels(kind: &OperatorKind) -> f64 {
+    match kind {
+        OperatorKind::Gemm { .. } => 1.0,
+        OperatorKind::GroupedGemm { .. } => 2.0,
+        OperatorKind::Attention { backward, .. } => if *backward { 3.0 } else { 1.0 },
+        OperatorKind::Memory { kernels, .. } => f64::from(*kernels),
+        OperatorKind::Collective { .. } => 1.0,
+    }
+}
+
+fn is_matrix(kind: &OperatorKind) -> bool {
+    matches!(
+        kind,
+        OperatorKind::Gemm { .. } | OperatorKind::GroupedGemm { .. } | OperatorKind::Attention { .. }
+    )
+}
+
+/// Runs the operators that `keep` admits and returns the duration of the pass.
+pub fn run_pass(
+    operators: &[Operator],
+    cost: &CostModel,
+    stack: &StackProfile,
+    peak: f64,
+    keep: impl Fn(&Operator) -> bool,
+) -> Pass {
+    let mut out = Pass::default();
+    let parts = &mut out.parts;
+    let gap = stack.host.gap.0;
+    let contention = stack.efficiency.contention;
+    let (mut compute_end, mut comm_end) = (0.0f64, 0.0f64);
+    let mut host = 0.0;
+    // A collective to be pipelined with the next GEMM: its duration, dimension and number of chunks.
+    let mut pending: Option<(f64, Dimension, f64)> = None;
+    let mut last_matrix = 0.0;
+    let mut tail_dimension = Dimension::Tp;
+    for op in operators.iter().filter(|o| keep(o)) {
+        let price = cost.price(&op.kind);
+        let time = price.time.0;
+        host += kernels(&op.kind) * stack.host.launch.0;
+        out.variance += time * time * price.sigma * price.sigma;
+        if price.provenance <= Provenance::Transferred {
+            out.unmeasured += time;
+        }
+        match price.bound {
+            Bound::Compute => out.busy[0] += time,
+            Bound::Memory | Bound::Latency => out.busy[1] += time,
+            Bound::Network => out.busy[2] += time,
+        }
+        if let OperatorKind::Collective { group, dimension, .. } = op.kind {
+            let start = f64::max(compute_end, comm_end);
+            match op.sync {
+                Sync::Serial => {
+                    parts.expose(dimension, start - compute_end + time);
+                    compute_end = start + time;
+                    comm_end = compute_end;
+                }
+                Sync::Async => {
+                    comm_end = start + time;
+                    tail_dimension = dimension;
+                }
+                Sync::WithNext => {
+                    let (before, _, _) = pending.unwrap_or((0.0, dimension, 1.0));
+                    pending = Some((before + time, dimension, f64::from(group.ranks.max(1))));
+                }
+                Sync::WithPrevious => {
+                    // The scatter of a chunk follows the GEMM of that chunk; the last chunk's scatter is exposed.
+                    let chunks = f64::from(group.ranks.max(1));
+                    let total = f64::max(last_matrix, time) + f64::min(last_matrix, time) / chunks;
+                    let exposed = (total - last_matrix).max(0.0);
+                    parts.expose(dimension, exposed);
+                    let slowed = contention * f64::min(last_matrix, time);
+                    parts.contention += slowed;
+                    compute_end += exposed + slowed;
+                    comm_end = compute_end;
+                }
+            }
+            continue;
+        }
+        let flops = op.kind.flops();
+        out.flops += flops;
+        let matrix = is_matrix(&op.kind);
+        if matrix {
+            let ideal = f64::min(flops / peak, time);
+            parts.ideal += ideal;
+            parts.inefficiency += time - ideal;
+        } else {
+            parts.memory += time;
+        }
+        let gaps = gap * kernels(&op.kind);
+        parts.launch += gaps;
+        let mut duration = time;
+        if matrix && let Some((transfer, dimension, chunks)) = pending.take() {
+            let total = f64::max(time, transfer) + f64::min(time, transfer) / chunks;
+            let slowed = contention * f64::min(time, transfer);
+            parts.expose(dimension, total - time);
+            parts.contention += slowed;
+            duration = total + slowed;
+        } else if comm_end > compute_end {
+            let slowed = contention * f64::min(time, comm_end - compute_end);
+            parts.contention += slowed;
+            duration += slowed;
+        }
+        compute_end += duration + gaps;
+        if matrix {
+            last_matrix = time;
+        }
+        if matches!(op.kind, OperatorKind::Memory { class: MemoryClass::Permute, .. }) && op.name == "permute" {
+            // Token counts are read back by the host before the all-to-all can be sized.
+            parts.launch += stack.host.moe_sync.0;
+            compute_end += stack.host.moe_sync.0;
+        }
+    }
+    if let Some((transfer, dimension, _)) = pending {
+        parts.expose(dimension, transfer);
+        compute_end += transfer;
+    }
+    if comm_end > compute_end {
+        parts.expose(tail_dimension, comm_end - compute_end);
+        compute_end = comm_end;
+    }
+    if !stack.host.cuda_graphs && host > compute_end {
+        parts.launch += host - compute_end;
+        compute_end = host;
+    }
+    out.time = compute_end;
+    out
+}
