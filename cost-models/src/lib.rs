@@ -19,7 +19,7 @@ pub mod memory;
 pub mod model;
 pub mod power;
 pub mod relatives;
-mod stacks;
+pub mod stacks;
 
 pub use cost::{Bound, Cost};
 pub use library::ProfileLibrary;

@@ -6,6 +6,7 @@
 //! This crate is pure: it reads no files, no clock and no environment.
 
 pub mod arch;
+pub mod flops;
 pub mod layout;
 pub mod lowering;
 pub mod memory;

@@ -7,6 +7,7 @@
 
 pub mod pipeline;
 pub mod prediction;
+pub mod step;
 pub mod schedule;
 pub mod timeline;
 
@@ -16,3 +17,4 @@ pub use pipeline::{
 };
 pub use prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
 pub use timeline::{Span, Timeline, Track};
+pub use step::{SimError, StepInput, StepModel, predict_step, predict_step_with_timeline};

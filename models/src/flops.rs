@@ -1,0 +1,82 @@
+//! Useful floating-point operations of a model, independent of any plan.
+
+use crate::arch::Model;
+use crate::layout::{Layout, block_of};
+use crate::lowering::{Groups, LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection};
+use crate::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
+use crate::workload::TrainingWorkload;
+use psim_hardware::profile::StackProfile;
+use psim_hardware::profile::stack::AttentionKernel;
+use psim_hardware::{DType, GroupShape};
+
+/// The plan of a single accelerator: everything on one rank, one sequence.
+pub fn single_rank_plan() -> Plan {
+    Plan {
+        tp: 1,
+        pp: 1,
+        dp: 1,
+        cp: 1,
+        ep: 1,
+        etp: 1,
+        vpp: 1,
+        micro_batch: 1,
+        global_batch: 1,
+        sequence_parallel: false,
+        recompute: Recompute::None,
+        sharding: Sharding::None,
+        shard_group: 0,
+        schedule: Schedule::OneFOneB,
+        cp_kind: ContextParallel::Ring,
+        precision: Precision::Bf16,
+        stage_layers: Vec::new(),
+    }
+}
+
+/// Forward flops of one sequence: matrix products and attention with the causal half (and windows) only.
+///
+/// A training step costs three times this (forward, input gradient, weight gradient). Embedding look-ups count nothing;
+/// the output layer counts; routed experts count for the tokens they get.
+pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, stack: &StackProfile) -> f64 {
+    let alone = GroupShape { ranks: 1, per_domain: 1, per_node: 1, stride: 1, level: 0 };
+    let groups = Groups {
+        tp: alone,
+        cp: alone,
+        dp: alone,
+        pp: alone,
+        ep: alone,
+        etp: alone,
+        edp: alone,
+        shard: alone,
+    };
+    let plan = single_rank_plan();
+    let mut shape = Shape::new(&plan, workload, stack, groups);
+    shape.attention = AttentionKernel::Flash2;
+    shape.lora_rank = None;
+    shape.expert_imbalance = 1.0;
+    shape.gemm = DType::Bf16;
+    let Ok(layout) = Layout::new(model, &plan) else { return 0.0 };
+    let flops = |program: &LayerProgram| LayerProgram::flops(&program.forward);
+    let mut total = 0.0;
+    for chunk in &layout.chunks {
+        for &(kind, count) in &chunk.layers {
+            if let Some(block) = block_of(model, kind) {
+                let mut shape = shape.clone();
+                if let (crate::layout::LayerKind::Encoder, Some(e)) = (kind, &model.encoder) {
+                    shape.seq_len = (shape.seq_len as f64 * e.tokens_per_decoder_token).ceil() as u64;
+                    shape.tokens = shape.seq_len;
+                    shape.sharded_tokens = shape.seq_len;
+                }
+                total += f64::from(count) * flops(&lower_block(block, model, &shape));
+            }
+        }
+    }
+    let head = flops(&lower_head(model, &shape));
+    total += head + flops(&lower_embedding(model, &shape));
+    if model.mtp_layers > 0
+        && let Some(block) = model.kinds.last()
+    {
+        let extra = flops(&lower_block(block, model, &shape)) + flops(&lower_mtp_projection(model, &shape)) + head;
+        total += f64::from(model.mtp_layers) * extra;
+    }
+    total
+}

@@ -1,0 +1,134 @@
+//! Times of one micro-batch in one model chunk, with just-in-time parameter gathering (FSDP / ZeRO-3).
+
+use super::{KindTimes, LayerTimes, Pass};
+use psim_hardware::profile::StackProfile;
+use psim_models::layout::Chunk;
+use psim_models::plan::{Plan, Recompute};
+
+/// Passes of one micro-batch in one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct ChunkTimes {
+    pub(super) forward: Pass,
+    /// Both gradients and recomputation; in split schedules the input gradient and recomputation.
+    pub(super) backward: Pass,
+    /// Weight gradients of split schedules.
+    pub(super) weight: Pass,
+}
+
+impl ChunkTimes {
+    /// All passes of one micro-batch.
+    pub(super) fn total(&self) -> Pass {
+        self.forward.plus(&self.backward, 1.0).plus(&self.weight, 1.0)
+    }
+}
+
+/// Gathering of parameters and scattering of gradients around each layer of a kind, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Gathering {
+    pub(super) gather: f64,
+    pub(super) scatter: f64,
+}
+
+/// Gathering per kind of layer; `None` when parameters stay on the rank.
+pub(super) struct Gatherings {
+    pub(super) layers: Vec<Gathering>,
+    pub(super) encoder: Gathering,
+    pub(super) embedding: Gathering,
+    pub(super) head: Gathering,
+    /// Parameters are gathered again for the backward pass.
+    pub(super) again: bool,
+}
+
+/// Runs `count` equal layers beside their communication: pipelined one layer ahead with prefetch, else in turn.
+fn beside(pass: &Pass, communication: f64, count: f64, stack: &StackProfile) -> Pass {
+    let mut out = pass.plus(&Pass::default(), 0.0);
+    let each = pass.time;
+    let (duration, exposed, slowed) = if stack.overlap.fsdp_prefetch == 0 {
+        (each + communication, communication, 0.0)
+    } else {
+        let slowed = stack.efficiency.contention * f64::min(each, communication);
+        let duration = f64::max(each + slowed, communication);
+        (duration, duration - each - slowed, slowed)
+    };
+    out.parts.dp += exposed;
+    out.parts.contention += slowed;
+    out.busy[2] += communication;
+    out.time = duration;
+    Pass::default().plus(&out, count)
+}
+
+pub(super) fn chunk_times(
+    chunk: &Chunk,
+    layers: &LayerTimes,
+    plan: &Plan,
+    stack: &StackProfile,
+    gatherings: Option<&Gatherings>,
+    split: bool,
+) -> ChunkTimes {
+    let mut out = ChunkTimes::default();
+    let mut full = match plan.recompute {
+        Recompute::Full => u32::MAX,
+        Recompute::Layers(n) => n,
+        _ => 0,
+    };
+    let mut add = |times: &KindTimes, count: u32, recomputed: u32, gathering: Option<(Gathering, bool)>| {
+        let (n, r) = (f64::from(count), f64::from(recomputed));
+        let mut backward = if split { times.input } else { times.backward };
+        if plan.recompute == Recompute::Selective {
+            backward = backward.plus(&times.selective.as_recompute(), 1.0);
+        }
+        if count > 0 {
+            backward = backward.plus(&times.forward.as_recompute(), r / n);
+        }
+        match gathering {
+            Some((g, again)) => {
+                let gather_again = if again { g.gather } else { 0.0 };
+                out.forward = out.forward.plus(&beside(&times.forward, g.gather, n, stack), 1.0);
+                out.backward = out.backward.plus(&beside(&backward, gather_again + g.scatter, n, stack), 1.0);
+            }
+            None => {
+                out.forward = out.forward.plus(&times.forward, n);
+                out.backward = out.backward.plus(&backward, n);
+            }
+        }
+        if split {
+            out.weight = out.weight.plus(&times.weight, n);
+        }
+    };
+    let mut ends = None;
+    if chunk.embedding {
+        add(&layers.embedding, 1, 0, gatherings.map(|g| (g.embedding, false)));
+    }
+    for (i, &(kind, count)) in chunk.layers.iter().enumerate() {
+        let recomputed = full.min(count);
+        full -= recomputed;
+        let gathering = gatherings.map(|g| {
+            let of = match kind {
+                psim_models::layout::LayerKind::Encoder => g.encoder,
+                psim_models::layout::LayerKind::Decoder(k) => {
+                    g.layers.get(usize::from(k)).copied().unwrap_or_default()
+                }
+            };
+            (of, g.again)
+        });
+        add(layers.of(kind), count, recomputed, gathering);
+        if i == 0 {
+            ends = gathering.map(|g| g.0);
+        }
+    }
+    if chunk.head {
+        add(&layers.head, 1, 0, gatherings.map(|g| (g.head, false)));
+    }
+    if let Some(g) = ends.filter(|_| stack.overlap.fsdp_prefetch > 0) {
+        // The first gather of a pass has nothing to hide behind; nor has the last scatter.
+        out.forward.parts.dp += g.gather;
+        out.forward.time += g.gather;
+        out.backward.parts.dp += g.scatter;
+        out.backward.time += g.scatter;
+    }
+    out.forward.parts.launch += stack.host.per_micro_batch.0 / 2.0;
+    out.forward.time += stack.host.per_micro_batch.0 / 2.0;
+    out.backward.parts.launch += stack.host.per_micro_batch.0 / 2.0;
+    out.backward.time += stack.host.per_micro_batch.0 / 2.0;
+    out
+}

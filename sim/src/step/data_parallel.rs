@@ -1,0 +1,107 @@
+//! Gradient reduction and parameter gathering over data-parallel ranks.
+
+use psim_cost_models::CostModel;
+use psim_hardware::GroupShape;
+use psim_hardware::profile::StackProfile;
+use psim_models::lowering::Shape;
+use psim_models::memory::RankParameters;
+use psim_models::operator::CollectiveKind;
+use psim_models::plan::{Plan, Sharding};
+
+/// Communication of one stage at the end of a step, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Reduction {
+    /// Reduction of all gradients of the stage.
+    pub(super) reduce: f64,
+    /// Gathering of updated parameters.
+    pub(super) gather: f64,
+    /// Buckets that the gradients of the stage are sent in.
+    pub(super) buckets: f64,
+}
+
+/// Time of a collective over `count` elements of `bytes` each, in buckets of the stack's size.
+fn bucketed(
+    cost: &CostModel,
+    kind: CollectiveKind,
+    count: f64,
+    bytes: f64,
+    group: &GroupShape,
+    buckets: f64,
+) -> f64 {
+    if group.ranks <= 1 || count <= 0.0 {
+        return 0.0;
+    }
+    let each = (count * bytes / buckets).ceil();
+    buckets * cost.collective(kind, each as u64, group).time.0
+}
+
+/// What a stage with `parameters` per rank reduces and gathers at the end of a step.
+///
+/// `held`: parameters are sharded but stay gathered between micro-batches (FSDP under pipeline parallelism).
+pub(super) fn reduction(
+    plan: &Plan,
+    shape: &Shape,
+    stack: &StackProfile,
+    cost: &CostModel,
+    parameters: &RankParameters,
+    held: bool,
+    replicas: Option<&GroupShape>,
+) -> Reduction {
+    let base = shape.base.size();
+    let wire = stack.states.gradient_wire;
+    let mut out = Reduction { buckets: 1.0, ..Reduction::default() };
+    let groups = [(parameters.dense, shape.groups.dp), (parameters.expert, shape.groups.edp)];
+    let bucket = stack.overlap.bucket.as_f64();
+    for (count, group) in groups {
+        let count = count * parameters.trainable;
+        let buckets = if bucket > 0.0 { (count * wire / bucket).ceil().clamp(1.0, 64.0) } else { 1.0 };
+        out.buckets = out.buckets.max(buckets);
+        let time = |kind, bytes| bucketed(cost, kind, count, bytes, &group, buckets);
+        match plan.sharding {
+            Sharding::None => out.reduce += time(CollectiveKind::AllReduce, wire),
+            Sharding::Optimizer | Sharding::Gradients => {
+                out.reduce += time(CollectiveKind::ReduceScatter, wire);
+                out.gather += time(CollectiveKind::AllGather, base);
+            }
+            Sharding::Parameters if held => {
+                out.reduce += time(CollectiveKind::ReduceScatter, wire);
+                out.gather += time(CollectiveKind::AllGather, base);
+            }
+            Sharding::Parameters => {
+                // Hybrid sharding: the shards are summed over the replicas of the shard group.
+                if let Some(replicas) = replicas {
+                    let shard = f64::from(shape.groups.shard.ranks.max(1));
+                    let kind = CollectiveKind::AllReduce;
+                    out.reduce += bucketed(cost, kind, count / shard, wire, replicas, buckets);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Seconds of a stage's reduction that stick out after its last backward pass, and the compute slow-down it causes.
+///
+/// With overlap, buckets leave as their layers finish in the last micro-batch: all but the last bucket can hide behind
+/// the stage's own backward time `window`.
+pub(super) fn exposed_reduction(reduction: &Reduction, window: f64, stack: &StackProfile) -> (f64, f64) {
+    if !stack.overlap.grad_reduce {
+        return (reduction.reduce, 0.0);
+    }
+    let last = reduction.reduce / reduction.buckets;
+    let hidden_window = window * (1.0 - 1.0 / reduction.buckets);
+    let exposed = f64::max(last, reduction.reduce - hidden_window);
+    let hidden = reduction.reduce - exposed;
+    (exposed, stack.efficiency.contention * hidden)
+}
+
+/// Seconds of parameter gathering that stick out, and the compute slow-down: with overlap all but the first bucket
+/// hide behind the next step's first forward pass of the stage.
+pub(super) fn exposed_gather(reduction: &Reduction, window: f64, stack: &StackProfile) -> (f64, f64) {
+    if !stack.overlap.param_gather {
+        return (reduction.gather, 0.0);
+    }
+    let first = reduction.gather / reduction.buckets;
+    let exposed = f64::max(first, reduction.gather - window);
+    (exposed, stack.efficiency.contention * (reduction.gather - exposed))
+}

@@ -1,0 +1,502 @@
+//! From a plan to a prediction.
+
+use super::chunk::{ChunkTimes, Gathering, Gatherings, chunk_times};
+use super::data_parallel::{Reduction, exposed_gather, exposed_reduction, reduction};
+use super::energy::step_energy;
+use super::optimizer::optimizer_step;
+use super::{LayerTimes, Pass, SimError};
+use crate::pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
+use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
+use psim_cost_models::{CostModel, ProfileLibrary};
+use psim_hardware::profile::{Provenance, StackProfile};
+use psim_hardware::{Bytes, Cluster, DType, GroupShape, Node, Seconds, Time};
+use psim_models::flops::forward_flops_per_sequence;
+use psim_models::layout::{Layout, block_of};
+use psim_models::lowering::{Groups, Shape};
+use psim_models::memory::{self, RankParameters};
+use psim_models::operator::CollectiveKind;
+use psim_models::plan::{Plan, Schedule, Sharding};
+use psim_models::{Model, TrainingWorkload};
+
+/// Largest size accepted for any degree or batch; beyond it is a typing error.
+const ABSURD: u32 = 1 << 24;
+
+/// A model, a workload, a cluster and a stack, ready to price plans.
+#[derive(Debug, Clone)]
+pub struct StepModel<'a> {
+    model: &'a Model,
+    workload: &'a TrainingWorkload,
+    cluster: &'a Cluster,
+    node: &'a Node,
+    stack: &'a StackProfile,
+    cost: CostModel,
+    /// Forward flops of one sequence, causal half.
+    flops_per_sequence: f64,
+}
+
+/// A plan with everything that follows from it before the pipeline runs.
+struct Prepared {
+    shape: Shape,
+    layout: Layout,
+    chunks: Vec<ChunkTimes>,
+    reductions: Vec<Reduction>,
+    optimizer: f64,
+    p2p: f64,
+}
+
+impl<'a> StepModel<'a> {
+    /// Binds the inputs; a mixed cluster is priced by its slowest node.
+    pub fn new(
+        model: &'a Model,
+        workload: &'a TrainingWorkload,
+        cluster: &'a Cluster,
+        stack: &'a StackProfile,
+        library: &ProfileLibrary,
+    ) -> Self {
+        let node = cluster.slowest_node();
+        let cost = CostModel::new(cluster, node, stack, library);
+        let flops_per_sequence = forward_flops_per_sequence(model, workload, stack);
+        Self { model, workload, cluster, node, stack, cost, flops_per_sequence }
+    }
+
+    /// The cost model in use.
+    pub fn cost(&self) -> &CostModel {
+        &self.cost
+    }
+
+    /// Forward flops of one sequence (causal half of attention).
+    pub fn flops_per_sequence(&self) -> f64 {
+        self.flops_per_sequence
+    }
+
+    /// Checks sizes that every depth relies on.
+    ///
+    /// # Errors
+    /// The first rule that the plan breaks.
+    pub fn check(&self, plan: &Plan) -> Result<(), SimError> {
+        let sizes = [
+            ("tp", plan.tp),
+            ("pp", plan.pp),
+            ("dp", plan.dp),
+            ("cp", plan.cp),
+            ("ep", plan.ep),
+            ("etp", plan.etp),
+            ("vpp", plan.vpp),
+            ("micro_batch", plan.micro_batch),
+            ("global_batch", plan.global_batch),
+        ];
+        for (name, value) in sizes {
+            if value == 0 {
+                return Err(SimError::Zero { name });
+            }
+            if value > ABSURD {
+                return Err(SimError::Absurd(format!("`{name}` = {value} is beyond anything buildable ({ABSURD})")));
+            }
+        }
+        let (tp, pp, dp, cp) = (plan.tp, plan.pp, plan.dp, plan.cp);
+        let needed = [tp, pp, dp, cp].iter().fold(1u64, |a, &b| a.saturating_mul(u64::from(b)));
+        let available = self.cluster.accelerators();
+        if needed > u64::from(available) {
+            return Err(SimError::TooManyRanks { tp, pp, dp, cp, needed, available });
+        }
+        let unit = u64::from(dp) * u64::from(plan.micro_batch);
+        if !u64::from(plan.global_batch).is_multiple_of(unit) {
+            let (global_batch, micro_batch) = (plan.global_batch, plan.micro_batch);
+            return Err(SimError::Batch { global_batch, dp, micro_batch, unit });
+        }
+        let ranks = u64::from(tp) * u64::from(cp) * u64::from(dp);
+        let unit = u64::from(plan.ep) * u64::from(plan.etp);
+        if !ranks.is_multiple_of(unit) {
+            return Err(SimError::ExpertMesh { ep: plan.ep, etp: plan.etp, unit, tp, cp, dp, ranks });
+        }
+        Ok(())
+    }
+
+    /// The shape of one rank's work under a plan.
+    pub fn shape(&self, plan: &Plan) -> Shape {
+        Shape::new(plan, self.workload, self.stack, Groups::place(plan, self.cluster, self.node))
+    }
+
+    /// Prices every kind of layer. Plans that agree in tp, cp, ep, etp, micro-batch, sequence parallelism, context
+    /// exchange, precision, dp (where it moves the expert group) and split schedule share the result.
+    pub fn layer_times(&self, plan: &Plan) -> LayerTimes {
+        let shape = self.shape(plan);
+        LayerTimes::new(self.model, &shape, &self.cost, self.stack, self.peak(plan), is_split(plan.schedule))
+    }
+
+    /// Datasheet peak of the plan's GEMM format (bf16 or fp16 where the part lacks it).
+    pub fn peak(&self, plan: &Plan) -> f64 {
+        let accelerator = &self.node.accelerator;
+        let peak = |d| accelerator.peak(d).map(|p| p.0);
+        peak(plan.precision.gemm())
+            .or_else(|| peak(DType::Bf16))
+            .or_else(|| peak(DType::Fp16))
+            .or_else(|| peak(DType::Fp32))
+            .unwrap_or(1e12)
+    }
+
+    fn prepare(&self, plan: &Plan, layers: &LayerTimes) -> Result<Prepared, SimError> {
+        let shape = self.shape(plan);
+        let layout = Layout::new(self.model, plan)?;
+        let split = is_split(plan.schedule);
+        // Under pipeline parallelism FSDP keeps the gathered parameters between micro-batches.
+        let held = plan.pp > 1;
+        let gatherings = (plan.sharding == Sharding::Parameters && !held).then(|| self.gatherings(plan, &shape));
+        let chunks: Vec<ChunkTimes> = layout
+            .chunks
+            .iter()
+            .map(|c| chunk_times(c, layers, plan, self.stack, gatherings.as_ref(), split))
+            .collect();
+        let stages = plan.pp as usize;
+        let parameters: Vec<RankParameters> =
+            (0..stages).map(|s| memory::rank_parameters(self.model, &layout, s, &shape)).collect();
+        let replicas = self.replica_group(plan, &shape);
+        let reductions: Vec<Reduction> = parameters
+            .iter()
+            .map(|p| reduction(plan, &shape, self.stack, &self.cost, p, held, replicas.as_ref()))
+            .collect();
+        let world = GroupShape::place(self.cluster, self.node, plan.world(), 1);
+        let optimizer = parameters
+            .iter()
+            .map(|p| optimizer_step(plan, &shape, self.stack, &self.cost, p, &world))
+            .fold(0.0, f64::max);
+        let p2p = if plan.pp > 1 {
+            let bytes = shape.base.size() * (shape.sharded_tokens * self.model.hidden) as f64;
+            self.cost.collective(CollectiveKind::SendRecv, bytes.ceil() as u64, &shape.groups.pp).time.0
+        } else {
+            0.0
+        };
+        Ok(Prepared { shape, layout, chunks, reductions, optimizer, p2p })
+    }
+
+    /// The replicas of a hybrid shard group.
+    fn replica_group(&self, plan: &Plan, shape: &Shape) -> Option<GroupShape> {
+        let (all, shard) = (shape.groups.dp.ranks, shape.groups.shard.ranks);
+        (plan.sharding == Sharding::Parameters && shard < all)
+            .then(|| GroupShape::place(self.cluster, self.node, all / shard, plan.tp * shard))
+    }
+
+    /// Gather and scatter times of each kind of layer under FSDP.
+    fn gatherings(&self, plan: &Plan, shape: &Shape) -> Gatherings {
+        let tp = shape.tp as f64;
+        let base = shape.base.size();
+        let wire = self.stack.states.gradient_wire;
+        let shard = shape.groups.shard;
+        let expert_group = shape.groups.edp;
+        let time = |kind, bytes: f64, group: &GroupShape| {
+            if bytes <= 0.0 { 0.0 } else { self.cost.collective(kind, bytes.ceil() as u64, group).time.0 }
+        };
+        let both = |dense: f64, expert: f64| Gathering {
+            gather: time(CollectiveKind::AllGather, base * dense, &shard)
+                + time(CollectiveKind::AllGather, base * expert, &expert_group),
+            scatter: time(CollectiveKind::ReduceScatter, wire * dense, &shard)
+                + time(CollectiveKind::ReduceScatter, wire * expert, &expert_group),
+        };
+        let block = |kind| {
+            block_of(self.model, kind).map_or_else(Gathering::default, |b| {
+                let p = b.parameters(self.model.hidden, self.model.norm);
+                let split = p.dense_split();
+                let dense = split.sharded as f64 / tp + split.replicated as f64;
+                both(dense, p.experts as f64 / (shape.ep * shape.etp) as f64)
+            })
+        };
+        use psim_models::layout::LayerKind;
+        let head = self.model.head_parameters() as f64 / tp;
+        Gatherings {
+            layers: (0..self.model.kinds.len()).map(|k| block(LayerKind::Decoder(k as u16))).collect(),
+            encoder: block(LayerKind::Encoder),
+            embedding: both(self.model.embedding_parameters() as f64 / tp, 0.0),
+            head: both(head, 0.0),
+            again: plan.sharding == Sharding::Parameters,
+        }
+    }
+
+    /// L0: no schedule of the plan's passes is faster. Every stage waits for the first micro-batch to come down, does
+    /// all its work, and its last gradient travels back up.
+    ///
+    /// # Errors
+    /// As [`StepModel::predict`].
+    pub fn lower_bound(&self, plan: &Plan, layers: &LayerTimes) -> Result<f64, SimError> {
+        let prepared = self.prepare(plan, layers)?;
+        Ok(self.finish_time(plan, &prepared, pipeline_bound(plan, &prepared)))
+    }
+
+    /// Adds what follows the pipeline to its duration, at its least.
+    fn finish_time(&self, plan: &Plan, prepared: &Prepared, pipeline: f64) -> f64 {
+        let tail = prepared.optimizer + self.stack.host.per_step.0;
+        (pipeline + tail) * (1.0 + self.straggler(plan))
+    }
+
+    /// Relative growth from jitter: per doubling of the nodes taking part.
+    fn straggler(&self, plan: &Plan) -> f64 {
+        let nodes = f64::from(plan.world()) / f64::from(self.node.accelerators.max(1));
+        self.stack.efficiency.straggler * nodes.max(1.0).log2()
+    }
+
+    /// Predicts one step.
+    ///
+    /// # Errors
+    /// [`SimError`] as described at [`super::predict_step`].
+    pub fn predict(&self, plan: &Plan, level: Level, timeline: bool) -> Result<StepPrediction, SimError> {
+        self.check(plan)?;
+        let layers = self.layer_times(plan);
+        self.predict_with(plan, &layers, level, timeline)
+    }
+
+    /// As [`StepModel::predict`] with layer times at hand (see [`StepModel::layer_times`]).
+    ///
+    /// # Errors
+    /// As [`StepModel::predict`].
+    pub fn predict_with(
+        &self,
+        plan: &Plan,
+        layers: &LayerTimes,
+        level: Level,
+        timeline: bool,
+    ) -> Result<StepPrediction, SimError> {
+        if level == Level::L3 {
+            return Err(SimError::Level(level));
+        }
+        self.check(plan)?;
+        let prepared = self.prepare(plan, layers)?;
+        let spec = spec(plan);
+        let costs = costs(&prepared, self.stack.overlap.p2p);
+        let mut sim = PipelineSim::new();
+        let failed = |e: crate::pipeline::PipelineError| SimError::Schedule(e.to_string());
+        let (result, timeline) = if timeline {
+            let (result, timeline) = sim.run_with_timeline(&spec, &costs).map_err(failed)?;
+            (result, Some(timeline))
+        } else {
+            (sim.run(&spec, &costs).map_err(failed)?, None)
+        };
+        let makespan = result.makespan.seconds().0;
+        let without_p2p = if prepared.p2p > 0.0 {
+            let free = PipelineCosts { p2p: Time::ZERO, ..costs.clone() };
+            sim.run(&spec, &free).map_err(failed)?.makespan.seconds().0
+        } else {
+            makespan
+        };
+        let (mean, even) = mean_stage(plan, &prepared);
+        let even_costs = PipelineCosts { p2p: Time::ZERO, chunks: even, ..costs.clone() };
+        let balanced = sim.run(&spec, &even_costs).map_err(failed)?.makespan.seconds().0;
+
+        let (after, dp_exposed, contention) = self.after_pipeline(&prepared, &result);
+        let mut breakdown = mean.parts.into_breakdown();
+        breakdown.pp_exposed = Seconds((makespan - without_p2p).max(0.0));
+        breakdown.imbalance = Seconds((without_p2p - balanced).max(0.0));
+        let covered = mean.parts.total() + breakdown.pp_exposed.0 + breakdown.imbalance.0;
+        breakdown.bubble = Seconds((makespan - covered).max(0.0));
+        breakdown.dp_exposed += Seconds(dp_exposed);
+        breakdown.contention += Seconds(contention);
+        breakdown.optimizer = Seconds(prepared.optimizer);
+        breakdown.fixed = Seconds(self.stack.host.per_step.0);
+        let unscaled = after + prepared.optimizer + self.stack.host.per_step.0;
+        breakdown.straggler = Seconds(unscaled * self.straggler(plan));
+        // Rounding of clamped terms goes to the bubble so that the parts sum to the step.
+        let value = unscaled * (1.0 + self.straggler(plan));
+        breakdown.bubble += Seconds(value) - breakdown.total();
+        self.report(plan, level, &prepared, &result, &mean, breakdown, value, timeline)
+    }
+
+    /// End of the last reduction and gathering, with the exposed communication and the slow-down behind it.
+    fn after_pipeline(&self, prepared: &Prepared, result: &PipelineResult) -> (f64, f64, f64) {
+        let mut end: f64 = 0.0;
+        let mut contention_at_end = 0.0;
+        let mut gather: f64 = 0.0;
+        let mut gather_contention = 0.0;
+        for (stage, outcome) in result.stages.iter().enumerate() {
+            let local = || prepared.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
+            let backward: f64 = local().map(|c| c.backward.time + c.weight.time).sum();
+            let forward: f64 = local().map(|c| c.forward.time).sum();
+            let r = &prepared.reductions[stage];
+            let (exposed, slowed) = exposed_reduction(r, backward, self.stack);
+            let finish = outcome.last_end.seconds().0 + exposed + slowed;
+            if finish > end {
+                end = finish;
+                contention_at_end = slowed;
+            }
+            let (exposed, slowed) = exposed_gather(r, forward, self.stack);
+            if exposed + slowed > gather + gather_contention {
+                gather = exposed;
+                gather_contention = slowed;
+            }
+        }
+        let makespan = result.makespan.seconds().0;
+        let end = f64::max(end, makespan);
+        let contention = f64::min(contention_at_end, end - makespan) + gather_contention;
+        let total = end + gather + gather_contention;
+        (total, total - makespan - contention, contention)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, all distinct")]
+    fn report(
+        &self,
+        plan: &Plan,
+        level: Level,
+        prepared: &Prepared,
+        result: &PipelineResult,
+        mean: &Pass,
+        breakdown: Breakdown,
+        value: f64,
+        timeline: Option<crate::Timeline>,
+    ) -> Result<StepPrediction, SimError> {
+        let world = plan.world();
+        let sequences = f64::from(plan.global_batch);
+        let useful = 3.0 * self.flops_per_sequence * sequences;
+        let rate = useful / value / f64::from(world);
+        let tokens = sequences * self.workload.seq_len as f64;
+        let memory = self.memory(plan, prepared, level, result);
+        let capacity = self.node.accelerator.memory;
+        let fits = memory.iter().all(|m| m.total <= capacity);
+        let exposed = breakdown.tp_exposed
+            + breakdown.cp_exposed
+            + breakdown.ep_exposed
+            + breakdown.pp_exposed
+            + breakdown.dp_exposed;
+        let sigma = (self.stack.residual_sigma.powi(2) + table_variance(mean)).sqrt();
+        // 80 % of a normal distribution lies within 1.2816 standard deviations.
+        let spread = (1.2816 * sigma).exp();
+        let mut notes = Vec::new();
+        let provenance = if mean.unmeasured > 0.1 * mean.time {
+            notes.push(format!(
+                "kernel times of {} are transferred from a measured relative or taken from defaults",
+                self.node.accelerator.name
+            ));
+            self.cost.provenance().min(Provenance::Transferred)
+        } else {
+            self.cost.provenance()
+        };
+        if self.cluster.is_mixed() {
+            notes.push(format!("the mixed cluster is priced by its slowest part, {}", self.node.accelerator.name));
+        }
+        Ok(StepPrediction {
+            level,
+            step_time: Estimate { value, low: value / spread, high: value * spread },
+            tokens_per_s_per_gpu: tokens / value / f64::from(world),
+            mfu: 100.0 * rate / self.peak(plan),
+            model_tflops_per_gpu: rate / 1e12,
+            memory,
+            memory_capacity: capacity,
+            fits,
+            bubble: (breakdown.bubble + breakdown.imbalance).0 / value,
+            exposed_comm: exposed.0 / value,
+            energy_joule: step_energy(self.cluster, &self.cost, mean, value, world),
+            breakdown,
+            provenance,
+            timeline,
+            notes,
+        })
+    }
+
+    /// Memory per stage: activations in flight from the simulated schedule at L2, in closed form at L1.
+    fn memory(&self, plan: &Plan, prepared: &Prepared, level: Level, result: &PipelineResult) -> Vec<StageMemory> {
+        (0..plan.pp)
+            .map(|stage| {
+                let held = match result.stages.get(stage as usize) {
+                    Some(s) if level >= Level::L2 && !s.peak_in_flight.is_empty() => s.peak_in_flight.clone(),
+                    _ => memory::in_flight(plan, stage),
+                };
+                let ledger = memory::stage_ledger_with(
+                    self.model,
+                    plan,
+                    &prepared.layout,
+                    &prepared.shape,
+                    self.stack,
+                    stage,
+                    &held,
+                );
+                let mut parts: Vec<(&'static str, Bytes)> = ledger.parts().to_vec();
+                parts.sort_by_key(|p| std::cmp::Reverse(p.1));
+                StageMemory { stage, parts, total: ledger.total() }
+            })
+            .collect()
+    }
+
+    /// The largest stage's memory in closed form, without pricing anything.
+    ///
+    /// # Errors
+    /// A layout that does not exist.
+    pub fn peak_memory(&self, plan: &Plan) -> Result<Bytes, SimError> {
+        let shape = self.shape(plan);
+        let layout = Layout::new(self.model, plan)?;
+        let all = memory::ledger(self.model, plan, &layout, &shape, self.stack);
+        Ok(all.iter().map(memory::StageLedger::total).max().unwrap_or_default())
+    }
+}
+
+/// Schedules that run weight gradients apart.
+fn is_split(schedule: Schedule) -> bool {
+    matches!(schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV)
+}
+
+fn spec(plan: &Plan) -> PipelineSpec {
+    let schedule = match plan.schedule {
+        Schedule::OneFOneB if plan.vpp > 1 => Schedule::Interleaved,
+        Schedule::Interleaved if plan.vpp <= 1 => Schedule::OneFOneB,
+        other => other,
+    };
+    PipelineSpec {
+        schedule,
+        stages: plan.pp,
+        chunks_per_stage: plan.vpp,
+        micro_batches: plan.micro_batches().max(1),
+        ..PipelineSpec::default()
+    }
+}
+
+fn chunk_cost(c: &ChunkTimes) -> ChunkCost {
+    ChunkCost {
+        forward: Time::from(Seconds(c.forward.time)),
+        backward_input: Time::from(Seconds(c.backward.time)),
+        backward_weight: Time::from(Seconds(c.weight.time)),
+    }
+}
+
+fn costs(prepared: &Prepared, p2p_overlap: bool) -> PipelineCosts {
+    PipelineCosts {
+        chunks: prepared.chunks.iter().map(chunk_cost).collect(),
+        p2p: Time::from(Seconds(prepared.p2p)),
+        p2p_overlap,
+        ..PipelineCosts::default()
+    }
+}
+
+/// Work of the mean stage over the whole step, and chunk costs that spread all work evenly.
+fn mean_stage(plan: &Plan, prepared: &Prepared) -> (Pass, Vec<ChunkCost>) {
+    let n = prepared.chunks.len().max(1);
+    let share = 1.0 / n as f64;
+    let mut even = ChunkTimes::default();
+    for c in &prepared.chunks {
+        even.forward = even.forward.plus(&c.forward, share);
+        even.backward = even.backward.plus(&c.backward, share);
+        even.weight = even.weight.plus(&c.weight, share);
+    }
+    let per_stage = f64::from(plan.vpp) * f64::from(plan.micro_batches().max(1));
+    let mean = Pass::default().plus(&even.total(), per_stage);
+    (mean, vec![chunk_cost(&even); n])
+}
+
+/// Least duration of the pipeline: see [`StepModel::lower_bound`].
+fn pipeline_bound(plan: &Plan, prepared: &Prepared) -> f64 {
+    let m = f64::from(plan.micro_batches().max(1));
+    let mut before = 0.0;
+    let mut bound: f64 = 0.0;
+    for stage in 0..plan.pp as usize {
+        let busy: f64 = prepared.layout.chunks_of(stage).map(|(c, _)| prepared.chunks[c].total().time).sum();
+        bound = bound.max(before + m * busy);
+        // The first chunk of this stage runs forward before any later stage starts and backward after they end.
+        if let Some(c) = prepared.chunks.get(stage) {
+            before += c.forward.time + c.backward.time;
+        }
+    }
+    bound
+}
+
+/// Variance of ln(time) from the tables' own errors: operators of equal kind share one table, so half of the spread
+/// is taken as common.
+fn table_variance(mean: &Pass) -> f64 {
+    if mean.time <= 0.0 {
+        return 0.0;
+    }
+    (mean.variance / (mean.time * mean.time)).min(0.25)
+}
