@@ -2,7 +2,9 @@
 
 use crate::arch::Model;
 use crate::layout::{Layout, block_of};
-use crate::lowering::{Groups, LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection};
+use crate::lowering::{
+    Groups, LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection,
+};
 use crate::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
 use crate::workload::TrainingWorkload;
 use psim_hardware::profile::StackProfile;
@@ -75,7 +77,8 @@ pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, st
     if model.mtp_layers > 0
         && let Some(block) = model.kinds.last()
     {
-        let extra = flops(&lower_block(block, model, &shape)) + flops(&lower_mtp_projection(model, &shape)) + head;
+        let extra =
+            flops(&lower_block(block, model, &shape)) + flops(&lower_mtp_projection(model, &shape)) + head;
         total += f64::from(model.mtp_layers) * extra;
     }
     total

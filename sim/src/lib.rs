@@ -7,8 +7,8 @@
 
 pub mod pipeline;
 pub mod prediction;
-pub mod step;
 pub mod schedule;
+pub mod step;
 pub mod timeline;
 
 pub use pipeline::{
@@ -16,5 +16,5 @@ pub use pipeline::{
     StageResult,
 };
 pub use prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
-pub use timeline::{Span, Timeline, Track};
 pub use step::{SimError, StepInput, StepModel, predict_step, predict_step_with_timeline};
+pub use timeline::{Span, Timeline, Track};

@@ -7,7 +7,9 @@ use psim_models::layout::LayoutError;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SimError {
     /// More ranks than accelerators.
-    #[error("the plan needs tp {tp} × pp {pp} × dp {dp} × cp {cp} = {needed} accelerators, the cluster has {available}")]
+    #[error(
+        "the plan needs tp {tp} × pp {pp} × dp {dp} × cp {cp} = {needed} accelerators, the cluster has {available}"
+    )]
     TooManyRanks {
         /// Tensor parallel.
         tp: u32,

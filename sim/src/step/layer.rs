@@ -34,7 +34,11 @@ impl KindTimes {
             forward: pass(&program.forward, None),
             backward: pass(&program.backward, None),
             input: if split { pass(&program.backward, Some(Phase::InputGradient)) } else { Pass::default() },
-            weight: if split { pass(&program.backward, Some(Phase::WeightGradient)) } else { Pass::default() },
+            weight: if split {
+                pass(&program.backward, Some(Phase::WeightGradient))
+            } else {
+                Pass::default()
+            },
             selective: pass(&program.selective, None),
         }
     }
@@ -55,7 +59,14 @@ pub struct LayerTimes {
 
 impl LayerTimes {
     /// Prices every kind of layer. `split` also prices the two halves of the backward pass apart.
-    pub fn new(model: &Model, shape: &Shape, cost: &CostModel, stack: &StackProfile, peak: f64, split: bool) -> Self {
+    pub fn new(
+        model: &Model,
+        shape: &Shape,
+        cost: &CostModel,
+        stack: &StackProfile,
+        peak: f64,
+        split: bool,
+    ) -> Self {
         let times = |program: LayerProgram| KindTimes::new(&program, cost, stack, peak, split);
         let kinds: Vec<KindTimes> = model.kinds.iter().map(|b| times(lower_block(b, model, shape))).collect();
         let encoder = model.encoder.as_ref().map_or_else(KindTimes::default, |e| {

@@ -33,10 +33,14 @@ pub(super) fn optimizer_step(
         u32::MAX
     });
     let all = parameters.trainable * (parameters.dense + parameters.expert);
-    let local =
-        parameters.trainable * (parameters.dense / share(dense_ranks) + parameters.expert / share(expert_ranks));
+    let local = parameters.trainable
+        * (parameters.dense / share(dense_ranks) + parameters.expert / share(expert_ranks));
     let update = local * (2.0 * (s.master + s.moments) + 2.0 * s.gradient + shape.base.size());
-    let held = if plan.sharding == Sharding::Parameters || plan.sharding == Sharding::Gradients { local } else { all };
+    let held = if plan.sharding == Sharding::Parameters || plan.sharding == Sharding::Gradients {
+        local
+    } else {
+        all
+    };
     let clear = held * s.gradient;
     let bytes = |b: f64| b.ceil() as u64;
     let mut seconds = cost.memory(MemoryClass::Optimizer, bytes(update), 4, 0.0).time.0

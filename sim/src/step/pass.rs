@@ -54,7 +54,13 @@ fn kernels(kind: &OperatorKind) -> f64 {
     match kind {
         OperatorKind::Gemm { .. } => 1.0,
         OperatorKind::GroupedGemm { .. } => 2.0,
-        OperatorKind::Attention { backward, .. } => if *backward { 3.0 } else { 1.0 },
+        OperatorKind::Attention { backward, .. } => {
+            if *backward {
+                3.0
+            } else {
+                1.0
+            }
+        }
         OperatorKind::Memory { kernels, .. } => f64::from(*kernels),
         OperatorKind::Collective { .. } => 1.0,
     }
@@ -156,7 +162,8 @@ pub fn run_pass(
         if matrix {
             last_matrix = time;
         }
-        if matches!(op.kind, OperatorKind::Memory { class: MemoryClass::Permute, .. }) && op.name == "permute" {
+        if matches!(op.kind, OperatorKind::Memory { class: MemoryClass::Permute, .. }) && op.name == "permute"
+        {
             // Token counts are read back by the host before the all-to-all can be sized.
             parts.launch += stack.host.moe_sync.0;
             compute_end += stack.host.moe_sync.0;

@@ -90,7 +90,9 @@ impl<'a> StepModel<'a> {
                 return Err(SimError::Zero { name });
             }
             if value > ABSURD {
-                return Err(SimError::Absurd(format!("`{name}` = {value} is beyond anything buildable ({ABSURD})")));
+                return Err(SimError::Absurd(format!(
+                    "`{name}` = {value} is beyond anything buildable ({ABSURD})"
+                )));
             }
         }
         let (tp, pp, dp, cp) = (plan.tp, plan.pp, plan.dp, plan.cp);
@@ -141,7 +143,8 @@ impl<'a> StepModel<'a> {
         let split = is_split(plan.schedule);
         // Under pipeline parallelism FSDP keeps the gathered parameters between micro-batches.
         let held = plan.pp > 1;
-        let gatherings = (plan.sharding == Sharding::Parameters && !held).then(|| self.gatherings(plan, &shape));
+        let gatherings =
+            (plan.sharding == Sharding::Parameters && !held).then(|| self.gatherings(plan, &shape));
         let chunks: Vec<ChunkTimes> = layout
             .chunks
             .iter()
@@ -367,7 +370,10 @@ impl<'a> StepModel<'a> {
             self.cost.provenance()
         };
         if self.cluster.is_mixed() {
-            notes.push(format!("the mixed cluster is priced by its slowest part, {}", self.node.accelerator.name));
+            notes.push(format!(
+                "the mixed cluster is priced by its slowest part, {}",
+                self.node.accelerator.name
+            ));
         }
         Ok(StepPrediction {
             level,
@@ -389,7 +395,13 @@ impl<'a> StepModel<'a> {
     }
 
     /// Memory per stage: activations in flight from the simulated schedule at L2, in closed form at L1.
-    fn memory(&self, plan: &Plan, prepared: &Prepared, level: Level, result: &PipelineResult) -> Vec<StageMemory> {
+    fn memory(
+        &self,
+        plan: &Plan,
+        prepared: &Prepared,
+        level: Level,
+        result: &PipelineResult,
+    ) -> Vec<StageMemory> {
         (0..plan.pp)
             .map(|stage| {
                 let held = match result.stages.get(stage as usize) {
