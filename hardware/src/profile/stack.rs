@@ -1,5 +1,9 @@
 //! The software stack profile: what a framework of some era decides, independent of model and machine.
 
+pub mod parameters;
+
+pub use parameters::{PARAMETERS, Parameter, ParameterError};
+
 use crate::{Bytes, Seconds};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
