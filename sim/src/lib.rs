@@ -5,6 +5,7 @@
 //!
 //! This crate is pure: it reads no files, no clock and no environment.
 
+pub mod engine;
 pub mod pipeline;
 pub mod prediction;
 pub mod schedule;

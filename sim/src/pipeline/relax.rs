@@ -123,6 +123,11 @@ impl PipelineSim {
         Ok((self.result(spec, costs), Timeline { tracks, spans }))
     }
 
+    /// Forgets the order of the last run, so that the next one builds it again (for benchmarks).
+    pub fn forget(&mut self) {
+        self.spec = None;
+    }
+
     /// The order of passes of the last run.
     pub fn order(&self) -> &Order {
         &self.order
