@@ -16,6 +16,8 @@ mod linear;
 mod moe;
 mod scan;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 pub use groups::Groups;
 pub use head::padded_vocab;

@@ -27,6 +27,21 @@ pub struct TrainingWorkload {
     pub capacity_factor: Option<f64>,
 }
 
+impl Default for TrainingWorkload {
+    /// Pre-training at 8,192 tokens with a global batch of 512 sequences (4 Mi tokens), balanced experts.
+    fn default() -> Self {
+        Self {
+            seq_len: 8192,
+            global_batch: 512,
+            tokens: None,
+            packed_length: None,
+            lora_rank: None,
+            expert_imbalance: 1.0,
+            capacity_factor: None,
+        }
+    }
+}
+
 fn balanced() -> f64 {
     1.0
 }

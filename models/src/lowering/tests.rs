@@ -1,0 +1,166 @@
+//! Published formulas as checks of the lowering and of the ledger.
+
+use super::*;
+use crate::arch::*;
+use crate::flops::{forward_flops_per_sequence, single_rank_plan};
+use crate::memory::layer_activations;
+use crate::plan::Plan;
+use crate::workload::TrainingWorkload;
+use psim_hardware::GroupShape;
+use psim_hardware::profile::StackProfile;
+use psim_hardware::profile::stack::AttentionKernel;
+
+fn gpt(hidden: u64, heads: u64) -> (Model, Block) {
+    let attention = Attention {
+        heads,
+        kv_heads: heads,
+        head_dim: hidden / heads,
+        v_head_dim: hidden / heads,
+        window: None,
+        qkv_bias: true,
+        out_bias: true,
+        qk_norm: QkNorm::None,
+        sinks: false,
+        output_gate: false,
+        variant: AttentionVariant::default(),
+    };
+    let block = Block {
+        mixer: Mixer::Attention(attention),
+        cross_attention: None,
+        ffn: Ffn::Dense(DenseFfn { hidden: 4 * hidden, gated: false, bias: true }),
+        norms: 2,
+        parallel: false,
+        extra_parameters: 0,
+    };
+    let model = Model {
+        name: "gpt".into(),
+        family: "gpt".into(),
+        hidden,
+        vocab: 51_200,
+        tied_embeddings: true,
+        head_bias: false,
+        position: Position::Learned(2048),
+        norm: Norm { rms: false, bias: true, weight: true },
+        embedding_norm: false,
+        final_norm: true,
+        kinds: vec![block.clone()],
+        pattern: vec![0; 4],
+        encoder: None,
+        mtp_layers: 0,
+        mtp_kind: None,
+        embedding_width: None,
+        extra_parameters: Vec::new(),
+        max_context: None,
+        source: String::new(),
+    };
+    (model, block)
+}
+
+fn stack(attention: AttentionKernel, dropout: bool) -> StackProfile {
+    let text = include_str!("../../../cost-models/data/stacks/megatron-2022.toml");
+    let mut stack: StackProfile = toml::from_str(text).unwrap();
+    stack.attention = attention;
+    stack.dropout = dropout;
+    stack
+}
+
+fn group(ranks: u32) -> GroupShape {
+    GroupShape { ranks, per_domain: ranks, per_node: ranks, stride: 1, level: 0 }
+}
+
+fn shape(tp: u32, sequence_parallel: bool, micro_batch: u32, stack: &StackProfile) -> Shape {
+    let plan = Plan { tp, sequence_parallel, micro_batch, global_batch: micro_batch, ..single_rank_plan() };
+    let alone = group(1);
+    let groups = Groups {
+        tp: group(tp),
+        cp: alone,
+        dp: alone,
+        pp: alone,
+        ep: alone,
+        etp: alone,
+        edp: alone,
+        shard: alone,
+    };
+    let workload = TrainingWorkload { seq_len: 2048, global_batch: micro_batch, ..TrainingWorkload::default() };
+    Shape::new(&plan, &workload, stack, groups)
+}
+
+#[test]
+fn activations_of_a_gpt_block_follow_korthikanti() {
+    // Korthikanti et al. 2022, equations 1 and 2 and table 2, in units of s·b·h bytes.
+    let (model, block) = gpt(4096, 32);
+    let stack = stack(AttentionKernel::Unfused, true);
+    let (s, b, a, h) = (2048.0, 2.0, 32.0, 4096.0);
+    let unit = s * b * h;
+    let kept = |tp, sp| layer_activations(&block, &model, &shape(tp, sp, 2, &stack));
+    let scores = 5.0 * a * s / h;
+    assert!((kept(1, false).kept / unit - (34.0 + scores)).abs() < 1e-9);
+    assert!((kept(8, false).kept / unit - (10.0 + 24.0 / 8.0 + scores / 8.0)).abs() < 1e-9);
+    assert!((kept(8, true).kept / unit - (34.0 / 8.0 + scores / 8.0)).abs() < 1e-9);
+    let selective = kept(8, true);
+    assert!(((selective.kept - selective.core) / unit - 34.0 / 8.0).abs() < 1e-9);
+    assert!((kept(1, false).input / unit - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn flops_of_a_gpt_follow_narayanan() {
+    // Narayanan et al. 2021, section 5.1: 96·B·s·l·h²·(1 + s/6h + V/16lh) with full recomputation (4 passes of 24),
+    // full attention; forward alone is a quarter. Here the causal half of attention counts.
+    let (model, _) = gpt(4096, 32);
+    let stack = stack(AttentionKernel::Flash2, false);
+    let workload = TrainingWorkload { seq_len: 2048, ..TrainingWorkload::default() };
+    let (s, l, h, v) = (2048.0, 4.0, 4096.0, 51_200.0);
+    let forward = 24.0 * s * l * h * h * (1.0 + s / (6.0 * h) / 2.0 * (1.0 + 1.0 / s) + v / (12.0 * l * h));
+    let ours = forward_flops_per_sequence(&model, &workload, &stack);
+    assert!((ours / forward - 1.0).abs() < 1e-9, "{ours} against {forward}");
+}
+
+#[test]
+fn tensor_parallel_ranks_share_the_flops() {
+    let (model, block) = gpt(4096, 32);
+    let stack = stack(AttentionKernel::Flash2, false);
+    let whole = lower_block(&block, &model, &shape(1, false, 1, &stack));
+    for tp in [2, 4, 8] {
+        for sp in [false, true] {
+            let part = lower_block(&block, &model, &shape(tp, sp, 1, &stack));
+            for (a, b) in [(&whole.forward, &part.forward), (&whole.backward, &part.backward)] {
+                let (a, b) = (LayerProgram::flops(a), LayerProgram::flops(b) * f64::from(tp));
+                assert!((a / b - 1.0).abs() < 1e-12, "tp {tp} sp {sp}");
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_does_twice_the_work_of_forward() {
+    let (model, block) = gpt(4096, 32);
+    let stack = stack(AttentionKernel::Unfused, true);
+    let p = lower_block(&block, &model, &shape(4, true, 2, &stack));
+    let ratio = LayerProgram::flops(&p.backward) / LayerProgram::flops(&p.forward);
+    assert!((ratio - 2.0).abs() < 1e-12, "{ratio}");
+    let core = LayerProgram::flops(&p.selective);
+    let expected = 4.0 * 2.0 * 2048.0 * 2048.0 * 4096.0 / 4.0;
+    assert!((core / expected - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn sequence_parallelism_moves_the_same_bytes_as_all_reduce() {
+    // Korthikanti et al. 2022, section 4.2.2: gather plus scatter cost what one all-reduce costs; the backward pass
+    // gathers the inputs of the column-parallel layers once more.
+    use crate::operator::{CollectiveKind, OperatorKind};
+    let (model, block) = gpt(4096, 32);
+    let stack = stack(AttentionKernel::Flash2, false);
+    let sent = |sp: bool, forward: bool| -> f64 {
+        let p = lower_block(&block, &model, &shape(4, sp, 1, &stack));
+        let list = if forward { p.forward } else { p.backward };
+        list.iter()
+            .filter_map(|o| match o.kind {
+                OperatorKind::Collective { kind: CollectiveKind::AllReduce, bytes, .. } => Some(2.0 * bytes as f64),
+                OperatorKind::Collective { bytes, .. } => Some(bytes as f64),
+                _ => None,
+            })
+            .sum()
+    };
+    assert!((sent(true, true) - sent(false, true)).abs() < 1.0);
+    assert!((sent(true, false) / sent(false, false) - 1.5).abs() < 1e-9);
+}
