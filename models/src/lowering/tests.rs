@@ -81,7 +81,8 @@ fn shape(tp: u32, sequence_parallel: bool, micro_batch: u32, stack: &StackProfil
         edp: alone,
         shard: alone,
     };
-    let workload = TrainingWorkload { seq_len: 2048, global_batch: micro_batch, ..TrainingWorkload::default() };
+    let workload =
+        TrainingWorkload { seq_len: 2048, global_batch: micro_batch, ..TrainingWorkload::default() };
     Shape::new(&plan, &workload, stack, groups)
 }
 
@@ -155,7 +156,9 @@ fn sequence_parallelism_moves_the_same_bytes_as_all_reduce() {
         let list = if forward { p.forward } else { p.backward };
         list.iter()
             .filter_map(|o| match o.kind {
-                OperatorKind::Collective { kind: CollectiveKind::AllReduce, bytes, .. } => Some(2.0 * bytes as f64),
+                OperatorKind::Collective { kind: CollectiveKind::AllReduce, bytes, .. } => {
+                    Some(2.0 * bytes as f64)
+                }
                 OperatorKind::Collective { bytes, .. } => Some(bytes as f64),
                 _ => None,
             })
