@@ -1,1 +1,3 @@
 //! Measurement, import, fitting and validation of psim's profiles.
+
+pub mod validate;
