@@ -36,7 +36,8 @@ fn run(arguments: &[String]) -> Result<String, String> {
         let wanted = arguments.get(at + 1).filter(|a| !a.ends_with(".jsonl")).map_or("", String::as_str);
         let mut rows: Vec<_> = report.rows.iter().filter(|r| r.id.starts_with(wanted)).collect();
         rows.sort_by(|a, b| {
-            let ape = |r: &&validate::score::RowResult| r.scored.and_then(|i| r.entries[i].ape()).unwrap_or(-1.0);
+            let ape =
+                |r: &&validate::score::RowResult| r.scored.and_then(|i| r.entries[i].ape()).unwrap_or(-1.0);
             ape(b).total_cmp(&ape(a))
         });
         for row in rows {

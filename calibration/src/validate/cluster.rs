@@ -20,13 +20,21 @@ pub fn map(hardware: &HardwareFields) -> Result<(Cluster, Vec<String>), String> 
         options.gpus_per_node = Some(per_node.min(gpus));
     }
     if options.gpus_per_node.is_some_and(|n| !gpus.is_multiple_of(n)) {
-        notes.push(format!("{gpus} GPUs do not fill nodes of {}: usual node taken", options.gpus_per_node.unwrap_or(0)));
+        notes.push(format!(
+            "{gpus} GPUs do not fill nodes of {}: usual node taken",
+            options.gpus_per_node.unwrap_or(0)
+        ));
         options.gpus_per_node = (1..=8u32.min(gpus)).rev().find(|n| gpus.is_multiple_of(*n));
     }
     if let Some(text) = &hardware.intra {
         let text = text.to_lowercase();
         if let Some(at) = text.find("nvl72").or_else(|| text.find("nvl36")) {
-            let size: u32 = text[at + 3..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(72);
+            let size: u32 = text[at + 3..]
+                .chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>()
+                .parse()
+                .unwrap_or(72);
             // Equal domains of whole nodes: the largest that divides the cluster.
             let per_node = options.gpus_per_node.unwrap_or(4).max(1);
             let nodes = (gpus / per_node).max(1);
@@ -87,7 +95,9 @@ fn inter(text: &str) -> Inter {
         Some("slingshot")
     } else if has(&["efa", "elastic fabric"]) {
         Some("efa")
-    } else if has(&["infiniband", "hdr", "ndr", "xdr", "edr"]) || lower.split(|c: char| !c.is_alphanumeric()).any(|w| w == "ib") {
+    } else if has(&["infiniband", "hdr", "ndr", "xdr", "edr"])
+        || lower.split(|c: char| !c.is_alphanumeric()).any(|w| w == "ib")
+    {
         Some("infiniband")
     } else if has(&["ethernet", "tcp", "gbe"]) {
         Some("ethernet")
@@ -95,7 +105,8 @@ fn inter(text: &str) -> Inter {
         None
     };
     let mut found = Inter { fabric, ..Inter::default() };
-    let words: Vec<&str> = lower.split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | ',' | ';')).collect();
+    let words: Vec<&str> =
+        lower.split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | ',' | ';')).collect();
     for (index, word) in words.iter().enumerate() {
         if let Some(count) = word.strip_suffix('x').and_then(|n| n.parse().ok()) {
             found.count.get_or_insert(count);
@@ -114,7 +125,8 @@ fn inter(text: &str) -> Inter {
             }
         }
     }
-    let shared = has(&["node-node", "node to node", "inter-node", "between nodes", "per node", "/node", "a node"]);
+    let shared =
+        has(&["node-node", "node to node", "inter-node", "between nodes", "per node", "/node", "a node"]);
     found.whole_node = found.count.is_none() && shared;
     found
 }
@@ -151,7 +163,9 @@ mod tests {
         };
         let (rack, _) = map(&fields("GB200", 128, 4, "NVLink5, NVL72 domain (72 GPUs)", "")).unwrap();
         assert_eq!((rack.first_node().scale_up.domain, rack.accelerators()), (64, 128));
-        let (jean_zay, _) = map(&fields("A100-SXM-80GB", 384, 8, "NVLink3/NVSwitch", "4x Omni-Path 100 Gb/s per node")).unwrap();
+        let (jean_zay, _) =
+            map(&fields("A100-SXM-80GB", 384, 8, "NVLink3/NVSwitch", "4x Omni-Path 100 Gb/s per node"))
+                .unwrap();
         assert_eq!((jean_zay.first_node().nics.count, jean_zay.nodes()), (4, 48));
         assert_eq!(jean_zay.fabric.kind, "omni-path");
         let (custom, _) = map(&fields("H100-SXM-96GB-HBM2e", 8, 8, "", "")).unwrap();

@@ -56,7 +56,13 @@ pub struct Convention {
 }
 
 /// Reads the convention of a row.
-pub fn convention(row: &Row, model: &Model, plan: &Plan, workload: &TrainingWorkload, cluster: &Cluster) -> Convention {
+pub fn convention(
+    row: &Row,
+    model: &Model,
+    plan: &Plan,
+    workload: &TrainingWorkload,
+    cluster: &Cluster,
+) -> Convention {
     let formula = formula(row);
     let flops = flops_per_token(formula, row, model, workload);
     let recounted = match formula {
@@ -85,7 +91,8 @@ fn formula(row: &Row) -> Formula {
         Formula::AllParameters
     } else {
         let causal = has(&["halved", "causal", "s/2h", "half"]) && !has(&["nothalved", "non-causal"]);
-        let full = has(&["fullattention", "full(nothalved)", "full(non-causal)", "12*l*h*s"]) && !has(&["s/2h"]);
+        let full =
+            has(&["fullattention", "full(nothalved)", "full(non-causal)", "12*l*h*s"]) && !has(&["s/2h"]);
         let bare = has(&["6n", "6*n"]) && !has(&["attention", "12*l", "s/h"]);
         let framework = row.config.framework.to_lowercase();
         // Megatron-Core halves causal attention since 2025; earlier releases and everybody else count it in full.
@@ -166,7 +173,9 @@ fn recompute_factor(recompute: Recompute, model: &Model, workload: &TrainingWork
             1.0 + attention / model_flops
         }
         Recompute::None => 1.0,
-        Recompute::Layers(n) => 1.0 + f64::from(n.min(model.layers())) / f64::from(model.layers().max(1)) / 3.0,
+        Recompute::Layers(n) => {
+            1.0 + f64::from(n.min(model.layers())) / f64::from(model.layers().max(1)) / 3.0
+        }
     }
 }
 

@@ -39,7 +39,17 @@ pub fn family(framework: &str) -> Family {
         Family::DeepSpeed
     } else if has(&["megatron", "nemo", "mcore", "transformer engine"]) {
         Family::Megatron
-    } else if has(&["fsdp", "torchtitan", "titan", "foundry", "maxtext", "jax", "automodel", "fairscale", "axlearn"]) {
+    } else if has(&[
+        "fsdp",
+        "torchtitan",
+        "titan",
+        "foundry",
+        "maxtext",
+        "jax",
+        "automodel",
+        "fairscale",
+        "axlearn",
+    ]) {
         Family::Fsdp
     } else {
         Family::Other
@@ -77,12 +87,13 @@ pub fn map(row: &Row, model: &Model, stack: &StackSelection) -> Result<MappedPla
     let (sharding, shard_group) = sharding(row, family, stack.era, dp * cp);
     let precision = precision(row, stack.era)?;
     let recompute = recompute(row, family, stack, sharding);
-    let sequence_parallel = tp > 1
-        && config.sequence_parallel.unwrap_or(family == Family::Megatron && stack.era >= 2022.3);
+    let sequence_parallel =
+        tp > 1 && config.sequence_parallel.unwrap_or(family == Family::Megatron && stack.era >= 2022.3);
 
     let printed_batch = config.global_batch_seqs;
     let mut micro_batch = degree_of(config.micro_batch);
-    let count = config.extra_number("grad_accum").or(config.extra_number("num_microbatches")).filter(|n| *n >= 1.0);
+    let count =
+        config.extra_number("grad_accum").or(config.extra_number("num_microbatches")).filter(|n| *n >= 1.0);
     if micro_batch.is_none() {
         micro_batch = match (printed_batch, count) {
             (Some(batch), Some(count)) => degree_of(Some((batch as f64 / f64::from(dp) / count) as u64)),
@@ -151,7 +162,8 @@ fn pipeline(row: &Row, layers: u32, pp: u32, notes: &mut Vec<String>) -> (u32, S
         let per_chunk = config.extra_number("layers_per_virtual_stage").filter(|n| *n >= 1.0);
         per_chunk.map_or(1, |n| (layers / (pp * n as u32).max(1)).max(1))
     });
-    let interleaved = name == "interleaved" || name == "1f1b-i" || (name.contains("interleav") && !name.contains("non"));
+    let interleaved =
+        name == "interleaved" || name == "1f1b-i" || (name.contains("interleav") && !name.contains("non"));
     if pp == 1 {
         return (1, Schedule::OneFOneB);
     }
@@ -248,7 +260,16 @@ fn redistribute(row: &Row, model: &Model, chunks: u32) -> Vec<u32> {
 }
 
 /// Expert tensor parallelism: before folding (2025) Megatron's experts are sharded over tp like everything else.
-fn expert_tensor(row: &Row, model: &Model, tp: u32, cp: u32, dp: u32, ep: u32, family: Family, era: f64) -> u32 {
+fn expert_tensor(
+    row: &Row,
+    model: &Model,
+    tp: u32,
+    cp: u32,
+    dp: u32,
+    ep: u32,
+    family: Family,
+    era: f64,
+) -> u32 {
     if let Some(etp) = degree_of(row.config.etp) {
         return etp;
     }
@@ -314,7 +335,9 @@ fn precision(row: &Row, era: f64) -> Result<Precision, String> {
     } else if text.contains("mxfp8") || (text.contains("fp8") && label.contains("mx")) {
         Precision::MxFp8
     } else if text.contains("fp8") {
-        let blocks = ["-sc", "block", "sub"].iter().any(|w| label.contains(w) || recipe.contains(w) || text.contains(w));
+        let blocks = ["-sc", "block", "sub"]
+            .iter()
+            .any(|w| label.contains(w) || recipe.contains(w) || text.contains(w));
         if blocks { Precision::Fp8Block } else { Precision::Fp8 }
     } else if text.contains("bf16") || text.contains("bfloat16") {
         Precision::Bf16
@@ -324,7 +347,11 @@ fn precision(row: &Row, era: f64) -> Result<Precision, String> {
         Precision::Fp32
     } else if text.is_empty() {
         let gpu = &row.hardware.gpu;
-        if era < 2022.5 || gpu.starts_with('V') || gpu.starts_with('P') { Precision::Fp16 } else { Precision::Bf16 }
+        if era < 2022.5 || gpu.starts_with('V') || gpu.starts_with('P') {
+            Precision::Fp16
+        } else {
+            Precision::Bf16
+        }
     } else {
         return Err(format!("precision `{text}` is unknown"));
     })
@@ -347,7 +374,11 @@ fn recompute(row: &Row, family: Family, stack: &StackSelection, sharding: Shardi
             // Norms, activations and up-projections are cheap to run again and change memory, not time; only the
             // attention core is what "selective" meant before module lists existed.
             let named = modules.contains('"') || modules.contains('_');
-            return if named && !modules.contains("core_attn") { Recompute::None } else { Recompute::Selective };
+            return if named && !modules.contains("core_attn") {
+                Recompute::None
+            } else {
+                Recompute::Selective
+            };
         }
         let digits: String = text.chars().filter(char::is_ascii_digit).collect();
         if let Ok(layers) = digits.parse() {

@@ -143,7 +143,8 @@ fn blank(row: &Row) -> RowResult {
 
 fn fill(result: &mut RowResult, row: &Row, mapped: &Mapped, prediction: &StepPrediction) {
     let scale = mapped.batch_scale;
-    let times = [prediction.step_time.value, prediction.step_time.low, prediction.step_time.high].map(|t| t * scale);
+    let times =
+        [prediction.step_time.value, prediction.step_time.low, prediction.step_time.high].map(|t| t * scale);
     let tokens = f64::from(mapped.plan.global_batch) * mapped.workload.seq_len as f64 * scale
         / f64::from(mapped.cluster.accelerators().max(1));
     // A fast step is a high rate: the ends of the interval change places.
@@ -193,8 +194,10 @@ const MEMORY_BAND: f64 = 0.08;
 /// fragmentation too).
 fn peak_memory_gb(row: &Row, prediction: &StepPrediction) -> f64 {
     let text = format!("{} {}", row.notes, row.config.framework).to_lowercase();
-    let allocated = text.contains("alloc") || text.contains("zero bubble") || text.contains("vocabulary parallel");
-    let outside = |name: &str| allocated && (name.starts_with("context") || name.starts_with("communication"));
+    let allocated =
+        text.contains("alloc") || text.contains("zero bubble") || text.contains("vocabulary parallel");
+    let outside =
+        |name: &str| allocated && (name.starts_with("context") || name.starts_with("communication"));
     let stage = |parts: &[(&'static str, psim_hardware::Bytes)]| -> f64 {
         parts.iter().filter(|(name, _)| !outside(name)).map(|(_, bytes)| bytes.gib()).sum()
     };

@@ -54,9 +54,8 @@ pub fn keys(row: &Row) -> (String, String) {
     let of = |section: &str, keys: &[&str]| {
         keys.iter().map(|k| text(field(section, k))).collect::<Vec<_>>().join(",")
     };
-    let extra = |keys: &[&str]| {
-        keys.iter().map(|k| text(row.config.extra.get(*k))).collect::<Vec<_>>().join(",")
-    };
+    let extra =
+        |keys: &[&str]| keys.iter().map(|k| text(row.config.extra.get(*k))).collect::<Vec<_>>().join(",");
     let group = [
         of("model", &["name", "layers", "hidden", "heads", "vocab", "experts", "top_k"]),
         of("hardware", &["gpu", "gpus"]),
@@ -65,7 +64,10 @@ pub fn keys(row: &Row) -> (String, String) {
     ]
     .join("|");
     let configuration = [
-        of("config", &["tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "zero", "fsdp", "recompute"]),
+        of(
+            "config",
+            &["tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "zero", "fsdp", "recompute"],
+        ),
         of("config", &["sequence_parallel", "flash_attention", "overlap", "schedule"]),
         extra(&["schedule_name", "pp_partition", "method", "position", "cp_comm_type"]),
         extra(&["recompute_modules_recipe_head", "layers_per_virtual_stage", "dispatcher", "ddp_impl"]),
@@ -87,7 +89,8 @@ fn plain(value: &Value) -> String {
 /// Scores all groups.
 pub fn rank(candidates: &[&Candidate]) -> Ranking {
     let groups = groups(candidates);
-    let mean = |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let mean =
+        |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     let taus: Vec<f64> = groups.iter().filter_map(|g| g.tau).collect();
     let regrets: Vec<f64> = groups.iter().map(|g| g.regret).collect();
     Ranking {
@@ -172,8 +175,12 @@ mod tests {
 
     #[test]
     fn order_and_regret() {
-        let members =
-            [candidate("a", 10.0, 9.0), candidate("b", 12.0, 8.0), candidate("c", 20.0, 21.0), candidate("c", 20.2, 21.0)];
+        let members = [
+            candidate("a", 10.0, 9.0),
+            candidate("b", 12.0, 8.0),
+            candidate("c", 20.0, 21.0),
+            candidate("c", 20.2, 21.0),
+        ];
         let ranking = rank(&members.iter().collect::<Vec<_>>());
         assert_eq!(ranking.groups, 1);
         // Pairs: ab wrong, ac ac' bc bc' right, cc' equal configuration.

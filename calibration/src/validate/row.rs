@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RowsError {
     /// A line is not JSON.
-    #[error("line {line}: not a JSON object: {cause}\nhint: one JSON object a line; see the schema of the validation rows")]
+    #[error(
+        "line {line}: not a JSON object: {cause}\nhint: one JSON object a line; see the schema of the validation rows"
+    )]
     Json {
         /// Line, from 1.
         line: usize,
@@ -18,13 +20,17 @@ pub enum RowsError {
         cause: String,
     },
     /// A line has no usable `id`.
-    #[error("line {line}: the row has no `id` (a non-empty string)\nhint: one JSON object a line; see the schema of the validation rows")]
+    #[error(
+        "line {line}: the row has no `id` (a non-empty string)\nhint: one JSON object a line; see the schema of the validation rows"
+    )]
     Id {
         /// Line, from 1.
         line: usize,
     },
     /// No rows at all.
-    #[error("no rows: the file is empty\nhint: one JSON object a line; see the schema of the validation rows")]
+    #[error(
+        "no rows: the file is empty\nhint: one JSON object a line; see the schema of the validation rows"
+    )]
     Empty,
 }
 
@@ -413,7 +419,10 @@ mod tests {
         ))
         .unwrap();
         assert_eq!(rows.len(), 3);
-        assert_eq!((rows[0].model.layers, rows[0].model.hidden, rows[0].model.vocab), (Some(32), Some(4096), None));
+        assert_eq!(
+            (rows[0].model.layers, rows[0].model.hidden, rows[0].model.vocab),
+            (Some(32), Some(4096), None)
+        );
         assert_eq!(rows[0].config.fsdp.as_deref(), Some("64"));
         assert_eq!(rows[0].config.flash_attention.as_deref(), Some("true"));
         assert_eq!(rows[0].fault, None);

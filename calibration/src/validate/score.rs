@@ -143,9 +143,8 @@ pub fn summarise<'a>(rows: impl Iterator<Item = &'a RowResult> + Clone) -> Summa
         }
     }
     let medians: Vec<f64> = by_source.values().filter_map(|v| percentile(v, 0.5)).collect();
-    let mean = |values: &[f64]| {
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-    };
+    let mean =
+        |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     let mut inside = Vec::new();
     let mut widths = Vec::new();
     for (_, entry) in &scored {
@@ -165,8 +164,7 @@ pub fn summarise<'a>(rows: impl Iterator<Item = &'a RowResult> + Clone) -> Summa
             _ => {}
         }
     }
-    let peaks: Vec<f64> =
-        rows.clone().filter_map(|r| r.entries.get(r.memory?)?.ape()).collect();
+    let peaks: Vec<f64> = rows.clone().filter_map(|r| r.entries.get(r.memory?)?.ape()).collect();
     memory.median_ape = percentile(&peaks, 0.5);
     let candidates: Vec<&Candidate> =
         rows.filter(|r| !r.weak && !r.doubtful).filter_map(|r| r.candidate.as_ref()).collect();
@@ -233,7 +231,8 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let mut rows = vec![result("a", "a", 1.0, 1.0), result("b", "a", 1.0, 1.0), result("c", "a", 1.0, 1.0)];
+        let mut rows =
+            vec![result("a", "a", 1.0, 1.0), result("b", "a", 1.0, 1.0), result("c", "a", 1.0, 1.0)];
         rows[1].ran = Some(false);
         rows[2].ran = Some(false);
         rows[2].fits = Some(false);

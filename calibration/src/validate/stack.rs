@@ -75,9 +75,8 @@ pub fn choose(profiles: &[StackProfile], selection: &StackSelection) -> Option<S
             .max()
             .unwrap_or(0);
         let distance = (profile.era - selection.era).abs();
-        let better = best.is_none_or(|(length, era, _)| {
-            matched > length || (matched == length && distance + 1e-9 < era)
-        });
+        let better = best
+            .is_none_or(|(length, era, _)| matched > length || (matched == length && distance + 1e-9 < era));
         if better {
             best = Some((matched, distance, profile));
         }
@@ -246,7 +245,13 @@ mod tests {
         assert_eq!(s.switches.attention, Some(AttentionKernel::Unfused));
         assert!(s.switches.no_overlap && s.switches.ep_overlap.is_none());
         assert_eq!(s.switches.cross_entropy, Some(true));
-        assert_eq!(select(r#"{"id":"a","config":{"overlap":"EP a2a overlap"}}"#).switches.ep_overlap, Some(true));
-        assert_eq!(select(r#"{"id":"a","config":{"overlap":"no EP overlap"}}"#).switches.ep_overlap, Some(false));
+        assert_eq!(
+            select(r#"{"id":"a","config":{"overlap":"EP a2a overlap"}}"#).switches.ep_overlap,
+            Some(true)
+        );
+        assert_eq!(
+            select(r#"{"id":"a","config":{"overlap":"no EP overlap"}}"#).switches.ep_overlap,
+            Some(false)
+        );
     }
 }
