@@ -5,6 +5,7 @@ use psim_hardware::Time;
 use psim_models::plan::Schedule;
 use psim_sim::engine::Engine;
 use psim_sim::pipeline::{ChunkCost, PipelineCosts, PipelineSim, PipelineSpec};
+use psim_sim::stream::{Contention, TaskClass, TaskGraph, TaskId, TaskSpec};
 use std::hint::black_box;
 
 /// A small generator, so that the bench measures the queue and not the random numbers.
@@ -72,5 +73,38 @@ fn pipelines(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hold, pipelines);
+/// L2: layers of compute with a collective beside each, on several devices.
+fn graphs(criterion: &mut Criterion) {
+    let mut graph = TaskGraph::new();
+    for device in 0..8 {
+        let mut before: Option<TaskId> = None;
+        let compute = graph.stream(device, "compute");
+        let comm = graph.stream(device, "tp");
+        for layer in 0..1_000_u64 {
+            for part in 0..4 {
+                let spec =
+                    TaskSpec::new(compute, Time(900 + 7 * layer + part), TaskClass::Compute, "forward");
+                let gemm = graph.add(TaskSpec { after: before.as_slice(), ..spec });
+                let spec =
+                    TaskSpec::new(comm, Time(700 + 3 * layer), TaskClass::Communication, "communication");
+                let reduce = graph.add(TaskSpec { after: &[gemm], ..spec });
+                before = (part == 3).then_some(reduce);
+            }
+        }
+    }
+    let mut group = criterion.benchmark_group("streams");
+    group.throughput(Throughput::Elements(graph.len() as u64));
+    let cases = [
+        ("without contention", Contention::none()),
+        ("with contention", Contention::between_compute_and_communication(1.1, 1.3)),
+    ];
+    for (name, contention) in cases {
+        group.bench_function(format!("{} tasks, {name}", graph.len()), |bencher| {
+            bencher.iter(|| graph.run(black_box(&contention)).expect("a legal graph"));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, hold, pipelines, graphs);
 criterion_main!(benches);

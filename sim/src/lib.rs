@@ -10,6 +10,7 @@ pub mod pipeline;
 pub mod prediction;
 pub mod schedule;
 pub mod step;
+pub mod stream;
 pub mod timeline;
 
 pub use pipeline::{

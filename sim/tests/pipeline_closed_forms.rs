@@ -1,4 +1,5 @@
 //! Pipeline schedules against what the literature derives on paper.
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 use psim_hardware::{Bytes, Time};
 use psim_models::plan::Schedule;
