@@ -234,3 +234,43 @@ impl Convention {
         100.0 * self.hardware_flops_per_token * tokens_per_s / 1e12 / self.peak_tflops
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{map::map, row};
+    use std::collections::BTreeMap;
+
+    /// Rows that print a time and a utilisation contradict themselves unless the convention is read right.
+    #[test]
+    fn printed_pairs_agree() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/validation/train.jsonl");
+        let Ok(text) = std::fs::read_to_string(path) else {
+            println!("SKIP: {path} is not here");
+            return;
+        };
+        let mut ratios: BTreeMap<String, Vec<(f64, String)>> = BTreeMap::new();
+        for row in row::read(&text).unwrap() {
+            let Ok(mapped) = map(&row) else { continue };
+            let m = &row.measured;
+            let tokens = f64::from(mapped.plan.global_batch) * mapped.workload.seq_len as f64 * mapped.batch_scale
+                / f64::from(mapped.cluster.accelerators());
+            let Some(rate) = m.tokens_per_s_per_gpu.or(m.step_time_s.map(|t| tokens / t)) else { continue };
+            let source = row::source_of(&row.id).to_owned();
+            if let Some(tflops) = m.tflops_per_gpu {
+                let ratio = mapped.convention.tflops(rate) / tflops;
+                ratios.entry(format!("{source} tflops")).or_default().push((ratio, row.id.clone()));
+            }
+            if let Some(mfu) = m.mfu {
+                let ratio = mapped.convention.mfu(rate) / mfu;
+                ratios.entry(format!("{source} mfu")).or_default().push((ratio, row.id.clone()));
+            }
+        }
+        for (key, values) in &mut ratios {
+            values.sort_by(|a, b| a.0.total_cmp(&b.0));
+            println!("{key}: {} rows, median {:.4}", values.len(), values[values.len() / 2].0);
+            for (ratio, id) in values.iter().filter(|v| (v.0 - 1.0).abs() > 0.03) {
+                println!("   {ratio:.3} {id}");
+            }
+        }
+    }
+}
