@@ -20,6 +20,7 @@ pub mod model;
 pub mod power;
 pub mod relatives;
 pub mod stacks;
+mod sustained;
 
 pub use cost::{Bound, Cost};
 pub use library::ProfileLibrary;

@@ -1,7 +1,8 @@
 //! Where profiles come from: built in, overridden by what a user loads.
 
-use crate::{builtin, defaults, relatives, stacks};
+use crate::{builtin, defaults, relatives, stacks, sustained};
 use psim_hardware::Accelerator;
+use psim_hardware::profile::sustained::Sustained;
 use psim_hardware::profile::{AcceleratorProfile, FabricProfile, Provenance, StackProfile};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ pub struct ProfileLibrary {
     accelerators: Vec<Arc<AcceleratorProfile>>,
     fabrics: Vec<Arc<FabricProfile>>,
     stacks: Vec<StackProfile>,
+    sustained: Vec<Sustained>,
 }
 
 /// An accelerator profile found for a machine.
@@ -25,7 +27,9 @@ pub struct FoundAccelerator {
 impl ProfileLibrary {
     /// The profiles in the binary. Accelerator and fabric profiles are parsed when first used.
     pub fn built_in() -> Self {
-        Self { accelerators: Vec::new(), fabrics: Vec::new(), stacks: stacks::built_in() }
+        Self { accelerators: Vec::new(), fabrics: Vec::new(), stacks: stacks::built_in(),
+            sustained: sustained::built_in().to_vec(),
+        }
     }
 
     /// Adds or replaces the profile of one accelerator.
@@ -44,6 +48,20 @@ impl ProfileLibrary {
     pub fn add_stack(&mut self, profile: StackProfile) {
         self.stacks.retain(|p| p.name != profile.name);
         self.stacks.push(profile);
+    }
+
+    /// Adds or replaces the sustained shares of one accelerator.
+    pub fn add_sustained(&mut self, shares: Sustained) {
+        self.sustained.retain(|s| s.accelerator != shares.accelerator);
+        self.sustained.push(shares);
+    }
+
+    /// Sustained shares of an accelerator: its own, its nearest relative's, or nothing lost.
+    pub fn sustained(&self, accelerator: &Accelerator) -> Sustained {
+        let own = |name: &str| self.sustained.iter().find(|s| s.accelerator == name).cloned();
+        own(&accelerator.name)
+            .or_else(|| relatives::of(accelerator).find_map(own))
+            .unwrap_or_else(|| Sustained::none(&accelerator.name))
     }
 
     /// A stack by name.

@@ -11,6 +11,7 @@ use crate::power::PowerModel;
 use crate::{Bound, Cost, ProfileLibrary, defaults};
 use psim_hardware::profile::accelerator::{AcceleratorProfile, AttentionPass};
 use psim_hardware::profile::stack::{AttentionKernel, Efficiency};
+use psim_hardware::profile::sustained::Sustained;
 use psim_hardware::profile::{Provenance, StackProfile};
 use psim_hardware::{Accelerator, Cluster, DType, GroupShape, Node, Scaling, Seconds, Watts};
 use psim_models::OperatorKind;
@@ -37,6 +38,8 @@ pub struct CostModel {
     collectives: CollectiveModel,
     power: PowerModel,
     efficiency: Efficiency,
+    sustained: [f64; FORMATS],
+    sustained_attention: f64,
     provenance: Provenance,
 }
 
@@ -50,6 +53,7 @@ impl CostModel {
         let found = library.accelerator(accelerator);
         let fallback = defaults::accelerator(&accelerator.name);
         let profile = &*found.profile;
+        let shares = library.sustained(accelerator);
         let transferred = found.provenance != Provenance::Measured;
         let measured_link = f64::max(node.scale_up.bandwidth.0, 1.0);
         let (gemm, gemm_of) = gemm_tables(profile, &fallback);
@@ -73,6 +77,8 @@ impl CostModel {
             collectives,
             power: PowerModel::new(accelerator, profile.power),
             efficiency: stack.efficiency.clone(),
+            sustained: sustained_rates(&shares),
+            sustained_attention: shares.attention,
             provenance: found.provenance,
         }
     }
@@ -112,7 +118,8 @@ impl CostModel {
         let table = &self.gemm[usize::from(self.gemm_of[dtype as usize][scaling as usize])];
         let (seconds, inside) =
             table.seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
-        self.finish(seconds / self.efficiency.gemm, op.flops() / rates.peak, bytes, inside, table.sigma)
+        let efficiency = self.efficiency.gemm * self.sustained[dtype as usize];
+        self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 
     /// Products of several experts; see [`OperatorKind::GroupedGemm`] for the arguments.
@@ -132,7 +139,8 @@ impl CostModel {
         let table = &self.grouped[usize::from(self.grouped_of[dtype as usize][scaling as usize])];
         let (seconds, inside) =
             table.seconds(rates, groups as f64, rows as f64, n as f64, k as f64, bytes, role);
-        let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm;
+        let efficiency =
+            self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 
@@ -172,7 +180,7 @@ impl CostModel {
         };
         let (seconds, inside) = table.seconds(rates, &shape);
         self.finish(
-            seconds / self.efficiency.attention,
+            seconds / (self.efficiency.attention * self.sustained_attention),
             op.flops() / rates.peak,
             shape.bytes,
             inside,
@@ -249,6 +257,16 @@ impl CostModel {
         };
         Cost { time: Seconds(time), roofline: Seconds(roofline), bound, provenance, sigma }
     }
+}
+
+/// Sustained share per format.
+fn sustained_rates(shares: &Sustained) -> [f64; FORMATS] {
+    DType::ALL.map(|dtype| match dtype.bits() {
+        4 => shares.fp4,
+        8 => shares.fp8,
+        16 => shares.bf16,
+        _ => 1.0,
+    })
 }
 
 /// Peak rate per format; a format without units of its own runs at the next wider one that the part has.

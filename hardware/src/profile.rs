@@ -5,6 +5,7 @@
 pub mod accelerator;
 pub mod fabric;
 pub mod stack;
+pub mod sustained;
 
 pub use accelerator::AcceleratorProfile;
 pub use fabric::FabricProfile;
