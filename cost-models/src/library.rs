@@ -27,7 +27,10 @@ pub struct FoundAccelerator {
 impl ProfileLibrary {
     /// The profiles in the binary. Accelerator and fabric profiles are parsed when first used.
     pub fn built_in() -> Self {
-        Self { accelerators: Vec::new(), fabrics: Vec::new(), stacks: stacks::built_in(),
+        Self {
+            accelerators: Vec::new(),
+            fabrics: Vec::new(),
+            stacks: stacks::built_in(),
             sustained: sustained::built_in().to_vec(),
         }
     }

@@ -139,8 +139,7 @@ impl CostModel {
         let table = &self.grouped[usize::from(self.grouped_of[dtype as usize][scaling as usize])];
         let (seconds, inside) =
             table.seconds(rates, groups as f64, rows as f64, n as f64, k as f64, bytes, role);
-        let efficiency =
-            self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
+        let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 

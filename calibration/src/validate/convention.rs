@@ -252,8 +252,9 @@ mod tests {
         for row in row::read(&text).unwrap() {
             let Ok(mapped) = map(&row) else { continue };
             let m = &row.measured;
-            let tokens = f64::from(mapped.plan.global_batch) * mapped.workload.seq_len as f64 * mapped.batch_scale
-                / f64::from(mapped.cluster.accelerators());
+            let tokens =
+                f64::from(mapped.plan.global_batch) * mapped.workload.seq_len as f64 * mapped.batch_scale
+                    / f64::from(mapped.cluster.accelerators());
             let Some(rate) = m.tokens_per_s_per_gpu.or(m.step_time_s.map(|t| tokens / t)) else { continue };
             let source = row::source_of(&row.id).to_owned();
             if let Some(tflops) = m.tflops_per_gpu {
