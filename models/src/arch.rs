@@ -342,4 +342,32 @@ impl Model {
             _ => None,
         })
     }
+
+    /// The model cut down to its first `layers` layers, as proxies in publications are; `None` for 0 or too many.
+    pub fn first_layers(&self, layers: u32) -> Option<Self> {
+        if layers == 0 || layers > self.layers() {
+            return None;
+        }
+        let mut short = self.clone();
+        // A multi-token-prediction layer keeps the kind that it had.
+        short.mtp_kind = self.mtp_kind.or_else(|| self.pattern.last().copied());
+        short.pattern.truncate(layers as usize);
+        if layers < self.layers() {
+            short.name = format!("{} ({layers} layers)", self.name);
+        }
+        Some(short)
+    }
+
+    /// Query heads, key/value heads and head width of the first layer with softmax attention; zeros without one.
+    /// Latent attention counts as many key/value heads as query heads, and the width of a value head.
+    pub fn attention_shape(&self) -> (u64, u64, u64) {
+        self.kinds
+            .iter()
+            .find_map(|block| match &block.mixer {
+                Mixer::Attention(a) => Some((a.heads, a.kv_heads, a.head_dim)),
+                Mixer::Mla(m) => Some((m.heads, m.heads, m.v_head_dim)),
+                Mixer::Mamba2(_) | Mixer::Linear(_) | Mixer::None => None,
+            })
+            .unwrap_or((0, 0, 0))
+    }
 }

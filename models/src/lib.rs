@@ -7,12 +7,14 @@
 
 pub mod arch;
 pub mod flops;
+pub mod hf;
 pub mod layout;
 pub mod lowering;
 pub mod memory;
 pub mod operator;
 pub mod parameters;
 pub mod plan;
+pub mod presets;
 pub mod workload;
 
 pub use arch::Model;
