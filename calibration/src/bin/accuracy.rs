@@ -1,5 +1,6 @@
 //! Predicts every published row and writes the accuracy report.
 //!
+//! `--inspect PREFIX` prints plan, memory and breakdown of the rows whose id starts so;
 //! `accuracy ROWS.jsonl` prints the table; `--rows [SOURCE]` the rows, worst first; `--json` the full report.
 
 use psim_calibration::validate::{self, Predictor};
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<String, String> {
     let path = arguments.iter().find(|a| a.ends_with(".jsonl")).ok_or("name a file of rows (.jsonl)")?;
     let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    if let Some(at) = arguments.iter().position(|a| a == "--inspect") {
+        return inspect(&text, arguments.get(at + 1).map_or("", String::as_str));
+    }
     let started = std::time::Instant::now();
     let report = validate::run(&text, &Predictor::built_in()).map_err(|e| format!("{path}: {e}"))?;
     let elapsed = started.elapsed();
@@ -59,6 +63,54 @@ fn run(arguments: &[String]) -> Result<String, String> {
     }
     for (row, why) in report.refused() {
         out += &format!("not predicted: {}: {why}\n", row.id);
+    }
+    Ok(out)
+}
+
+/// Plan, memory ledger and waterfall of every row whose id starts with `prefix`.
+fn inspect(text: &str, prefix: &str) -> Result<String, String> {
+    let predictor = Predictor::built_in();
+    let mut out = String::new();
+    for row in validate::row::read(text).map_err(|e| e.to_string())? {
+        if !row.id.starts_with(prefix) {
+            continue;
+        }
+        out += &format!("{}\n", row.id);
+        let mapped = match validate::map::map(&row) {
+            Ok(mapped) => mapped,
+            Err(reason) => {
+                out += &format!("  not mapped: {reason:?}\n");
+                continue;
+            }
+        };
+        let (stack, note) = predictor.stack_of(&mapped)?;
+        let prediction = match predictor.predict(&mapped, &stack) {
+            Ok(prediction) => prediction,
+            Err(why) => {
+                out += &format!("  not predicted: {why}\n");
+                continue;
+            }
+        };
+        out += &format!("  {} {:?} {}\n  {:?}\n", stack.name, note, mapped.cluster.name, mapped.plan);
+        out += &format!("  measured {:?}\n", row.measured);
+        out += &format!(
+            "  step {:.4} s, {:.1} tokens/s/GPU, {:.1} TFLOP/s, MFU {:.1}, fits {} ({:.1} of {:.1} GiB)\n",
+            prediction.step_time.value,
+            prediction.tokens_per_s_per_gpu,
+            prediction.model_tflops_per_gpu,
+            prediction.mfu,
+            prediction.fits,
+            prediction.peak_memory().gib(),
+            prediction.memory_capacity.gib(),
+        );
+        if let Some(largest) = prediction.memory.iter().max_by_key(|m| m.total) {
+            let parts: Vec<String> =
+                largest.parts.iter().map(|(n, b)| format!("{n} {:.2}", b.gib())).collect();
+            out += &format!("  stage {}: {}\n", largest.stage, parts.join(", "));
+        }
+        let terms: Vec<String> =
+            prediction.breakdown.terms().iter().map(|(n, t)| format!("{n} {:.4}", t.0)).collect();
+        out += &format!("  {}\n", terms.join(", "));
     }
     Ok(out)
 }

@@ -63,8 +63,8 @@ pub fn layer_activations(block: &Block, model: &Model, shape: &Shape) -> LayerAc
             let inner = f.hidden as f64 / shape.tp as f64;
             let up = if f.gated { 2.0 } else { 1.0 };
             out.kept += tokens * inner * (up * base + narrow) + mask;
-            if !shape.fusion.activation {
-                // The bias sum and the intermediate of the activation are kept as well.
+            if !shape.fusion.activation && f.gated {
+                // The activated gate is kept beside its input and the product.
                 out.kept += tokens * inner * base;
             }
         }
@@ -130,9 +130,12 @@ fn moe(out: &mut LayerActivations, m: &Moe, model: &Model, shape: &Shape) {
     let load = if shape.ep > 1 { shape.expert_imbalance } else { 1.0 };
     let rows = tokens * m.top_k as f64 * load * shape.etp as f64;
     let up = if m.gated { 2.0 } else { 1.0 };
-    // Expert inputs, gate and up, activation output, expert outputs (for the gradient of the router weights).
+    // Expert inputs, gate and up, activation output; without fused permutation also the expert outputs, which the
+    // gradient of the router weights reads (fused stacks weigh the activation instead).
     out.kept += rows * (narrow * width + base * up * inner + narrow * inner);
-    out.kept += base * tokens * m.top_k as f64 * width;
+    if !shape.fusion.moe_permute {
+        out.kept += base * tokens * m.top_k as f64 * width;
+    }
     out.kept += 3.0 * 4.0 * tokens * m.experts as f64;
     if m.shared_hidden > 0 {
         let inner = m.shared_hidden as f64 / shape.tp as f64;
