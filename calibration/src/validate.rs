@@ -36,6 +36,7 @@ pub mod model;
 pub mod plan;
 pub mod predict;
 pub mod ranking;
+pub mod refit;
 pub mod report;
 pub mod row;
 pub mod score;
