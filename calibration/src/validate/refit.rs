@@ -83,7 +83,7 @@ impl Problem {
         state
     }
 
-    /// ln(predicted / measured) of the rows in `which`.
+    /// ln(predicted / measured) of the rows in `which`; NaN where there is no prediction.
     pub fn residuals(&self, state: &State, which: &[usize]) -> Vec<f64> {
         let mut library = self.base.clone();
         for shares in state.sustained.values() {
@@ -95,12 +95,12 @@ impl Problem {
             .par_iter()
             .map(|&index| {
                 let row = &self.rows[index];
-                let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else { return 0.0 };
+                let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else { return f64::NAN };
                 let mut profile = profile.clone();
                 stack::apply(&mut profile, &row.mapped.stack.switches);
                 match predictor.predict(&row.mapped, &profile) {
                     Ok(p) => (p.step_time.value * row.mapped.batch_scale / row.measured).ln().clamp(-2.0, 2.0),
-                    Err(_) => 0.0,
+                    Err(_) => f64::NAN,
                 }
             })
             .collect()
@@ -110,7 +110,7 @@ impl Problem {
     fn loss(&self, residuals: &[f64], without: Option<&str>) -> f64 {
         let mut by_source: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
         for (row, r) in self.rows.iter().zip(residuals) {
-            if Some(row.source.as_str()) != without {
+            if Some(row.source.as_str()) != without && !r.is_nan() {
                 let entry = by_source.entry(&row.source).or_default();
                 entry.0 += (r * r + KNEE * KNEE).sqrt() - KNEE;
                 entry.1 += 1.0;
