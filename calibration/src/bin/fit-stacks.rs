@@ -77,7 +77,10 @@ fn save(
     let mut files = BTreeMap::new();
     for name in fitted.stacks.keys() {
         let path = stacks.join(format!("{name}.toml"));
-        files.insert(name.clone(), std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?);
+        files.insert(
+            name.clone(),
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?,
+        );
     }
     for (name, text) in write::stacks(&files, &problem.slots, fitted) {
         if files.get(&name) != Some(&text) {

@@ -99,7 +99,9 @@ impl Problem {
                 let mut profile = profile.clone();
                 stack::apply(&mut profile, &row.mapped.stack.switches);
                 match predictor.predict(&row.mapped, &profile) {
-                    Ok(p) => (p.step_time.value * row.mapped.batch_scale / row.measured).ln().clamp(-2.0, 2.0),
+                    Ok(p) => {
+                        (p.step_time.value * row.mapped.batch_scale / row.measured).ln().clamp(-2.0, 2.0)
+                    }
                     Err(_) => f64::NAN,
                 }
             })
