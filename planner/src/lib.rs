@@ -6,8 +6,13 @@
 //!
 //! This crate is pure: it reads no files, no clock and no environment. Threads only behind the feature `parallel`.
 
+mod parallel;
+pub mod partition;
+pub mod progress;
 pub mod result;
+pub mod rules;
 
+pub use progress::{Progress, Silent};
 pub use result::{
     Assumption, BoundBy, CapacityOption, CapacityReport, FailureHeadroom, Infeasible, KilledBy,
     NearestChange, Objective, Optimality, ParetoPoint, PlanReport, Question, RankedPlan, TermShare,
