@@ -6,11 +6,16 @@
 //!
 //! This crate is pure: it reads no files, no clock and no environment. Threads only behind the feature `parallel`.
 
+pub mod capacity;
+pub mod evaluator;
+pub mod objective;
 mod parallel;
 pub mod partition;
 pub mod progress;
 pub mod result;
 pub mod rules;
+pub mod search;
+pub mod space;
 
 pub use progress::{Progress, Silent};
 pub use result::{

@@ -1,0 +1,3 @@
+//! Capacity planning: which accelerators, how many, for how long, at what price.
+
+pub mod failures;

@@ -1,0 +1,55 @@
+//! The space searched when nothing is said.
+
+use super::{Choices, ExpertTp, SearchSpace, divisors};
+use crate::rules::Facts;
+use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
+
+/// Tokens per context-parallel rank below which no more ranks are tried.
+const TOKENS_PER_CONTEXT_RANK: u64 = 4096;
+/// Largest micro-batch tried: beyond it kernels are long since saturated.
+const LARGEST_MICRO_BATCH: u32 = 16;
+/// Largest number of chunks per stage tried.
+const LARGEST_VPP: u32 = 12;
+
+impl SearchSpace {
+    /// Everything a practitioner would try for this model on this machine.
+    ///
+    /// tp takes powers of two (and the divisors of the scale-up domain) up to twice the domain: beyond it every
+    /// collective leaves the fast links, and the bounds show it; it is not forbidden. pp takes divisors of the cluster.
+    pub fn default_for(facts: &Facts, scale_up_domain: u32, precision: &[Precision]) -> Self {
+        let world = facts.accelerators.max(1);
+        let powers = |most: u32| -> Vec<u32> {
+            (0..31).map(|e| 1u32 << e).take_while(|&p| p <= most.min(world)).collect()
+        };
+        let mut tp = powers(scale_up_domain.max(8).saturating_mul(2).min(64));
+        tp.extend(divisors(scale_up_domain).into_iter().filter(|&d| d <= world && world % d == 0 && d <= 16));
+        tp.sort_unstable();
+        tp.dedup();
+        let pp = divisors(world).into_iter().filter(|&p| p <= facts.layers.min(128)).collect();
+        let cp_most = (facts.seq_len / TOKENS_PER_CONTEXT_RANK).clamp(1, 64) as u32;
+        let (ep, etp) = match facts.experts {
+            Some((experts, _)) => {
+                let most = u32::try_from(experts.min(u64::from(world))).unwrap_or(world);
+                (powers(most), vec![ExpertTp::Fixed(1), ExpertTp::SameAsTp])
+            }
+            None => (vec![1], vec![ExpertTp::Fixed(1)]),
+        };
+        Self {
+            tp,
+            pp,
+            cp: powers(cp_most),
+            ep,
+            etp,
+            vpp: Choices::DivisorsUpTo(LARGEST_VPP),
+            micro_batch: Choices::DivisorsUpTo(LARGEST_MICRO_BATCH),
+            recompute: vec![Recompute::None, Recompute::Selective, Recompute::Full],
+            recompute_quarters: true,
+            sharding: vec![Sharding::None, Sharding::Optimizer, Sharding::Parameters],
+            schedules: vec![Schedule::OneFOneB, Schedule::Interleaved],
+            sequence_parallel: vec![true],
+            cp_kind: vec![ContextParallel::Ring],
+            precision: precision.to_vec(),
+            uneven: true,
+        }
+    }
+}
