@@ -2,60 +2,80 @@
 
 use psim_hardware::{Bytes, Time};
 use psim_models::Plan;
-use psim_models::plan::{ContextParallel, Precision, Recompute};
+use psim_models::plan::{ContextParallel, Precision, Schedule, Sharding};
 use psim_sim::StepPrediction;
 
 /// The fields that decide what one micro-batch costs in one layer; plans with equal keys share their stage costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CostKey {
-    /// Tensor-parallel ranks.
-    pub tp: u32,
-    /// Context-parallel ranks.
-    pub cp: u32,
-    /// Their exchange.
+    /// tp, cp, ep, etp, sequences per micro-batch.
+    pub sizes: [u32; 5],
+    /// Context exchange.
     pub cp_kind: ContextParallel,
-    /// Expert-parallel ranks.
-    pub ep: u32,
-    /// Tensor-parallel ranks inside an expert.
-    pub etp: u32,
-    /// Sequences per micro-batch.
-    pub micro_batch: u32,
     /// Megatron sequence parallelism.
     pub sequence_parallel: bool,
-    /// Recomputation; `Layers` counts as `Full` here, the number of layers is the plan's.
-    pub recompute: Recompute,
     /// Arithmetic.
     pub precision: Precision,
+    /// Weight gradients run apart.
+    pub split: bool,
 }
 
 impl CostKey {
     /// The key of a plan.
     pub fn of(plan: &Plan) -> Self {
-        let recompute = match plan.recompute {
-            Recompute::Layers(_) => Recompute::Full,
-            other => other,
-        };
         Self {
-            tp: plan.tp,
-            cp: plan.cp,
+            sizes: [plan.tp, plan.cp, plan.ep, plan.etp, plan.micro_batch],
             cp_kind: plan.cp_kind,
-            ep: plan.ep,
-            etp: plan.etp,
-            micro_batch: plan.micro_batch,
             sequence_parallel: plan.sequence_parallel,
-            recompute,
             precision: plan.precision,
+            split: matches!(plan.schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV),
+        }
+    }
+}
+
+/// The fields that decide layout, reductions and optimizer; plans with equal keys share their mesh costs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MeshKey {
+    /// tp, pp, dp, cp, ep, etp, vpp, shard group.
+    pub sizes: [u32; 8],
+    /// Schedule.
+    pub schedule: Schedule,
+    /// Sharding.
+    pub sharding: Sharding,
+    /// Arithmetic.
+    pub precision: Precision,
+    /// Layers per chunk, where uneven.
+    pub stage_layers: Vec<u32>,
+}
+
+impl MeshKey {
+    /// The key of a plan.
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            sizes: [plan.tp, plan.pp, plan.dp, plan.cp, plan.ep, plan.etp, plan.vpp, plan.shard_group],
+            schedule: plan.schedule,
+            sharding: plan.sharding,
+            precision: plan.precision,
+            stage_layers: plan.stage_layers.clone(),
         }
     }
 }
 
 /// A simulator as the search sees it.
 ///
-/// Contract: `l0(c, p) ≤ l1(c, p)` for every plan, `energy` never falls when the time grows, every method is a pure
+/// Contract: `l0 ≤ l1` for every plan, `energy` never falls when the time grows, every method is a pure
 /// function of its arguments.
 pub trait Evaluator: Sync {
     /// What plans with equal [`CostKey`] share.
     type Costs: Send + Sync;
+    /// What plans with equal [`MeshKey`] share.
+    type Mesh: Send + Sync;
+
+    /// Computes what the plans on a mesh share; any plan with the key may be given.
+    ///
+    /// # Errors
+    /// When the layers cannot be laid out (named cause).
+    fn mesh(&self, plan: &Plan) -> Result<Self::Mesh, String>;
 
     /// Computes the shared costs; any plan with the key may be given.
     ///
@@ -67,19 +87,19 @@ pub trait Evaluator: Sync {
     fn uneven_layers(&self, costs: &Self::Costs, plan: &Plan) -> Option<Vec<u32>>;
 
     /// Peak memory of the fullest accelerator.
-    fn memory(&self, costs: &Self::Costs, plan: &Plan) -> Bytes;
+    fn memory(&self, costs: &Self::Costs, mesh: &Self::Mesh, plan: &Plan) -> Bytes;
 
     /// Usable memory of one accelerator.
     fn memory_capacity(&self) -> Bytes;
 
     /// Closed-form lower bound of the step time.
-    fn l0(&self, costs: &Self::Costs, plan: &Plan) -> Time;
+    fn l0(&self, costs: &Self::Costs, mesh: &Self::Mesh, plan: &Plan) -> Time;
 
     /// Step time from pipeline events.
-    fn l1(&self, costs: &Self::Costs, plan: &Plan) -> Time;
+    fn l1(&self, costs: &Self::Costs, mesh: &Self::Mesh, plan: &Plan) -> Time;
 
     /// Joules of one step that takes `step` seconds, PUE included.
-    fn energy(&self, costs: &Self::Costs, plan: &Plan, step: Time) -> f64;
+    fn energy(&self, costs: &Self::Costs, mesh: &Self::Mesh, plan: &Plan, step: Time) -> f64;
 
     /// Full prediction at L2.
     ///

@@ -6,7 +6,7 @@
 
 pub mod refine;
 
-use crate::evaluator::{CostKey, Evaluator};
+use crate::evaluator::{CostKey, Evaluator, MeshKey};
 use crate::objective::Scorer;
 use crate::parallel;
 use crate::progress::Progress;
@@ -29,6 +29,8 @@ pub struct Candidate {
     pub plan: Plan,
     /// Index of its shared costs.
     pub costs: u32,
+    /// Index of its mesh.
+    pub mesh: u32,
     /// Peak memory in closed form.
     pub memory: Bytes,
     /// L0 bound of the step time.
@@ -39,11 +41,13 @@ pub struct Candidate {
 
 /// Candidates of one global batch, in bound order.
 #[derive(Debug)]
-pub struct Prepared<C> {
+pub struct Prepared<C, M> {
     /// Candidates that fit, by bound, then by place in the enumeration.
     pub candidates: Vec<Candidate>,
     /// Shared costs (`None` where a key was refused; no candidate points there).
     pub costs: Vec<Option<C>>,
+    /// Mesh costs, likewise.
+    pub meshes: Vec<Option<M>>,
     /// Combinations looked at.
     pub considered: u64,
     /// What removed the others.
@@ -78,9 +82,42 @@ impl Ord for Score {
     }
 }
 
+/// The search of an evaluator.
+pub type PreparedFor<E> = Prepared<<E as Evaluator>::Costs, <E as Evaluator>::Mesh>;
+
 /// Joules, asked for only where the objective needs them.
-fn joules<E: Evaluator>(evaluator: &E, scorer: &Scorer, costs: &E::Costs, plan: &Plan, step: Time) -> f64 {
-    if scorer.objective == Objective::Energy { evaluator.energy(costs, plan, step) } else { 0.0 }
+fn joules<E: Evaluator>(
+    evaluator: &E,
+    scorer: &Scorer,
+    costs: &E::Costs,
+    mesh: &E::Mesh,
+    plan: &Plan,
+    step: Time,
+) -> f64 {
+    if scorer.objective == Objective::Energy { evaluator.energy(costs, mesh, plan, step) } else { 0.0 }
+}
+
+/// Gives equal keys one place each, in order of first appearance.
+fn places<K: Ord>(plans: &[Plan], key: impl Fn(&Plan) -> K) -> (Vec<u32>, Vec<&Plan>) {
+    let mut known: BTreeMap<K, u32> = BTreeMap::new();
+    let mut samples = Vec::new();
+    let places = plans
+        .iter()
+        .map(|plan| {
+            *known.entry(key(plan)).or_insert_with(|| {
+                samples.push(plan);
+                samples.len() as u32 - 1
+            })
+        })
+        .collect();
+    (places, samples)
+}
+
+/// What became of a legal plan.
+enum Fate {
+    Kept(Candidate),
+    TooLarge(Bytes, Plan),
+    Refused(String),
 }
 
 /// Prices, checks memory and bounds every legal plan.
@@ -93,76 +130,63 @@ pub fn prepare<E: Evaluator>(
     enumeration: Enumeration,
     uneven: bool,
     progress: &dyn Progress,
-) -> Result<Prepared<E::Costs>, Cancelled> {
-    let Enumeration { plans, mut considered, mut kills } = enumeration;
-    let mut keys: BTreeMap<CostKey, u32> = BTreeMap::new();
-    let mut samples: Vec<&Plan> = Vec::new();
-    let mut places: Vec<u32> = Vec::with_capacity(plans.len());
-    let mut last: Option<(CostKey, u32)> = None;
-    for plan in &plans {
-        let key = CostKey::of(plan);
-        let place = match last {
-            Some((known, place)) if known == key => place,
-            _ => *keys.entry(key).or_insert_with(|| {
-                samples.push(plan);
-                samples.len() as u32 - 1
-            }),
-        };
-        last = Some((key, place));
-        places.push(place);
-    }
+) -> Result<PreparedFor<E>, Cancelled> {
+    let Enumeration { mut plans, mut considered, mut kills } = enumeration;
+    let (mut cost_places, samples) = places(&plans, CostKey::of);
     progress.report("stage costs", 0, samples.len() as u64);
     let priced = parallel::map_long(&samples, |plan| evaluator.costs(plan));
     if progress.cancelled() {
         return Err(Cancelled);
     }
+    if uneven {
+        let indices: Vec<usize> = (0..plans.len()).collect();
+        let siblings = parallel::map(&indices, |&i| {
+            let costs = priced[cost_places[i] as usize].as_ref().ok()?;
+            evaluator.uneven_layers(costs, &plans[i])
+        });
+        for (i, stage_layers) in siblings.into_iter().enumerate() {
+            let Some(stage_layers) = stage_layers else { continue };
+            considered += 1;
+            plans.push(Plan { stage_layers, ..plans[i].clone() });
+            cost_places.push(cost_places[i]);
+        }
+    }
+    let (mesh_places, samples) = places(&plans, MeshKey::of);
+    progress.report("meshes", 0, samples.len() as u64);
+    let meshes = parallel::map(&samples, |plan| evaluator.mesh(plan));
+    if progress.cancelled() {
+        return Err(Cancelled);
+    }
     progress.report("memory and bounds", 0, plans.len() as u64);
     let capacity = evaluator.memory_capacity();
-    let items: Vec<(Plan, u32)> = plans.into_iter().zip(places).collect();
-    /// Outcome for one plan and perhaps its uneven sibling.
-    enum Fate {
-        Kept(Candidate),
-        TooLarge(Bytes, Plan),
-        Refused(String),
-    }
-    let one = |plan: &Plan, place: u32, costs: &E::Costs| {
-        let memory = evaluator.memory(costs, plan);
+    let indices: Vec<usize> = (0..plans.len()).collect();
+    let fates = parallel::map(&indices, |&i| {
+        let plan = &plans[i];
+        let (costs, mesh) = match (&priced[cost_places[i] as usize], &meshes[mesh_places[i] as usize]) {
+            (Ok(costs), Ok(mesh)) => (costs, mesh),
+            (Err(cause), _) | (_, Err(cause)) => return Fate::Refused(cause.clone()),
+        };
+        let memory = evaluator.memory(costs, mesh, plan);
         if memory > capacity {
             return Fate::TooLarge(memory, plan.clone());
         }
-        let l0 = evaluator.l0(costs, plan);
-        let bound = scorer.score(plan, l0, joules(evaluator, scorer, costs, plan, l0));
-        Fate::Kept(Candidate { plan: plan.clone(), costs: place, memory, l0, bound })
-    };
-    let fates = parallel::map(&items, |(plan, place)| {
-        let costs = match &priced[*place as usize] {
-            Ok(costs) => costs,
-            Err(cause) => return (Fate::Refused(cause.clone()), None),
-        };
-        let sibling = if uneven { evaluator.uneven_layers(costs, plan) } else { None };
-        let sibling = sibling.map(|stage_layers| {
-            let plan = Plan { stage_layers, ..plan.clone() };
-            one(&plan, *place, costs)
-        });
-        (one(plan, *place, costs), sibling)
+        let l0 = evaluator.l0(costs, mesh, plan);
+        let bound = scorer.score(plan, l0, joules(evaluator, scorer, costs, mesh, plan, l0));
+        let (costs, mesh) = (cost_places[i], mesh_places[i]);
+        Fate::Kept(Candidate { plan: plan.clone(), costs, mesh, memory, l0, bound })
     });
     let mut candidates = Vec::new();
     let mut nearest_memory: Option<(Bytes, Plan)> = None;
-    let mut take = |fate: Fate| match fate {
-        Fate::Kept(candidate) => candidates.push(candidate),
-        Fate::TooLarge(bytes, plan) => {
-            kills.add("memory", 1, || too_large(bytes, capacity, &plan));
-            if nearest_memory.as_ref().is_none_or(|(least, _)| bytes < *least) {
-                nearest_memory = Some((bytes, plan));
+    for fate in fates {
+        match fate {
+            Fate::Kept(candidate) => candidates.push(candidate),
+            Fate::TooLarge(bytes, plan) => {
+                kills.add("memory", 1, || too_large(bytes, capacity, &plan));
+                if nearest_memory.as_ref().is_none_or(|(least, _)| bytes < *least) {
+                    nearest_memory = Some((bytes, plan));
+                }
             }
-        }
-        Fate::Refused(cause) => kills.add("cannot be lowered", 1, || cause),
-    };
-    for (even, sibling) in fates {
-        take(even);
-        if let Some(sibling) = sibling {
-            considered += 1;
-            take(sibling);
+            Fate::Refused(cause) => kills.add("cannot be lowered", 1, || cause),
         }
     }
     if progress.cancelled() {
@@ -171,7 +195,8 @@ pub fn prepare<E: Evaluator>(
     // A stable sort keeps the order of enumeration among equal bounds.
     candidates.sort_by(|a, b| a.bound.total_cmp(&b.bound));
     let costs = priced.into_iter().map(Result::ok).collect();
-    Ok(Prepared { candidates, costs, considered, kills, nearest_memory })
+    let meshes = meshes.into_iter().map(Result::ok).collect();
+    Ok(Prepared { candidates, costs, meshes, considered, kills, nearest_memory })
 }
 
 /// Requested against available, with the plan.
@@ -186,7 +211,7 @@ fn too_large(bytes: Bytes, capacity: Bytes, plan: &Plan) -> String {
 pub struct Stream<'a, E: Evaluator> {
     evaluator: &'a E,
     scorer: &'a Scorer,
-    prepared: &'a Prepared<E::Costs>,
+    prepared: &'a PreparedFor<E>,
     next: usize,
     /// Simulated, not yet given out; ties go to the smaller bound, then to the earlier candidate.
     waiting: BinaryHeap<Reverse<(Score, usize)>>,
@@ -199,13 +224,13 @@ impl<'a, E: Evaluator> Stream<'a, E> {
     const BATCH: usize = 16;
 
     /// Starts a stream.
-    pub fn new(evaluator: &'a E, scorer: &'a Scorer, prepared: &'a Prepared<E::Costs>) -> Self {
+    pub fn new(evaluator: &'a E, scorer: &'a Scorer, prepared: &'a PreparedFor<E>) -> Self {
         let (waiting, times) = (BinaryHeap::new(), BTreeMap::new());
         Self { evaluator, scorer, prepared, next: 0, waiting, times, batch: Self::BATCH }
     }
 
     /// The same without bounds: every candidate is simulated before the first is given out. The oracle of the tests.
-    pub fn exhaustive(evaluator: &'a E, scorer: &'a Scorer, prepared: &'a Prepared<E::Costs>) -> Self {
+    pub fn exhaustive(evaluator: &'a E, scorer: &'a Scorer, prepared: &'a PreparedFor<E>) -> Self {
         Self { batch: usize::MAX, ..Self::new(evaluator, scorer, prepared) }
     }
 
@@ -215,7 +240,7 @@ impl<'a, E: Evaluator> Stream<'a, E> {
     }
 
     /// What is searched.
-    pub fn prepared(&self) -> &'a Prepared<E::Costs> {
+    pub fn prepared(&self) -> &'a PreparedFor<E> {
         self.prepared
     }
 
@@ -224,20 +249,26 @@ impl<'a, E: Evaluator> Stream<'a, E> {
         &self.times
     }
 
-    /// Simulates one candidate at L1; `None` if its costs were refused (it is then no candidate).
+    /// What a candidate shares with others.
+    fn shared(&self, candidate: &Candidate) -> Option<(&'a E::Costs, &'a E::Mesh)> {
+        let costs = self.prepared.costs.get(candidate.costs as usize)?.as_ref()?;
+        let mesh = self.prepared.meshes.get(candidate.mesh as usize)?.as_ref()?;
+        Some((costs, mesh))
+    }
+
+    /// Simulates one candidate at L1; `None` where there is no such candidate.
     pub fn l1(&self, candidate: usize) -> Option<Time> {
         let c = self.prepared.candidates.get(candidate)?;
-        let costs = self.prepared.costs.get(c.costs as usize)?.as_ref()?;
-        Some(self.evaluator.l1(costs, &c.plan))
+        let (costs, mesh) = self.shared(c)?;
+        Some(self.evaluator.l1(costs, mesh, &c.plan))
     }
 
     /// Score of a candidate at some step time.
     pub fn score(&self, candidate: usize, step: Time) -> f64 {
         let c = &self.prepared.candidates[candidate];
-        let joules = match self.prepared.costs.get(c.costs as usize).and_then(Option::as_ref) {
-            Some(costs) => joules(self.evaluator, self.scorer, costs, &c.plan, step),
-            None => 0.0,
-        };
+        let joules = self
+            .shared(c)
+            .map_or(0.0, |(costs, mesh)| joules(self.evaluator, self.scorer, costs, mesh, &c.plan, step));
         self.scorer.score(&c.plan, step, joules)
     }
 

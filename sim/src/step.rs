@@ -8,7 +8,9 @@ mod chunk;
 mod data_parallel;
 mod energy;
 mod error;
+mod fast;
 mod layer;
+mod mesh;
 mod optimizer;
 mod parts;
 mod pass;
@@ -16,6 +18,7 @@ mod predict;
 
 pub use error::SimError;
 pub use layer::{KindTimes, LayerTimes};
+pub use mesh::{MeshCosts, StageCosts};
 pub use parts::Parts;
 pub use pass::{Pass, run_pass};
 pub use predict::StepModel;

@@ -42,29 +42,46 @@ impl Code for Plan {
     }
 }
 
+/// Shared costs belong to the plan.
+fn check(costs: &CostKey, mesh: &MeshKey, plan: &Plan) {
+    assert_eq!(*costs, CostKey::of(plan));
+    assert_eq!(*mesh, MeshKey::of(plan));
+}
+
 impl Evaluator for Synthetic {
     type Costs = CostKey;
+    type Mesh = MeshKey;
+    fn mesh(&self, plan: &Plan) -> Result<MeshKey, String> {
+        if plan.tp == 4 && plan.pp == 4 && plan.vpp == 3 {
+            Err("no layout".to_owned())
+        } else {
+            Ok(MeshKey::of(plan))
+        }
+    }
     fn costs(&self, plan: &Plan) -> Result<CostKey, String> {
         if plan.tp == 2 && plan.micro_batch == 8 { Err("refused".to_owned()) } else { Ok(CostKey::of(plan)) }
     }
     fn uneven_layers(&self, _: &CostKey, plan: &Plan) -> Option<Vec<u32>> {
         (plan.pp == 2 && plan.vpp == 1).then(|| vec![5, 7])
     }
-    fn memory(&self, _: &CostKey, plan: &Plan) -> Bytes {
+    fn memory(&self, costs: &CostKey, mesh: &MeshKey, plan: &Plan) -> Bytes {
+        check(costs, mesh, plan);
         Bytes(hash(self.seed + 1, plan) % 1000)
     }
     fn memory_capacity(&self) -> Bytes {
         Bytes(self.capacity)
     }
-    fn l0(&self, costs: &CostKey, plan: &Plan) -> Time {
+    fn l0(&self, costs: &CostKey, mesh: &MeshKey, plan: &Plan) -> Time {
         let share = 1.0 - self.looseness * (hash(self.seed + 2, plan) % 100) as f64 / 100.0;
-        Time((self.l1(costs, plan).0 as f64 * share) as u64)
+        Time((self.l1(costs, mesh, plan).0 as f64 * share) as u64)
     }
-    fn l1(&self, _: &CostKey, plan: &Plan) -> Time {
+    fn l1(&self, costs: &CostKey, mesh: &MeshKey, plan: &Plan) -> Time {
+        check(costs, mesh, plan);
         // Few distinct values: ties are common and must be broken alike.
         Time(1_000_000 + hash(self.seed, plan) % 50 * 1000 + plan.stage_layers.len() as u64)
     }
-    fn energy(&self, _: &CostKey, plan: &Plan, step: Time) -> f64 {
+    fn energy(&self, costs: &CostKey, mesh: &MeshKey, plan: &Plan, step: Time) -> f64 {
+        check(costs, mesh, plan);
         f64::from(plan.world()) * (step.0 as f64 + (hash(self.seed + 3, plan) % 1000) as f64 * 500.0)
     }
     fn l2(&self, _: &Plan) -> Result<StepPrediction, String> {
@@ -143,8 +160,9 @@ proptest! {
         prop_assert_eq!(&found, &oracle);
         // An oracle that shares nothing with the stream.
         let mut all: Vec<f64> = prepared.candidates.iter().map(|c| {
-            let l1 = evaluator.l1(&CostKey::of(&c.plan), &c.plan);
-            scorer.score(&c.plan, l1, evaluator.energy(&CostKey::of(&c.plan), &c.plan, l1))
+            let (costs, mesh) = (CostKey::of(&c.plan), MeshKey::of(&c.plan));
+            let l1 = evaluator.l1(&costs, &mesh, &c.plan);
+            scorer.score(&c.plan, l1, evaluator.energy(&costs, &mesh, &c.plan, l1))
         }).collect();
         all.sort_by(f64::total_cmp);
         all.truncate(top);

@@ -30,6 +30,7 @@ pub(super) struct Gathering {
 }
 
 /// Gathering per kind of layer; `None` when parameters stay on the rank.
+#[derive(Debug, Clone)]
 pub(super) struct Gatherings {
     pub(super) layers: Vec<Gathering>,
     pub(super) encoder: Gathering,

@@ -1,9 +1,9 @@
 //! From a plan to a prediction.
 
-use super::chunk::{ChunkTimes, Gathering, Gatherings, chunk_times};
-use super::data_parallel::{Reduction, exposed_gather, exposed_reduction, reduction};
+use super::chunk::{ChunkTimes, Gathering, Gatherings};
+use super::data_parallel::{exposed_gather, exposed_reduction};
 use super::energy::step_energy;
-use super::optimizer::optimizer_step;
+use super::mesh::{MeshCosts, StageCosts};
 use super::{LayerTimes, Pass, SimError};
 use crate::pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
 use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
@@ -13,7 +13,7 @@ use psim_hardware::{Bytes, Cluster, DType, GroupShape, Node, Seconds, Time};
 use psim_models::flops::forward_flops_per_sequence;
 use psim_models::layout::{Layout, block_of};
 use psim_models::lowering::{Groups, Shape};
-use psim_models::memory::{self, RankParameters};
+use psim_models::memory;
 use psim_models::operator::CollectiveKind;
 use psim_models::plan::{Plan, Schedule, Sharding};
 use psim_models::{Model, TrainingWorkload};
@@ -24,24 +24,22 @@ const ABSURD: u32 = 1 << 24;
 /// A model, a workload, a cluster and a stack, ready to price plans.
 #[derive(Debug, Clone)]
 pub struct StepModel<'a> {
-    model: &'a Model,
-    workload: &'a TrainingWorkload,
-    cluster: &'a Cluster,
-    node: &'a Node,
-    stack: &'a StackProfile,
-    cost: CostModel,
+    pub(super) model: &'a Model,
+    pub(super) workload: &'a TrainingWorkload,
+    pub(super) cluster: &'a Cluster,
+    pub(super) node: &'a Node,
+    pub(super) stack: &'a StackProfile,
+    pub(super) cost: CostModel,
     /// Forward flops of one sequence, causal half.
     flops_per_sequence: f64,
 }
 
 /// A plan with everything that follows from it before the pipeline runs.
-struct Prepared {
-    shape: Shape,
-    layout: Layout,
-    chunks: Vec<ChunkTimes>,
-    reductions: Vec<Reduction>,
-    optimizer: f64,
-    p2p: f64,
+pub(super) struct Prepared<'m> {
+    pub(super) shape: Shape,
+    pub(super) mesh: &'m MeshCosts,
+    pub(super) chunks: Vec<ChunkTimes>,
+    pub(super) p2p: f64,
 }
 
 impl<'a> StepModel<'a> {
@@ -137,50 +135,24 @@ impl<'a> StepModel<'a> {
             .unwrap_or(1e12)
     }
 
-    fn prepare(&self, plan: &Plan, layers: &LayerTimes) -> Result<Prepared, SimError> {
-        let shape = self.shape(plan);
-        let layout = Layout::new(self.model, plan)?;
-        let split = is_split(plan.schedule);
-        // Under pipeline parallelism FSDP keeps the gathered parameters between micro-batches.
-        let held = plan.pp > 1;
-        let gatherings =
-            (plan.sharding == Sharding::Parameters && !held).then(|| self.gatherings(plan, &shape));
-        let chunks: Vec<ChunkTimes> = layout
-            .chunks
-            .iter()
-            .map(|c| chunk_times(c, layers, plan, self.stack, gatherings.as_ref(), split))
-            .collect();
-        let stages = plan.pp as usize;
-        let parameters: Vec<RankParameters> =
-            (0..stages).map(|s| memory::rank_parameters(self.model, &layout, s, &shape)).collect();
-        let replicas = self.replica_group(plan, &shape);
-        let reductions: Vec<Reduction> = parameters
-            .iter()
-            .map(|p| reduction(plan, &shape, self.stack, &self.cost, p, held, replicas.as_ref()))
-            .collect();
-        let world = GroupShape::place(self.cluster, self.node, plan.world(), 1);
-        let optimizer = parameters
-            .iter()
-            .map(|p| optimizer_step(plan, &shape, self.stack, &self.cost, p, &world))
-            .fold(0.0, f64::max);
-        let p2p = if plan.pp > 1 {
-            let bytes = shape.base.size() * (shape.sharded_tokens * self.model.hidden) as f64;
-            self.cost.collective(CollectiveKind::SendRecv, bytes.ceil() as u64, &shape.groups.pp).time.0
-        } else {
-            0.0
-        };
-        Ok(Prepared { shape, layout, chunks, reductions, optimizer, p2p })
+    /// Seconds to send one micro-batch's activations to the next stage.
+    pub(super) fn boundary_seconds(&self, plan: &Plan, shape: &Shape, groups: &Groups) -> f64 {
+        if plan.pp <= 1 {
+            return 0.0;
+        }
+        let bytes = shape.base.size() * (shape.sharded_tokens * self.model.hidden) as f64;
+        self.cost.collective(CollectiveKind::SendRecv, bytes.ceil() as u64, &groups.pp).time.0
     }
 
     /// The replicas of a hybrid shard group.
-    fn replica_group(&self, plan: &Plan, shape: &Shape) -> Option<GroupShape> {
+    pub(super) fn replica_group(&self, plan: &Plan, shape: &Shape) -> Option<GroupShape> {
         let (all, shard) = (shape.groups.dp.ranks, shape.groups.shard.ranks);
         (plan.sharding == Sharding::Parameters && shard < all)
             .then(|| GroupShape::place(self.cluster, self.node, all / shard, plan.tp * shard))
     }
 
     /// Gather and scatter times of each kind of layer under FSDP.
-    fn gatherings(&self, plan: &Plan, shape: &Shape) -> Gatherings {
+    pub(super) fn gatherings(&self, plan: &Plan, shape: &Shape) -> Gatherings {
         let tp = shape.tp as f64;
         let base = shape.base.size();
         let wire = self.stack.states.gradient_wire;
@@ -214,24 +186,17 @@ impl<'a> StepModel<'a> {
         }
     }
 
-    /// L0: no schedule of the plan's passes is faster. Every stage waits for the first micro-batch to come down, does
-    /// all its work, and its last gradient travels back up.
+    /// L0 bound of the step time, seconds: see [`StepModel::step_bound`].
     ///
     /// # Errors
     /// As [`StepModel::predict`].
     pub fn lower_bound(&self, plan: &Plan, layers: &LayerTimes) -> Result<f64, SimError> {
-        let prepared = self.prepare(plan, layers)?;
-        Ok(self.finish_time(plan, &prepared, pipeline_bound(plan, &prepared)))
-    }
-
-    /// Adds what follows the pipeline to its duration, at its least.
-    fn finish_time(&self, plan: &Plan, prepared: &Prepared, pipeline: f64) -> f64 {
-        let tail = prepared.optimizer + self.stack.host.per_step.0;
-        (pipeline + tail) * (1.0 + self.straggler(plan))
+        let shared = StageCosts { shape: self.shape(plan), layers: layers.clone() };
+        Ok(self.step_bound(&shared, &self.mesh_costs(plan)?, plan))
     }
 
     /// Relative growth from jitter: per doubling of the nodes taking part.
-    fn straggler(&self, plan: &Plan) -> f64 {
+    pub(super) fn straggler(&self, plan: &Plan) -> f64 {
         let nodes = f64::from(plan.world()) / f64::from(self.node.accelerators.max(1));
         self.stack.efficiency.straggler * nodes.max(1.0).log2()
     }
@@ -261,7 +226,9 @@ impl<'a> StepModel<'a> {
             return Err(SimError::Level(level));
         }
         self.check(plan)?;
-        let prepared = self.prepare(plan, layers)?;
+        let mesh = self.mesh_costs(plan)?;
+        let shared = StageCosts { shape: self.shape(plan), layers: layers.clone() };
+        let prepared = self.prepare(plan, &shared, &mesh);
         let spec = spec(plan);
         let costs = costs(&prepared, self.stack.overlap.p2p);
         let mut sim = PipelineSim::new();
@@ -291,9 +258,9 @@ impl<'a> StepModel<'a> {
         breakdown.bubble = Seconds((makespan - covered).max(0.0));
         breakdown.dp_exposed += Seconds(dp_exposed);
         breakdown.contention += Seconds(contention);
-        breakdown.optimizer = Seconds(prepared.optimizer);
+        breakdown.optimizer = Seconds(prepared.mesh.optimizer);
         breakdown.fixed = Seconds(self.stack.host.per_step.0);
-        let unscaled = after + prepared.optimizer + self.stack.host.per_step.0;
+        let unscaled = after + prepared.mesh.optimizer + self.stack.host.per_step.0;
         breakdown.straggler = Seconds(unscaled * self.straggler(plan));
         // Rounding of clamped terms goes to the bubble so that the parts sum to the step.
         let value = unscaled * (1.0 + self.straggler(plan));
@@ -302,16 +269,16 @@ impl<'a> StepModel<'a> {
     }
 
     /// End of the last reduction and gathering, with the exposed communication and the slow-down behind it.
-    fn after_pipeline(&self, prepared: &Prepared, result: &PipelineResult) -> (f64, f64, f64) {
+    pub(super) fn after_pipeline(&self, prepared: &Prepared<'_>, result: &PipelineResult) -> (f64, f64, f64) {
         let mut end: f64 = 0.0;
         let mut contention_at_end = 0.0;
         let mut gather: f64 = 0.0;
         let mut gather_contention = 0.0;
         for (stage, outcome) in result.stages.iter().enumerate() {
-            let local = || prepared.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
+            let local = || prepared.mesh.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
             let backward: f64 = local().map(|c| c.backward.time + c.weight.time).sum();
             let forward: f64 = local().map(|c| c.forward.time).sum();
-            let r = &prepared.reductions[stage];
+            let r = &prepared.mesh.reductions[stage];
             let (exposed, slowed) = exposed_reduction(r, backward, self.stack);
             let finish = outcome.last_end.seconds().0 + exposed + slowed;
             if finish > end {
@@ -336,7 +303,7 @@ impl<'a> StepModel<'a> {
         &self,
         plan: &Plan,
         level: Level,
-        prepared: &Prepared,
+        prepared: &Prepared<'_>,
         result: &PipelineResult,
         mean: &Pass,
         breakdown: Breakdown,
@@ -398,7 +365,7 @@ impl<'a> StepModel<'a> {
     fn memory(
         &self,
         plan: &Plan,
-        prepared: &Prepared,
+        prepared: &Prepared<'_>,
         level: Level,
         result: &PipelineResult,
     ) -> Vec<StageMemory> {
@@ -411,7 +378,7 @@ impl<'a> StepModel<'a> {
                 let ledger = memory::stage_ledger_with(
                     self.model,
                     plan,
-                    &prepared.layout,
+                    &prepared.mesh.layout,
                     &prepared.shape,
                     self.stack,
                     stage,
@@ -437,11 +404,11 @@ impl<'a> StepModel<'a> {
 }
 
 /// Schedules that run weight gradients apart.
-fn is_split(schedule: Schedule) -> bool {
+pub(super) fn is_split(schedule: Schedule) -> bool {
     matches!(schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV)
 }
 
-fn spec(plan: &Plan) -> PipelineSpec {
+pub(super) fn spec(plan: &Plan) -> PipelineSpec {
     let schedule = match plan.schedule {
         Schedule::OneFOneB if plan.vpp > 1 => Schedule::Interleaved,
         Schedule::Interleaved if plan.vpp <= 1 => Schedule::OneFOneB,
@@ -464,7 +431,7 @@ fn chunk_cost(c: &ChunkTimes) -> ChunkCost {
     }
 }
 
-fn costs(prepared: &Prepared, p2p_overlap: bool) -> PipelineCosts {
+pub(super) fn costs(prepared: &Prepared<'_>, p2p_overlap: bool) -> PipelineCosts {
     PipelineCosts {
         chunks: prepared.chunks.iter().map(chunk_cost).collect(),
         p2p: Time::from(Seconds(prepared.p2p)),
@@ -474,7 +441,7 @@ fn costs(prepared: &Prepared, p2p_overlap: bool) -> PipelineCosts {
 }
 
 /// Work of the mean stage over the whole step, and chunk costs that spread all work evenly.
-fn mean_stage(plan: &Plan, prepared: &Prepared) -> (Pass, Vec<ChunkCost>) {
+pub(super) fn mean_stage(plan: &Plan, prepared: &Prepared<'_>) -> (Pass, Vec<ChunkCost>) {
     let n = prepared.chunks.len().max(1);
     let share = 1.0 / n as f64;
     let mut even = ChunkTimes::default();
@@ -486,22 +453,6 @@ fn mean_stage(plan: &Plan, prepared: &Prepared) -> (Pass, Vec<ChunkCost>) {
     let per_stage = f64::from(plan.vpp) * f64::from(plan.micro_batches().max(1));
     let mean = Pass::default().plus(&even.total(), per_stage);
     (mean, vec![chunk_cost(&even); n])
-}
-
-/// Least duration of the pipeline: see [`StepModel::lower_bound`].
-fn pipeline_bound(plan: &Plan, prepared: &Prepared) -> f64 {
-    let m = f64::from(plan.micro_batches().max(1));
-    let mut before = 0.0;
-    let mut bound: f64 = 0.0;
-    for stage in 0..plan.pp as usize {
-        let busy: f64 = prepared.layout.chunks_of(stage).map(|(c, _)| prepared.chunks[c].total().time).sum();
-        bound = bound.max(before + m * busy);
-        // The first chunk of this stage runs forward before any later stage starts and backward after they end.
-        if let Some(c) = prepared.chunks.get(stage) {
-            before += c.forward.time + c.backward.time;
-        }
-    }
-    bound
 }
 
 /// Variance of ln(time) from the tables' own errors: operators of equal kind share one table, so half of the spread
