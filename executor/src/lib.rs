@@ -1,1 +1,56 @@
 //! Runs a psim plan for real and compares it with the prediction.
+//!
+//! A training step of a dense or mixture-of-experts transformer, generic over [`psim_kernels::Device`] and over the
+//! transport between ranks: tensor parallelism with sequence parallelism, pipeline schedules, data parallelism with
+//! ZeRO-1 and bucketed reduction, context-parallel ring attention, expert parallelism, recomputation, Adam. The order of
+//! the passes is the [`psim_sim::schedule::Order`] that the simulator prices. What is not built is refused by name.
+
+mod attention;
+pub mod comm;
+mod ends;
+pub mod error;
+mod experts;
+mod layer;
+pub mod mesh;
+pub mod network;
+pub mod parameters;
+mod rank;
+pub mod run;
+pub mod step;
+mod update;
+
+pub use attention::ROPE_BASE;
+pub use ends::token;
+pub use error::{ExecutorError, Result};
+pub use rank::{EPSILON, Rank};
+pub use run::{RankRecord, Run, Settings, run_threads};
+pub use update::Piece;
+
+#[cfg(test)]
+mod tests_support {
+    use psim_models::Plan;
+    use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
+
+    /// One rank, one micro-batch.
+    pub(crate) fn plan() -> Plan {
+        Plan {
+            tp: 1,
+            pp: 1,
+            dp: 1,
+            cp: 1,
+            ep: 1,
+            etp: 1,
+            vpp: 1,
+            micro_batch: 1,
+            global_batch: 1,
+            sequence_parallel: true,
+            recompute: Recompute::None,
+            sharding: Sharding::Optimizer,
+            shard_group: 0,
+            schedule: Schedule::OneFOneB,
+            cp_kind: ContextParallel::Ring,
+            precision: Precision::Fp32,
+            stage_layers: Vec::new(),
+        }
+    }
+}

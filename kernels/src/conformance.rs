@@ -113,7 +113,7 @@ impl<'a, D: Device> Bench<'a, D> {
         self.output_as(self.dtype, len)
     }
 
-    fn check(&mut self, name: String, buffer: &D::Buffer, reference: &[f64]) -> Result<()> {
+    fn check(&mut self, name: &str, buffer: &D::Buffer, reference: &[f64]) -> Result<()> {
         let out = self.device.download(buffer)?;
         let error = relative_error(&out, reference);
         self.checks.push(Check {

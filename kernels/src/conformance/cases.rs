@@ -18,10 +18,10 @@ pub fn copies<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     let mut y = bench.output_as(DType::Fp32, 7 * 5)?;
     bench.device.copy(7, 5, &x, Strided::new(3, 13), &mut y, Strided::new(0, 5))?;
     let expected: Vec<f64> = (0..7).flat_map(|r| values[r * 13 + 3..r * 13 + 8].to_vec()).collect();
-    bench.check("copy".to_owned(), &y, &expected)?;
+    bench.check("copy", &y, &expected)?;
     let mut z = bench.output(7 * 5)?;
     bench.device.copy(1, 35, &y, Strided::new(0, 35), &mut z, Strided::new(0, 35))?;
-    bench.check("cast".to_owned(), &z, &expected)
+    bench.check("cast", &z, &expected)
 }
 
 /// Sum, factor, bias.
@@ -30,19 +30,19 @@ pub fn elementwise<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     let (x, xs) = bench.input(rows * width)?;
     let (mut y, ys) = bench.input(rows * width)?;
     bench.device.add(&x, &mut y)?;
-    bench.check("add".to_owned(), &y, &plus(&xs, &ys))?;
+    bench.check("add", &y, &plus(&xs, &ys))?;
     let (mut y, ys) = bench.input(rows * width)?;
     bench.device.scale(-1.75, &mut y)?;
-    bench.check("scale".to_owned(), &y, &ys.iter().map(|y| -1.75 * y).collect::<Vec<_>>())?;
+    bench.check("scale", &y, &ys.iter().map(|y| -1.75 * y).collect::<Vec<_>>())?;
     let (bias, biases) = bench.input(width)?;
     let (mut y, ys) = bench.input(rows * width)?;
     bench.device.bias_forward(rows, width, &bias, &mut y)?;
     let expected: Vec<f64> = ys.iter().enumerate().map(|(i, y)| y + biases[i % width]).collect();
-    bench.check("bias".to_owned(), &y, &expected)?;
+    bench.check("bias", &y, &expected)?;
     let (mut dbias, mut expected) = bench.accumulator(width)?;
     bench.device.bias_backward(rows, width, &x, &mut dbias)?;
     xs.iter().enumerate().for_each(|(i, x)| expected[i % width] += x);
-    bench.check("bias backward".to_owned(), &dbias, &expected)
+    bench.check("bias backward", &dbias, &expected)
 }
 
 /// Products in the three layouts of training, accumulating, strided, offset.
@@ -57,12 +57,12 @@ pub fn gemm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             let mut expected = vec![0.0; m * n];
             bench.device.gemm(&shape, &a, &b, &mut c)?;
             reference::gemm(&shape, &a_values, &b_values, &mut expected);
-            bench.check(format!("gemm {m}x{n}x{k}"), &c, &expected)?;
+            bench.check(&format!("gemm {m}x{n}x{k}"), &c, &expected)?;
             // Weight gradients accumulate in fp32 whatever the inputs' format.
             let (mut c, mut expected) = bench.accumulator(m * n)?;
             bench.device.gemm(&shape.accumulating(), &a, &b, &mut c)?;
             reference::gemm(&shape.accumulating(), &a_values, &b_values, &mut expected);
-            bench.check(format!("gemm accumulate {m}x{n}x{k}"), &c, &expected)?;
+            bench.check(&format!("gemm accumulate {m}x{n}x{k}"), &c, &expected)?;
         }
     }
     let mut shape = Gemm::new(24, 16, 40).at(8, 16, 32);
@@ -72,7 +72,7 @@ pub fn gemm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     let (mut c, mut expected) = bench.input(24 * 32 + 32)?;
     bench.device.gemm(&shape, &a, &b, &mut c)?;
     reference::gemm(&shape, &a_values, &b_values, &mut expected);
-    bench.check("gemm strided".to_owned(), &c, &expected)
+    bench.check("gemm strided", &c, &expected)
 }
 
 /// RMS and layer normalisation.
@@ -89,7 +89,7 @@ pub fn norm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             let name = format!("{} {rows}x{width}", if rms { "rms norm" } else { "layer norm" });
             bench.device.norm_forward(&shape, &x, &weight, (!rms).then_some(&bias), &mut y, &mut stats)?;
             let expected = reference::norm_forward(&shape, &xs, &weights, (!rms).then_some(&biases[..]));
-            bench.check(name.clone(), &y, &expected)?;
+            bench.check(&name, &y, &expected)?;
             let mut dx = bench.output(rows * width)?;
             let (mut dweight, dweights) = bench.accumulator(width)?;
             let (mut dbias, dbiases) = bench.accumulator(width)?;
@@ -106,10 +106,10 @@ pub fn norm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             )?;
             let [dx_expected, dweight_expected, dbias_expected] =
                 reference::norm_backward(&shape, &xs, &weights, &dys);
-            bench.check(format!("{name} dx"), &dx, &dx_expected)?;
-            bench.check(format!("{name} dweight"), &dweight, &plus(&dweights, &dweight_expected))?;
+            bench.check(&format!("{name} dx"), &dx, &dx_expected)?;
+            bench.check(&format!("{name} dweight"), &dweight, &plus(&dweights, &dweight_expected))?;
             if !rms {
-                bench.check(format!("{name} dbias"), &dbias, &plus(&dbiases, &dbias_expected))?;
+                bench.check(&format!("{name} dbias"), &dbias, &plus(&dbiases, &dbias_expected))?;
             }
         }
     }
@@ -128,7 +128,7 @@ pub fn rope<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         bench.device.rope(&shape, &index, &x, Strided::new(16, stride), &mut y, Strided::new(0, width))?;
         let dense: Vec<f64> =
             (0..shape.tokens).flat_map(|t| xs[t * stride + 16..][..width].to_vec()).collect();
-        bench.check(format!("rope inverse={inverse}"), &y, &reference::rope(&shape, &positions, &dense))?;
+        bench.check(&format!("rope inverse={inverse}"), &y, &reference::rope(&shape, &positions, &dense))?;
     }
     Ok(())
 }
@@ -145,11 +145,11 @@ pub fn activation<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         let (dy, dys) = bench.input(rows * width)?;
         let mut y = bench.output(rows * width)?;
         bench.device.activation_forward(kind, rows, width, &x, &mut y)?;
-        bench.check(format!("{kind:?}"), &y, &reference::activation_forward(kind, rows, width, &xs))?;
+        bench.check(&format!("{kind:?}"), &y, &reference::activation_forward(kind, rows, width, &xs))?;
         let mut dx = bench.output(rows * kind.input_width(width))?;
         bench.device.activation_backward(kind, rows, width, &x, &dy, &mut dx)?;
         bench.check(
-            format!("{kind:?} dx"),
+            &format!("{kind:?} dx"),
             &dx,
             &reference::activation_backward(kind, rows, width, &xs, &dys),
         )?;
@@ -170,7 +170,7 @@ pub fn embedding<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         .iter()
         .flat_map(|&id| entry(id).map_or(vec![0.0; width], |e| values[e * width..][..width].to_vec()))
         .collect();
-    bench.check("embedding".to_owned(), &out, &expected)?;
+    bench.check("embedding", &out, &expected)?;
     let (dy, dys) = bench.input(rows * width)?;
     let (mut dtable, mut expected) = bench.accumulator(entries * width)?;
     bench.device.embedding_backward(rows, width, first, entries, &index, &dy, &mut dtable)?;
@@ -179,7 +179,7 @@ pub fn embedding<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             (0..width).for_each(|i| expected[e * width + i] += dys[row * width + i]);
         }
     }
-    bench.check("embedding backward".to_owned(), &dtable, &expected)
+    bench.check("embedding backward", &dtable, &expected)
 }
 
 /// Softmax cross-entropy on a slice of the vocabulary.
@@ -194,10 +194,10 @@ pub fn cross_entropy<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         let mut stats = bench.output_as(DType::Fp32, 3 * rows)?;
         bench.device.cross_entropy_stats(&shape, &logits, &index, &mut stats)?;
         let expected = reference::cross_entropy_stats(&shape, &values, &targets);
-        bench.check(format!("cross entropy {rows}x{vocab}"), &stats, &expected)?;
+        bench.check(&format!("cross entropy {rows}x{vocab}"), &stats, &expected)?;
         bench.device.cross_entropy_backward(&shape, 0.25, &index, &stats, &mut logits)?;
         let gradient = reference::cross_entropy_backward(&shape, 0.25, &targets, &expected, &values);
-        bench.check(format!("cross entropy backward {rows}x{vocab}"), &logits, &gradient)?;
+        bench.check(&format!("cross entropy backward {rows}x{vocab}"), &logits, &gradient)?;
     }
     Ok(())
 }
@@ -271,16 +271,16 @@ fn attention_case<D: Device>(bench: &mut Bench<'_, D>, shape: &Attention) -> Res
         let got: Vec<f64> = bench.device.download(buffer)?.into_iter().map(f64::from).collect();
         let got: Vec<f32> = cut(&got, row).into_iter().map(|x| x as f32).collect();
         let block = bench.device.upload(&got)?;
-        bench.check(format!("{name} {what}"), &block, &cut(expected, row))?;
+        bench.check(&format!("{name} {what}"), &block, &cut(expected, row))?;
     }
     let (mut dq, dq_start) = bench.input(q_len)?;
     let (mut dk, dk_start) = bench.input(kv_len)?;
     let (mut dv, dv_start) = bench.input(kv_len)?;
     bench.device.attention_backward(shape, [&q, &k, &v, &out, &lse], &dout, &mut dq, &mut dk, &mut dv)?;
     let [dq_expected, dk_expected, dv_expected] = reference::attention_backward(shape, &qs, &ks, &vs, &douts);
-    bench.check(format!("{name} dq"), &dq, &plus(&dq_start, &dq_expected))?;
-    bench.check(format!("{name} dk"), &dk, &plus(&dk_start, &dk_expected))?;
-    bench.check(format!("{name} dv"), &dv, &plus(&dv_start, &dv_expected))
+    bench.check(&format!("{name} dq"), &dq, &plus(&dq_start, &dq_expected))?;
+    bench.check(&format!("{name} dk"), &dk, &plus(&dk_start, &dk_expected))?;
+    bench.check(&format!("{name} dv"), &dv, &plus(&dv_start, &dv_expected))
 }
 
 /// Two blocks of keys merged through their log-sum-exp equal one pass over all keys.
@@ -297,8 +297,8 @@ fn attention_merge<D: Device>(bench: &mut Bench<'_, D>, dim: usize) -> Result<()
     bench.device.attention_forward(&past, &q, &k, &v, &mut out, &mut lse)?;
     bench.device.attention_forward(&rest, &q, &k, &v, &mut out, &mut lse)?;
     let [out_expected, lse_expected] = reference::attention_forward(&whole, &qs, &ks, &vs);
-    bench.check(format!("attention merged dim {dim} out"), &out, &out_expected)?;
-    bench.check(format!("attention merged dim {dim} lse"), &lse, &lse_expected)
+    bench.check(&format!("attention merged dim {dim} out"), &out, &out_expected)?;
+    bench.check(&format!("attention merged dim {dim} lse"), &lse, &lse_expected)
 }
 
 /// Decode attention over shuffled pages.
@@ -325,7 +325,7 @@ pub fn paged_attention<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             (bench.device.upload_index(&table)?, bench.device.upload_index(&lengths)?);
         bench.device.paged_attention(&shape, &q, &k, &v, &table_index, &length_index, &mut out)?;
         let expected = reference::paged_attention(&shape, &qs, &ks, &vs, &table, &lengths);
-        bench.check(format!("paged attention dim {head_dim}"), &out, &expected)?;
+        bench.check(&format!("paged attention dim {head_dim}"), &out, &expected)?;
     }
     Ok(())
 }
@@ -340,7 +340,7 @@ pub fn rows<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     let mut y = bench.output(count * width)?;
     bench.device.gather_rows(count, width, &index, &x, &mut y)?;
     let gathered: Vec<f64> = rows.iter().flat_map(|&r| xs[r as usize * width..][..width].to_vec()).collect();
-    bench.check("gather".to_owned(), &y, &gathered)?;
+    bench.check("gather", &y, &gathered)?;
     let (weights, weight_values) = bench.input_as(DType::Fp32, count)?;
     let (source, sources) = bench.input(count * width)?;
     for weighted in [true, false] {
@@ -357,7 +357,7 @@ pub fn rows<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
             let factor = if weighted { weight_values[i] } else { 1.0 };
             (0..width).for_each(|c| expected[r as usize * width + c] += factor * sources[i * width + c]);
         }
-        bench.check(format!("scatter weighted={weighted}"), &target, &expected)?;
+        bench.check(&format!("scatter weighted={weighted}"), &target, &expected)?;
     }
     let (dtarget, dtargets) = bench.input(tokens * width)?;
     let mut dsource = bench.output(count * width)?;
@@ -377,8 +377,8 @@ pub fn rows<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         (0..count * width).map(|x| weight_values[x / width] * at(x / width, x % width)).collect();
     let dweight_expected: Vec<f64> =
         (0..count).map(|i| (0..width).map(|c| sources[i * width + c] * at(i, c)).sum()).collect();
-    bench.check("scatter backward".to_owned(), &dsource, &dsource_expected)?;
-    bench.check("scatter backward weights".to_owned(), &dweights, &dweight_expected)
+    bench.check("scatter backward", &dsource, &dsource_expected)?;
+    bench.check("scatter backward weights", &dweights, &dweight_expected)
 }
 
 /// Two Adam updates of a range.
@@ -394,9 +394,9 @@ pub fn adam<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
         bench.device.adam(&settings, range.clone(), &gradient, [&mut m, &mut v], &mut parameters)?;
         let new = reference::adam(&settings, &gradients, &mut ms, &mut vs, &expected[range.clone()]);
         expected[range.clone()].copy_from_slice(&new);
-        bench.check(format!("adam step {step}"), &parameters, &expected)?;
-        bench.check(format!("adam step {step} first moment"), &m, &ms)?;
-        bench.check(format!("adam step {step} second moment"), &v, &vs)?;
+        bench.check(&format!("adam step {step}"), &parameters, &expected)?;
+        bench.check(&format!("adam step {step} first moment"), &m, &ms)?;
+        bench.check(&format!("adam step {step} second moment"), &v, &vs)?;
     }
     Ok(())
 }

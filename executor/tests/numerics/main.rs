@@ -1,0 +1,154 @@
+//! Every plan computes the same step: loss and gradients against one rank in float64.
+
+mod models;
+mod reference;
+
+use psim_executor::network::Network;
+use psim_executor::{ExecutorError, Piece, Settings, run_threads};
+use psim_kernels::cpu::CpuDevice;
+use psim_models::{Model, Plan};
+use reference::Reference;
+use std::collections::BTreeMap;
+
+const SEED: u64 = 7;
+
+fn settings(steps: u32) -> Settings {
+    // Small buckets, so that there are several.
+    Settings { steps, seed: SEED, gradients: true, bucket: 3000, ..Settings::default() }
+}
+
+fn short(plan: &Plan) -> String {
+    format!(
+        "tp{} pp{} vpp{} dp{} cp{} ep{} etp{} mb{} {:?} {:?} {:?} {:?}",
+        plan.tp,
+        plan.pp,
+        plan.vpp,
+        plan.dp,
+        plan.cp,
+        plan.ep,
+        plan.etp,
+        plan.micro_batch,
+        plan.schedule,
+        plan.recompute,
+        plan.sharding,
+        plan.cp_kind
+    )
+}
+
+/// Puts the pieces of all ranks together; every element must be there, and copies must agree.
+fn assemble(pieces: impl Iterator<Item = Piece>) -> BTreeMap<String, ([usize; 2], Vec<f32>)> {
+    let mut whole: BTreeMap<String, ([usize; 2], Vec<f32>)> = BTreeMap::new();
+    for piece in pieces {
+        let len = piece.whole[0] * piece.whole[1];
+        let (_, values) =
+            whole.entry(piece.name.clone()).or_insert_with(|| (piece.whole, vec![f32::NAN; len]));
+        for (&position, &value) in piece.positions.iter().zip(&piece.values) {
+            let old = values[position];
+            assert!(
+                old.is_nan() || (old - value).abs() <= 1e-6 * old.abs().max(1e-3),
+                "{}: {old} {value}",
+                piece.name
+            );
+            values[position] = value;
+        }
+    }
+    for (name, (_, values)) in &whole {
+        assert!(values.iter().all(|v| !v.is_nan()), "{name} has elements that no rank owns");
+    }
+    whole
+}
+
+/// Worst relative error over all gradient tensors, after checking loss and tensors.
+fn check(model: &Model, plans: &[Plan]) {
+    let network = Network::new(model).unwrap();
+    let mut expected: Option<(f64, reference::Tensors)> = None;
+    for plan in plans {
+        let name = format!("{} {}", model.name, short(plan));
+        let run = run_threads(model, plan, &models::workload(), &settings(1), |_| Ok(CpuDevice::new()))
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let gradients = assemble(run.ranks.iter().flat_map(|r| r.gradients.clone()));
+        let (loss, tensors) = expected.get_or_insert_with(|| {
+            let shapes = gradients.iter().map(|(n, (s, _))| (n.clone(), *s)).collect();
+            let mut reference = Reference::new(&network, models::workload().seq_len as usize, SEED, &shapes);
+            let loss = reference.step(plan.global_batch as usize, SEED, 1);
+            (loss, reference.gradients)
+        });
+        assert!(
+            (run.losses[0] - *loss).abs() <= 1e-6 * *loss,
+            "{name}: loss {} against {loss}",
+            run.losses[0]
+        );
+        assert_eq!(gradients.len(), tensors.len(), "{name}");
+        let mut worst = (0.0, "");
+        for (tensor, (_, values)) in &gradients {
+            let error = psim_kernels::conformance::relative_error(values, &tensors[tensor]);
+            assert!(error <= 1e-5, "{name}: gradient of {tensor} is off by {error:.2e}");
+            if error > worst.0 {
+                worst = (error, tensor);
+            }
+        }
+        println!("{name}: loss {:.6}, worst gradient error {:.1e} ({})", run.losses[0], worst.0, worst.1);
+    }
+}
+
+#[test]
+fn gpt_plans_equal_the_reference() {
+    check(&models::gpt(4), &models::dense_plans());
+}
+
+#[test]
+fn llama_plans_equal_the_reference() {
+    check(&models::llama(4), &models::dense_plans());
+}
+
+#[test]
+fn mixture_plans_equal_the_reference() {
+    check(&models::mixture(4), &models::mixture_plans());
+}
+
+/// Adam, sharded and not: three steps of losses agree, and the loss moves.
+#[test]
+fn later_steps_agree_whatever_the_sharding() {
+    let model = models::llama(2);
+    let run = |plan: Plan| {
+        run_threads(&model, &plan, &models::workload(), &settings(3), |_| Ok(CpuDevice::new()))
+            .unwrap()
+            .losses
+    };
+    let one = run(models::base());
+    assert!((one[0] - one[2]).abs() > 1e-3, "{one:?}");
+    for plan in [
+        Plan { dp: 4, ..models::base() },
+        Plan { dp: 2, sharding: psim_models::plan::Sharding::None, ..models::base() },
+        Plan { tp: 2, dp: 2, pp: 2, ..models::base() },
+    ] {
+        let name = short(&plan);
+        for (a, b) in run(plan).iter().zip(&one) {
+            assert!((a - b).abs() <= 2e-4 * b, "{name}: {a} against {b}");
+        }
+    }
+}
+
+/// What is not built is refused, with a hint.
+#[test]
+fn unsupported_plans_are_refused() {
+    use psim_models::plan::{ContextParallel, Precision, Sharding};
+    let refuse =
+        |plan: Plan| {
+            let error = run_threads(&models::llama(2), &plan, &models::workload(), &settings(1), |_| {
+                Ok(CpuDevice::new())
+            })
+            .unwrap_err();
+            let text = error.to_string();
+            assert!(
+                matches!(error, ExecutorError::Unsupported { .. } | ExecutorError::Indivisible { .. }),
+                "{text}"
+            );
+            text
+        };
+    assert!(refuse(Plan { dp: 2, sharding: Sharding::Parameters, ..models::base() }).contains("hint:"));
+    assert!(refuse(Plan { cp: 2, cp_kind: ContextParallel::Ulysses, ..models::base() }).contains("Ulysses"));
+    assert!(refuse(Plan { precision: Precision::Fp8, ..models::base() }).contains("fp8"));
+    assert!(refuse(Plan { tp: 4, ..models::base() }).contains("key-value heads = 2 is not divisible by 4"));
+    assert!(refuse(Plan { dp: 3, ..models::base() }).contains("global batch = 8 is not divisible by 3"));
+}
