@@ -50,11 +50,9 @@ pub struct Slot {
 ///
 /// The defaults are round numbers for a mainstream fused stack; an era that differs says so in [`ERA_DEFAULTS`].
 const STACK_KEYS: &[(&str, f64, f64)] = &[
-    ("efficiency.gemm", 1.0, 0.05),
     ("efficiency.attention", 1.0, 0.2),
     ("efficiency.memory", 0.85, 0.3),
     ("efficiency.network", 0.9, 0.3),
-    ("host.per_micro_batch", 100e-6, 1.5),
 ];
 
 /// Defaults that differ by era: before this year, this key, this value.
