@@ -49,11 +49,8 @@ pub struct Slot {
 /// Free keys of every stack, with the default of an unknown stack and the spread of ln(value).
 ///
 /// The defaults are round numbers for a mainstream fused stack; an era that differs says so in [`ERA_DEFAULTS`].
-const STACK_KEYS: &[(&str, f64, f64)] = &[
-    ("efficiency.attention", 1.0, 0.2),
-    ("efficiency.memory", 0.85, 0.3),
-    ("efficiency.network", 0.9, 0.3),
-];
+const STACK_KEYS: &[(&str, f64, f64)] =
+    &[("efficiency.attention", 1.0, 0.2), ("efficiency.memory", 0.85, 0.3), ("efficiency.network", 0.9, 0.3)];
 
 /// Defaults that differ by era: before this year, this key, this value.
 const ERA_DEFAULTS: &[(f64, &str, f64)] =
