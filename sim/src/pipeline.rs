@@ -71,6 +71,10 @@ pub struct PipelineSpec {
     /// Interleaved only: consecutive micro-batches that one chunk takes before the next chunk's turn
     /// (Megatron's `microbatch_group_size_per_vp_stage`); 0 means as many as there are stages.
     pub micro_batch_group: u32,
+    /// Zero-bubble schedules only: order the passes for the given durations, within the memory of the schedule
+    /// (`p` micro-batches for ZB-H1, `2p` for ZB-H2, `2p` half-size chunks for ZB-V), instead of by hand; ZB-1p and
+    /// ZB-2p of Qi et al. 2024.
+    pub automatic: bool,
 }
 
 /// Activation memory that one micro-batch holds in one model chunk.
@@ -99,6 +103,13 @@ pub struct PipelineCosts {
     pub memory: Vec<ChunkMemory>,
 }
 
+impl PipelineCosts {
+    /// Transfer time between model chunk `boundary` and the next.
+    pub fn boundary(&self, boundary: u32) -> Time {
+        self.p2p_per_boundary.get(boundary as usize).copied().unwrap_or(self.p2p)
+    }
+}
+
 /// One stage's outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StageResult {
@@ -125,4 +136,13 @@ pub struct PipelineResult {
     pub makespan: Time,
     /// Per stage.
     pub stages: Vec<StageResult>,
+}
+
+impl PipelineResult {
+    /// Time between two steps when stages do not wait for each other in between: the longest span from the first to
+    /// the last pass of one stage. Zero-bubble training reaches it by checking the gradient norm after the optimizer
+    /// step instead of before (Qi et al. 2024, §4); otherwise the step takes [`Self::makespan`].
+    pub fn period(&self) -> Time {
+        self.stages.iter().map(|stage| stage.last_end - stage.first_start).max().unwrap_or_default()
+    }
 }

@@ -1,8 +1,11 @@
 //! Pipeline schedules: the order in which each stage runs its passes.
 
+mod greedy;
 mod interleaved;
+mod zero_bubble;
 
-use crate::pipeline::{PipelineError, PipelineSpec};
+use crate::pipeline::{ChunkCost, PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
+use psim_hardware::Time;
 use psim_models::plan::Schedule;
 
 /// Most passes that one pipeline may have; beyond it, a mistake in the input is likelier than a plan.
@@ -59,18 +62,62 @@ impl Order {
     }
 }
 
-/// Writes the order of `spec` into `order`, reusing its memory.
-///
-/// # Errors
-/// A specification that the schedule cannot run.
-pub fn build(spec: &PipelineSpec, order: &mut Order) -> Result<(), PipelineError> {
-    check(spec)?;
+/// Writes the order of `spec` into `order`, reusing its memory. The durations in `costs` matter for automatic
+/// schedules only. The specification has passed [`check`] and the costs describe every chunk.
+pub(crate) fn build(
+    spec: &PipelineSpec,
+    costs: &PipelineCosts,
+    order: &mut Order,
+) -> Result<(), PipelineError> {
     order.clear();
     match spec.schedule {
         Schedule::Gpipe => interleaved::gpipe(spec, order),
         Schedule::OneFOneB | Schedule::Interleaved => interleaved::one_f_one_b(spec, order),
-        Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV => {
-            return Err(PipelineError::Unsupported { schedule: spec.schedule });
+        Schedule::ZbH1 => zero_bubble::by_hand(spec, 1, order),
+        Schedule::ZbH2 => zero_bubble::by_hand(spec, 2, order),
+        Schedule::ZbV if spec.micro_batches < 2 * spec.stages => {
+            // Too few for the rounds of the schedule by hand: the greedy one, as for equal passes.
+            let unit = ChunkCost { forward: Time(4), backward_input: Time(4), backward_weight: Time(4) };
+            let costs = PipelineCosts {
+                chunks: vec![unit; costs.chunks.len()],
+                p2p_overlap: true,
+                ..PipelineCosts::default()
+            };
+            automatic(spec, &costs, order)?;
+        }
+        Schedule::ZbV => zero_bubble::v_by_hand(spec, order),
+    }
+    if spec.automatic && order.split_backward {
+        automatic(spec, costs, order)?;
+    }
+    Ok(())
+}
+
+/// Chunk activations that a stage may hold in a zero-bubble schedule.
+pub fn memory_limit(spec: &PipelineSpec) -> u32 {
+    match spec.schedule {
+        Schedule::ZbH2 | Schedule::ZbV => spec.stages.saturating_mul(2),
+        _ => spec.stages,
+    }
+}
+
+/// Replaces `order` (empty, or a schedule by hand) by the best of itself and the greedy schedules for these durations.
+fn automatic(spec: &PipelineSpec, costs: &PipelineCosts, order: &mut Order) -> Result<(), PipelineError> {
+    let mut simulator = PipelineSim::new();
+    let mut best = None;
+    if !order.passes.is_empty() {
+        let result = simulator.run_order(spec, costs, order)?;
+        best = Some((result.period(), result.makespan));
+    }
+    let mut candidate = Order::default();
+    for policy in greedy::policies() {
+        candidate.clear();
+        greedy::schedule(spec, costs, memory_limit(spec), policy, &mut candidate);
+        let result = simulator.run_order(spec, costs, &candidate)?;
+        let key = (result.period(), result.makespan);
+        if best.is_none_or(|best| key < best) {
+            best = Some(key);
+            std::mem::swap(order, &mut candidate);
         }
     }
     Ok(())
@@ -95,7 +142,7 @@ pub fn micro_batch_group(spec: &PipelineSpec) -> u32 {
 }
 
 /// Rejects what no schedule, or not this one, can run.
-fn check(spec: &PipelineSpec) -> Result<(), PipelineError> {
+pub(crate) fn check(spec: &PipelineSpec) -> Result<(), PipelineError> {
     if spec.stages == 0 || spec.chunks_per_stage == 0 || spec.micro_batches == 0 {
         return Err(PipelineError::Empty);
     }

@@ -59,12 +59,6 @@ pub enum PipelineError {
         /// Limit.
         limit: u64,
     },
-    /// The schedule is not modelled.
-    #[error("schedule {schedule:?} is not modelled")]
-    Unsupported {
-        /// Schedule.
-        schedule: Schedule,
-    },
     /// The order of the passes contradicts their dependencies.
     #[error("the schedule deadlocks: stage {stage} waits for ever in position {position}")]
     Deadlock {

@@ -133,28 +133,48 @@ impl PipelineSim {
         &self.order
     }
 
-    /// Checks lengths, builds order and routes, clears arrivals.
+    /// Simulates a given order of passes, which may be unlike that of the schedule in `spec`.
+    pub(crate) fn run_order(
+        &mut self,
+        spec: &PipelineSpec,
+        costs: &PipelineCosts,
+        order: &Order,
+    ) -> Result<PipelineResult, PipelineError> {
+        check_lengths(spec, costs)?;
+        self.spec = None;
+        self.order.clone_from(order);
+        self.hold(spec);
+        self.reset(spec, costs);
+        self.relax(spec, |_, _, _, _| {})?;
+        Ok(self.result(spec, costs))
+    }
+
+    /// Checks lengths, builds the order if it is not known, and the routes.
     fn prepare(&mut self, spec: &PipelineSpec, costs: &PipelineCosts) -> Result<(), PipelineError> {
-        if self.spec.as_ref() != Some(spec) {
+        schedule::check(spec)?;
+        check_lengths(spec, costs)?;
+        // An automatic order depends on the durations too.
+        if self.spec.as_ref() != Some(spec) || spec.automatic {
             self.spec = None;
-            schedule::build(spec, &mut self.order)?;
-            self.holdings.clear();
-            for stage in 0..spec.stages as usize {
-                self.holdings.push(holding(spec.chunks_per_stage, &self.order, stage));
-            }
+            schedule::build(spec, costs, &mut self.order)?;
+            self.hold(spec);
             self.spec = Some(*spec);
         }
-        let chunks = (spec.stages * spec.chunks_per_stage) as usize;
-        let lengths = [
-            ("the list of chunk costs", costs.chunks.len(), chunks, false),
-            ("the list of transfer times", costs.p2p_per_boundary.len(), chunks - 1, true),
-            ("the list of chunk memories", costs.memory.len(), chunks, true),
-        ];
-        for (what, found, expected, optional) in lengths {
-            if found != expected && !(optional && found == 0) {
-                return Err(PipelineError::Length { what, found, expected });
-            }
+        self.reset(spec, costs);
+        Ok(())
+    }
+
+    /// Counts what the order holds.
+    fn hold(&mut self, spec: &PipelineSpec) {
+        self.holdings.clear();
+        for stage in 0..spec.stages as usize {
+            self.holdings.push(holding(spec.chunks_per_stage, &self.order, stage));
         }
+    }
+
+    /// Fills the routes and clears what the last run left.
+    fn reset(&mut self, spec: &PipelineSpec, costs: &PipelineCosts) {
+        let chunks = (spec.stages * spec.chunks_per_stage) as usize;
         self.route(spec, costs);
         let slots = 2 * chunks * spec.micro_batches as usize;
         self.arrivals.clear();
@@ -165,19 +185,13 @@ impl PipelineSim {
         self.last_end.resize(spec.stages as usize, 0);
         self.chunk_done.clear();
         self.chunk_done.resize(chunks, 0);
-        Ok(())
     }
 
     /// Fills `routes`, three per chunk of a stage, stage by stage.
     fn route(&mut self, spec: &PipelineSpec, costs: &PipelineCosts) {
         let (stages, per_stage) = (spec.stages, spec.chunks_per_stage);
         let (chunks, batches) = (stages * per_stage, spec.micro_batches);
-        let transfer = |from: u32, to: u32, boundary: u32| {
-            if from == to {
-                return 0;
-            }
-            costs.p2p_per_boundary.get(boundary as usize).copied().unwrap_or(costs.p2p).0
-        };
+        let transfer = |from: u32, to: u32, boundary| if from == to { 0 } else { costs.boundary(boundary).0 };
         self.routes.clear();
         for stage in 0..stages {
             for local in 0..per_stage {
@@ -336,6 +350,22 @@ impl PipelineSim {
         }
         Bytes(peak)
     }
+}
+
+/// Lists per chunk must have one entry per chunk, or per boundary.
+fn check_lengths(spec: &PipelineSpec, costs: &PipelineCosts) -> Result<(), PipelineError> {
+    let chunks = (spec.stages * spec.chunks_per_stage) as usize;
+    let lengths = [
+        ("the list of chunk costs", costs.chunks.len(), chunks, false),
+        ("the list of transfer times", costs.p2p_per_boundary.len(), chunks - 1, true),
+        ("the list of chunk memories", costs.memory.len(), chunks, true),
+    ];
+    for (what, found, expected, optional) in lengths {
+        if found != expected && !(optional && found == 0) {
+            return Err(PipelineError::Length { what, found, expected });
+        }
+    }
+    Ok(())
 }
 
 /// Counts what the order of one stage holds: a chunk's activations from its forward pass to its last backward pass.
