@@ -62,9 +62,24 @@ impl Order {
     }
 }
 
-/// Writes the order of `spec` into `order`, reusing its memory. The durations in `costs` matter for automatic
-/// schedules only. The specification has passed [`check`] and the costs describe every chunk.
-pub(crate) fn build(
+/// Writes the order of `spec` into `order`, reusing its memory; automatic schedules take all passes as equally long.
+///
+/// # Errors
+/// A specification that the schedule cannot run.
+pub fn build(spec: &PipelineSpec, order: &mut Order) -> Result<(), PipelineError> {
+    check(spec)?;
+    build_for(spec, &unit_costs((spec.stages * spec.chunks_per_stage) as usize), order)
+}
+
+/// Costs of passes that all take the same time.
+fn unit_costs(chunks: usize) -> PipelineCosts {
+    let unit = ChunkCost { forward: Time(4), backward_input: Time(4), backward_weight: Time(4) };
+    PipelineCosts { chunks: vec![unit; chunks], p2p_overlap: true, ..PipelineCosts::default() }
+}
+
+/// Writes the order of `spec` for given costs, of which only automatic schedules take notice. The specification has
+/// passed [`check`] and the costs describe every chunk.
+pub(crate) fn build_for(
     spec: &PipelineSpec,
     costs: &PipelineCosts,
     order: &mut Order,
@@ -77,13 +92,7 @@ pub(crate) fn build(
         Schedule::ZbH2 => zero_bubble::by_hand(spec, 2, order),
         Schedule::ZbV if spec.micro_batches < 2 * spec.stages => {
             // Too few for the rounds of the schedule by hand: the greedy one, as for equal passes.
-            let unit = ChunkCost { forward: Time(4), backward_input: Time(4), backward_weight: Time(4) };
-            let costs = PipelineCosts {
-                chunks: vec![unit; costs.chunks.len()],
-                p2p_overlap: true,
-                ..PipelineCosts::default()
-            };
-            automatic(spec, &costs, order)?;
+            automatic(spec, &unit_costs(costs.chunks.len()), order)?;
         }
         Schedule::ZbV => zero_bubble::v_by_hand(spec, order),
     }

@@ -156,7 +156,7 @@ impl PipelineSim {
         // An automatic order depends on the durations too.
         if self.spec.as_ref() != Some(spec) || spec.automatic {
             self.spec = None;
-            schedule::build(spec, costs, &mut self.order)?;
+            schedule::build_for(spec, costs, &mut self.order)?;
             self.hold(spec);
             self.spec = Some(*spec);
         }
