@@ -14,6 +14,7 @@
 //! ```
 
 mod deepseek;
+mod deepseek_v4;
 mod error;
 mod gemma;
 mod gpt;
@@ -49,7 +50,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("deepseek_v2", deepseek::deepseek),
     ("deepseek_v3", deepseek::deepseek),
     ("deepseek_v32", deepseek::deepseek),
-    ("deepseek_v4", deepseek::v4),
+    ("deepseek_v4", deepseek_v4::v4),
     ("falcon", parallel::falcon),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
@@ -57,7 +58,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("gemma4_text", gemma::gemma4),
     ("glm4_moe", moe::glm4_moe),
     ("glm4_moe_lite", deepseek::deepseek),
-    ("glm_moe_dsa", deepseek::deepseek),
+    ("glm_moe_dsa", deepseek::glm5),
     ("gpt2", gpt::gpt2),
     ("gpt_bigcode", gpt::bigcode),
     ("gpt_neo", gpt::gpt_neo),
@@ -104,6 +105,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("stablelm", llama::stablelm),
     ("starcoder2", llama::starcoder2),
     ("step3_text", sparse::step3),
+    ("step3p5", sparse::step3p7),
     ("step3p7", sparse::step3p7),
     ("t5", t5::t5),
 ];

@@ -110,6 +110,18 @@ pub fn list() -> Result<Vec<Listing>, PresetError> {
     Ok(catalogue()?.presets.iter().map(listing).collect())
 }
 
+/// The configuration that stands behind a preset, in the keys of Hugging Face.
+///
+/// # Errors
+/// [`PresetError::Unknown`] when no preset has the name.
+pub fn configuration(name: &str) -> Result<serde_json::Value, PresetError> {
+    let catalogue = catalogue()?;
+    match catalogue.get(&key(name)) {
+        Some(preset) => Ok(preset.config.clone()),
+        None => Err(PresetError::Unknown { name: shorten(name), nearest: catalogue.nearest(&key(name)) }),
+    }
+}
+
 /// The model of that name or alias.
 ///
 /// Upper and lower case, `-`, `_`, an organisation in front (`meta-llama/`) and endings such as `-Instruct` make no

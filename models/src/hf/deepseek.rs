@@ -38,7 +38,18 @@ fn deepseek_experts(r: &Reader<'_>) -> Read<Moe> {
     })
 }
 
-/// DeepSeek V2, V3, V3.1, V3.2, R1; Kimi K2; GLM-4.7-Flash, GLM-5.
+/// GLM-5: DeepSeek V3.2 whose published count leaves out the routers' correction, a buffer in its implementation.
+pub(super) fn glm5(r: &Reader<'_>) -> Read<Model> {
+    let mut model = deepseek(r)?;
+    for kind in &mut model.kinds {
+        if let Ffn::Moe(moe) = &mut kind.ffn {
+            moe.router_bias = false;
+        }
+    }
+    Ok(model)
+}
+
+/// DeepSeek V2, V3, V3.1, V3.2, R1; Kimi K2; GLM-4.7-Flash.
 pub(super) fn deepseek(r: &Reader<'_>) -> Read<Model> {
     let mut model = base(r, false)?;
     let attention = latent_attention(r)?;
@@ -62,14 +73,6 @@ pub(super) fn deepseek(r: &Reader<'_>) -> Read<Model> {
         model.mtp_kind = Some(super::stack::kind(&mut model, block(Mixer::Mla(attention), Ffn::Moe(moe))));
     }
     Ok(model)
-}
-
-/// DeepSeek V4: refused.
-pub(super) fn v4(r: &Reader<'_>) -> Read<Model> {
-    r.unsupported(
-        Some("compress_ratios"),
-        "compressed sparse attention (`compress_ratios`, `o_groups`), hash-routed layers (`num_hash_layers`) and hyper-connections (`hc_mult`) are not modelled",
-    )
 }
 
 /// Kimi Linear: delta attention with a gate per channel on most layers, latent attention without positions on the others.

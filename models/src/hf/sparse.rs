@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::moe::{EXPERTS, TOP_K, sparse_layers};
 use super::reader::{Read, Reader};
-use super::stack::{FFN, HEADS, attention, base, block, experts, gated, layers, plain_attention, push};
+use super::stack::{FFN, HEADS, attention, base, block, experts, gated, kind, layers, plain_attention, push};
 use crate::arch::{Attention, Ffn, Indexer, Mixer, Model, Moe, QkNorm};
 
 /// MiniMax-M2: every layer attends to everything; queries and keys are normed over all heads.
@@ -178,13 +178,7 @@ pub(super) fn step3(r: &Reader<'_>) -> Read<Model> {
     }
     let moe = step_experts(r)?;
     let layers = layers(r)?;
-    let sparse: Option<Vec<u64>> = match r.string("moe_layers_enum")? {
-        Some(list) => list.split(',').map(|n| n.trim().parse().ok()).collect(),
-        None => Some((1..layers).collect()),
-    };
-    let Some(sparse) = sparse else {
-        return r.bad("moe_layers_enum", "layer numbers separated by commas");
-    };
+    let sparse = listed_layers(r)?.unwrap_or_else(|| (1..layers).collect());
     for layer in 0..layers {
         let ffn = if sparse.contains(&layer) { Ffn::Moe(moe.clone()) } else { gated(r.size(FFN)?) };
         push(&mut model, block(Mixer::Attention(a.clone()), ffn));
@@ -192,19 +186,50 @@ pub(super) fn step3(r: &Reader<'_>) -> Read<Model> {
     Ok(model)
 }
 
-/// Step-3.5 and 3.7 Flash: windowed layers between full ones, dense first layers, experts with a shared one.
+/// Step-3.5 and 3.7 Flash: windowed layers between full ones, dense first layers, experts with a shared one. Windowed
+/// layers may have heads of their own (`attention_other_setting`).
 pub(super) fn step3p7(r: &Reader<'_>) -> Read<Model> {
     let mut model = base(r, false)?;
-    let mut a = attention(r, model.hidden)?;
-    let window = r.size(&["sliding_window"])?;
+    let heads = r.size(HEADS)?;
+    let kv_heads = r.size_or(&["num_key_value_heads", "num_attention_groups"], heads)?;
+    let mut full = plain_attention(heads, kv_heads, r.size(&["head_dim"])?);
+    if r.flag(&["use_qk_norm"], false)? {
+        full.qk_norm = QkNorm::PerHead;
+    }
+    full.variant.head_gate = r.flag(&["use_head_wise_attn_gate"], false)?;
+    let mut sliding = Attention { window: Some(r.size(&["sliding_window"])?), ..full.clone() };
+    if let Some(other) = r.nested("attention_other_setting")? {
+        sliding.heads = other.size_or(&["num_attention_heads"], heads)?;
+        sliding.kv_heads = other.size_or(&["num_attention_groups"], kv_heads)?;
+        sliding.head_dim = other.size_or(&["head_dim"], full.head_dim)?;
+        sliding.v_head_dim = sliding.head_dim;
+    }
     let moe = step_experts(r)?;
     let layers = layers(r)?;
     let Some(types) = r.per_layer("layer_types", layers)? else { return r.missing(&["layer_types"]) };
-    for (layer, has_experts) in sparse_layers(r, layers)?.into_iter().enumerate() {
-        a.window = (types[layer].as_str() == Some("sliding_attention")).then_some(window);
-        let ffn = if has_experts { Ffn::Moe(moe.clone()) } else { gated(r.size(FFN)?) };
+    let sparse = match listed_layers(r)? {
+        Some(listed) => (0..layers).map(|layer| listed.contains(&layer)).collect(),
+        None => sparse_layers(r, layers)?,
+    };
+    let dense = gated(r.size(FFN)?);
+    for (layer, has_experts) in sparse.into_iter().enumerate() {
+        let a = if types[layer].as_str() == Some("sliding_attention") { &sliding } else { &full };
+        let ffn = if has_experts { Ffn::Moe(moe.clone()) } else { dense.clone() };
         push(&mut model, block(Mixer::Attention(a.clone()), ffn));
     }
     model.mtp_layers = r.count(&["num_nextn_predict_layers"])?.min(1 << 10) as u32;
+    if model.mtp_layers > 0 {
+        // Prediction layers are dense and windowed (Step-3.5-Flash report).
+        model.mtp_kind = Some(kind(&mut model, block(Mixer::Attention(sliding), dense)));
+    }
     Ok(model)
+}
+
+/// The layers with experts, written as numbers separated by commas.
+fn listed_layers(r: &Reader<'_>) -> Read<Option<Vec<u64>>> {
+    let Some(list) = r.string("moe_layers_enum")? else { return Ok(None) };
+    match list.split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<u64>>>() {
+        Some(listed) => Ok(Some(listed)),
+        None => r.bad("moe_layers_enum", "layer numbers separated by commas"),
+    }
 }

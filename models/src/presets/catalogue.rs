@@ -54,7 +54,7 @@ pub(super) struct Preset {
     #[serde(default)]
     pub(super) aliases: Vec<String>,
     pub(super) source: String,
-    config: Value,
+    pub(super) config: Value,
 }
 
 impl Preset {
