@@ -48,6 +48,11 @@ impl StageCosts {
     pub fn layers(&self) -> &LayerTimes {
         &self.layers
     }
+
+    /// Shape of one rank's work; its communicators are those of the plan it was made for.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
 }
 
 impl StepModel<'_> {

@@ -1,0 +1,311 @@
+//! The entry point of planning.
+
+use crate::evaluator::Evaluator;
+use crate::infeasible;
+use crate::objective::Scorer;
+use crate::pareto;
+use crate::progress::Progress;
+use crate::ranked;
+use crate::request::{PlanError, PlanRequest};
+use crate::result::{
+    Objective, Optimality, ParetoPoint, PlanReport, Question as AskedQuestion, SCHEMA, ThroughputPoint,
+};
+use crate::rules::Facts;
+use crate::search::refine::{L1_TO_L2_GAP, Refined, Resimulated, refine};
+use crate::search::{PreparedFor, Stream, prepare};
+use crate::space::{Kills, SearchSpace, enumerate};
+use crate::step_evaluator::StepEvaluator;
+use psim_hardware::Bytes;
+use psim_models::Plan;
+use psim_sim::Level;
+
+/// Largest sizes accepted; beyond them it is a typing error.
+const MOST_SEQUENCES: u32 = 1 << 24;
+const MOST_SEQ_LEN: u64 = 1 << 30;
+/// Points of a throughput curve at most.
+const CURVE_POINTS: usize = 16;
+/// How much slower than the fastest a plan may be under [`Objective::Memory`].
+const MEMORY_SLACK: f64 = 0.10;
+
+/// A checked question with what follows from it.
+pub(crate) struct Question<'a> {
+    pub(crate) batches: Vec<u32>,
+    pub(crate) facts: Facts,
+    pub(crate) space: SearchSpace,
+    pub(crate) scorer: Scorer,
+    pub(crate) evaluator: StepEvaluator<'a>,
+}
+
+/// Finds the best plans.
+///
+/// A question that has no feasible plan is answered with [`PlanReport::infeasible`].
+///
+/// # Errors
+/// [`PlanError::Question`] for malformed questions, [`PlanError::Cancelled`].
+pub fn plan(request: &PlanRequest<'_>, progress: &dyn Progress) -> Result<PlanReport, PlanError> {
+    let question = check(request)?;
+    let mut state = State::default();
+    for &batch in &question.batches {
+        one_batch(request, &question, batch, &mut state, progress)?;
+    }
+    report(request, &question, state, progress)
+}
+
+/// What accumulates over the global batches.
+#[derive(Default)]
+struct State {
+    found: Vec<Resimulated>,
+    curve: Vec<ThroughputPoint>,
+    front: Vec<(Plan, pareto::FrontPoint)>,
+    considered: u64,
+    simulated: u64,
+    kills: Kills,
+    nearest_memory: Option<(Bytes, Plan)>,
+    optimality: Option<Optimality>,
+}
+
+fn check<'a>(request: &PlanRequest<'a>) -> Result<Question<'a>, PlanError> {
+    let wrong = |what: String, hint: &str| PlanError::Question { what, hint: hint.to_owned() };
+    let accelerators = request.cluster.accelerators();
+    if request.cluster.groups.is_empty() || accelerators == 0 {
+        return Err(wrong(
+            format!("cluster `{}` has no accelerators", request.cluster.name),
+            "give at least one node group",
+        ));
+    }
+    let seq_len = request.workload.seq_len;
+    if seq_len == 0 || seq_len > MOST_SEQ_LEN {
+        return Err(wrong(
+            format!("a sequence length of {seq_len} tokens is outside 1 to {MOST_SEQ_LEN}"),
+            "use --seq-len",
+        ));
+    }
+    let (low, high) =
+        request.global_batch.unwrap_or((request.workload.global_batch, request.workload.global_batch));
+    if low == 0 || high < low || high > MOST_SEQUENCES {
+        return Err(wrong(
+            format!(
+                "a global batch of {low}..{high} sequences is not within 1 to {MOST_SEQUENCES}, smaller first"
+            ),
+            "use --global-batch N or --global-batch A..B with A ≤ B",
+        ));
+    }
+    if let Some(tokens) = request.workload.tokens.filter(|t| !t.is_finite() || *t <= 0.0) {
+        return Err(wrong(
+            format!("a budget of {tokens} tokens is not a positive number"),
+            "use --tokens 15T",
+        ));
+    }
+    if request.precision.is_empty() || request.top == 0 {
+        return Err(wrong(
+            "nothing to search: no precision or no plan asked for".to_owned(),
+            "use --precision bf16 and --top 1 or more",
+        ));
+    }
+    let facts = Facts::new(request.model, request.cluster, seq_len);
+    if facts.layers == 0 {
+        return Err(wrong(
+            format!("model `{}` has no layers", request.model.name),
+            "check its configuration",
+        ));
+    }
+    let node = request.cluster.slowest_node();
+    let space = request
+        .space
+        .clone()
+        .unwrap_or_else(|| SearchSpace::default_for(&facts, node.scale_up.domain, &request.precision));
+    let parameters = request.model.parameters().total;
+    let scorer = Scorer::new(request.objective, request.cluster, seq_len, parameters);
+    let evaluator =
+        StepEvaluator::new(request.model, request.workload, request.cluster, request.stack, request.library);
+    Ok(Question { batches: batches(low, high), facts, space, scorer, evaluator })
+}
+
+/// Global batches tried in a range: the ends and doublings between them.
+fn batches(low: u32, high: u32) -> Vec<u32> {
+    let mut list: Vec<u32> =
+        std::iter::successors(Some(low), |b| b.checked_mul(2)).take_while(|b| *b < high).collect();
+    list.push(high);
+    while list.len() > CURVE_POINTS {
+        // Every second point, ends kept.
+        let last = list.len() - 1;
+        list = list.iter().enumerate().filter(|(i, _)| i % 2 == 0 || *i == last).map(|(_, b)| *b).collect();
+    }
+    list
+}
+
+fn one_batch(
+    request: &PlanRequest<'_>,
+    question: &Question<'_>,
+    batch: u32,
+    state: &mut State,
+    progress: &dyn Progress,
+) -> Result<(), PlanError> {
+    let (evaluator, scorer) = (&question.evaluator, &question.scorer);
+    let enumeration = enumerate(&question.space, &question.facts, batch);
+    let prepared = prepare(evaluator, scorer, enumeration, question.space.uneven, progress)?;
+    let mut stream = Stream::new(evaluator, scorer, &prepared);
+    let refined = if request.objective == Objective::Memory {
+        roomiest(&mut stream, question, request.top, progress)?
+    } else {
+        refine(&mut stream, evaluator, scorer, request.top, L1_TO_L2_GAP, progress)?
+    };
+    if request.pareto && !refined.plans.is_empty() {
+        progress.report("Pareto set", 0, 1);
+        let front = pareto::front(scorer, &prepared, &stream, true);
+        state.front.extend(front.into_iter().map(|f| (prepared.candidates[f.candidate].plan.clone(), f)));
+    }
+    let simulated = stream.simulated() as u64;
+    finish_batch(question, batch, &prepared, refined, simulated, state);
+    Ok(())
+}
+
+fn finish_batch(
+    question: &Question<'_>,
+    batch: u32,
+    prepared: &PreparedFor<StepEvaluator<'_>>,
+    refined: Refined,
+    simulated: u64,
+    state: &mut State,
+) {
+    state.considered += prepared.considered;
+    state.simulated += simulated;
+    state.kills.merge(&prepared.kills);
+    state.kills.merge(&refined.kills);
+    if state.nearest_memory.is_none() {
+        state.nearest_memory.clone_from(&prepared.nearest_memory);
+    }
+    let best = refined.plans.first();
+    let step = best.map(|b| b.prediction.step_time.value);
+    let tokens = f64::from(batch) * question.scorer.seq_len as f64;
+    let rate = step.map_or(0.0, |s| tokens / s);
+    state.curve.push(ThroughputPoint {
+        global_batch: batch,
+        step_time_s: step,
+        tokens_per_s: rate,
+        tokens_per_s_per_gpu: rate / f64::from(question.facts.accelerators),
+        plan: best.map(|b| b.plan.clone()),
+    });
+    state.found.extend(refined.plans);
+    state.optimality = Some(match (state.optimality.take(), refined.optimality) {
+        (None, own) => own,
+        (Some(Optimality::Proven { resimulated: a, gap }), Optimality::Proven { resimulated: b, .. }) => {
+            Optimality::Proven { resimulated: a + b, gap }
+        }
+        (Some(worst @ Optimality::Heuristic { .. }), _) => worst,
+        (Some(_), worst) => worst,
+    });
+}
+
+/// The plans with the lowest peak memory among those at most [`MEMORY_SLACK`] slower than the fastest.
+fn roomiest(
+    stream: &mut Stream<'_, StepEvaluator<'_>>,
+    question: &Question<'_>,
+    top: usize,
+    progress: &dyn Progress,
+) -> Result<Refined, PlanError> {
+    let mut close = Vec::new();
+    let mut limit = f64::INFINITY;
+    for simulated in stream.by_ref() {
+        if simulated.score > limit {
+            break;
+        }
+        limit = limit.min(simulated.score * (1.0 + MEMORY_SLACK));
+        close.push(simulated);
+    }
+    let candidates = &stream.prepared().candidates;
+    close.sort_by_key(|s| candidates[s.candidate].memory);
+    let remaining = close.len().saturating_sub(top);
+    close.truncate(top);
+    let mut plans = Vec::new();
+    let mut kills = Kills::default();
+    for s in &close {
+        if progress.cancelled() {
+            return Err(PlanError::Cancelled);
+        }
+        let plan = candidates[s.candidate].plan.clone();
+        match question.evaluator.l2(&plan) {
+            Ok(prediction) if prediction.fits => {
+                let score = prediction.peak_memory().as_f64();
+                plans.push(Resimulated { plan, l1: s.l1, prediction, score });
+            }
+            Ok(_) => {
+                kills.add("memory under the simulated schedule", 1, || "exceeds the accelerator".to_owned())
+            }
+            Err(cause) => kills.add("cannot be simulated", 1, || cause),
+        }
+    }
+    plans.sort_by(|a, b| a.score.total_cmp(&b.score));
+    let reason = "memory is ranked in closed form among the plans within 10 % of the fastest".to_owned();
+    let optimality = Optimality::Heuristic { resimulated: close.len(), remaining, reason };
+    Ok(Refined { plans, optimality, kills })
+}
+
+fn report(
+    request: &PlanRequest<'_>,
+    question: &Question<'_>,
+    mut state: State,
+    progress: &dyn Progress,
+) -> Result<PlanReport, PlanError> {
+    // A stable sort: equal scores keep the smaller batch first.
+    state.found.sort_by(|a, b| a.score.total_cmp(&b.score));
+    state.found.truncate(request.top);
+    let infeasible = state.found.is_empty().then(|| {
+        infeasible::explain(request, question, &state.kills, state.nearest_memory.as_ref(), progress)
+    });
+    if progress.cancelled() {
+        return Err(PlanError::Cancelled);
+    }
+    let tokens = request.workload.tokens;
+    let plans = ranked::rows(state.found, &question.scorer, question.facts.accelerators, tokens);
+    let pareto = pareto::join(state.front)
+        .into_iter()
+        .map(|(plan, f)| {
+            let rank = plans.iter().position(|p| p.plan == plan);
+            let shown = rank.map(|r| &plans[r]);
+            ParetoPoint {
+                step_time_s: shown.map_or(f.l1.seconds().0, |p| p.step_time_s.value),
+                time_per_token_s: f.time,
+                peak_mem_gb: shown.map_or(f.memory as f64 / 1e9, |p| p.peak_mem_gb),
+                cost_usd_per_btok: f.cost,
+                level: if shown.is_some() { Level::L2 } else { Level::L1 },
+                rank,
+                plan,
+            }
+        })
+        .collect();
+    let is_range = question.batches.len() > 1;
+    let removed = state.considered.saturating_sub(state.simulated);
+    Ok(PlanReport {
+        schema: SCHEMA,
+        question: asked(request, question),
+        plans,
+        pareto,
+        searched: state.considered,
+        pruned: removed,
+        simulated: state.simulated,
+        constraints: state.kills.ranked(),
+        optimality: state.optimality.unwrap_or(Optimality::Proven { resimulated: 0, gap: L1_TO_L2_GAP }),
+        throughput_curve: if is_range { state.curve } else { Vec::new() },
+        infeasible,
+    })
+}
+
+fn asked(request: &PlanRequest<'_>, question: &Question<'_>) -> AskedQuestion {
+    AskedQuestion {
+        model: request.model.name.clone(),
+        parameters: request.model.parameters().total,
+        cluster: request.cluster.name.clone(),
+        accelerators: question.facts.accelerators,
+        accelerator: request.cluster.first_node().accelerator.name.clone(),
+        seq_len: request.workload.seq_len,
+        global_batch_min: question.batches.first().copied().unwrap_or(0),
+        global_batch_max: question.batches.last().copied().unwrap_or(0),
+        tokens: request.workload.tokens,
+        precisions: question.space.precision.iter().map(|p| p.name()).collect(),
+        stack: request.stack.name.clone(),
+        objective: request.objective,
+        top: request.top,
+        assumptions: request.assumptions.clone(),
+    }
+}
