@@ -12,7 +12,10 @@ use psim_models::arch::{
 /// Missing or contradictory dimensions of a model that no preset knows.
 pub fn map(fields: &ModelFields, config: &ConfigFields) -> Result<(Model, Vec<String>), String> {
     let mut notes = Vec::new();
-    let mut model = from_dimensions(fields, config)?;
+    let mut model = match preset_for(fields) {
+        Some(preset) => preset,
+        None => from_dimensions(fields, config)?,
+    };
     if let Some(layers) = config.extra_number("mtp_layers") {
         model.mtp_layers = (layers as u32).min(8);
     }
@@ -26,6 +29,77 @@ pub fn map(fields: &ModelFields, config: &ConfigFields) -> Result<(Model, Vec<St
         }
     }
     Ok((model, notes))
+}
+
+/// Name without remarks in brackets: `llama3-70b (12 layers)` is `llama3-70b`.
+fn base_name(name: &str) -> &str {
+    name.split('(').next().unwrap_or(name).trim()
+}
+
+/// The preset of that name if every printed dimension agrees with it; layers are cut to the printed number.
+fn preset_for(fields: &ModelFields) -> Option<Model> {
+    let mut model = psim_models::presets::find(base_name(&fields.name)).ok()?;
+    let same = |printed: Option<u64>, preset: u64| printed.is_none_or(|p| p == preset);
+    if !same(fields.hidden, model.hidden) || !same(fields.heads, model.heads()) {
+        return None;
+    }
+    let moe = model.moe().cloned();
+    let dense = model.kinds.iter().find_map(|b| match &b.ffn {
+        Ffn::Dense(d) => Some(d.hidden),
+        _ => None,
+    });
+    let attention = model.kinds.iter().find_map(|b| match &b.mixer {
+        Mixer::Attention(a) => Some(a.clone()),
+        _ => None,
+    });
+    if let Some(attention) = attention {
+        if !same(fields.kv_heads, attention.kv_heads) || !same(fields.head_dim, attention.head_dim) {
+            return None;
+        }
+    }
+    match moe {
+        Some(moe) => {
+            let agree = same(fields.experts, moe.experts)
+                && same(fields.top_k, moe.top_k)
+                && same(fields.moe_ffn_hidden, moe.hidden);
+            if !agree {
+                return None;
+            }
+        }
+        None => {
+            if fields.experts.is_some_and(|e| e > 1) {
+                return None;
+            }
+            if dense.is_some_and(|d| !same(fields.ffn_hidden, d)) {
+                return None;
+            }
+        }
+    }
+    if let Some(layers) = fields.layers {
+        let have = u64::from(model.layers());
+        if layers > have || layers == 0 {
+            return None;
+        }
+        if layers < have {
+            // A cut keeps the printed number of dense layers in front of the mixtures.
+            let dense = fields.moe_layers.map(|m| layers.saturating_sub(m) as usize);
+            let is_moe = |k: &u16| matches!(model.kinds[usize::from(*k)].ffn, Ffn::Moe(_));
+            let first_moe = model.pattern.iter().position(is_moe);
+            let skip = match (dense, first_moe) {
+                (Some(dense), Some(first)) => first.saturating_sub(dense),
+                _ => 0,
+            };
+            model.pattern = model.pattern.iter().skip(skip).take(layers as usize).copied().collect();
+            model.name = format!("{} ({layers} layers)", model.name);
+        }
+    }
+    if let Some(vocab) = fields.vocab.filter(|v| *v > 0) {
+        model.vocab = vocab;
+    }
+    if let Some(tied) = fields.tied_embeddings {
+        model.tied_embeddings = tied;
+    }
+    Some(model)
 }
 
 /// What a family of names implies beyond the printed dimensions.
@@ -50,9 +124,7 @@ fn style(name: &str, ffn: Option<&str>) -> Style {
         Style::Mpt
     } else if name.contains("nemotron") || ffn.is_some_and(|f| f.contains("squared")) {
         Style::Nemotron
-    } else if ffn.is_some_and(|f| f.contains("glu"))
-        || (ffn.is_none() && !name.contains("gpt") && !name.contains("opt"))
-    {
+    } else if ffn.is_some_and(|f| f.contains("glu")) || (ffn.is_none() && !name.contains("gpt") && !name.contains("opt")) {
         Style::Llama
     } else {
         Style::Gpt
@@ -65,9 +137,7 @@ const GPT_VOCAB: u64 = 51_200;
 fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model, String> {
     let name = fields.name.to_lowercase();
     let need = |value: Option<u64>, key: &str| {
-        value
-            .filter(|v| *v > 0)
-            .ok_or_else(|| format!("`model.{key}` is missing and no preset is called `{}`", fields.name))
+        value.filter(|v| *v > 0).ok_or_else(|| format!("`model.{key}` is missing and no preset is called `{}`", fields.name))
     };
     let layers = need(fields.layers, "layers")?;
     let hidden = need(fields.hidden, "hidden")?;
@@ -79,8 +149,7 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
     let head_dim = fields.head_dim.filter(|d| *d > 0).unwrap_or((hidden / heads).max(1));
     let kv_heads = fields.kv_heads.filter(|h| *h > 0).unwrap_or(heads);
     let gated = fields.ffn.as_deref().map_or(style == Style::Llama, |f| f.contains("glu"));
-    let ffn_hidden =
-        fields.ffn_hidden.filter(|f| *f > 0).unwrap_or(if gated { hidden * 8 / 3 } else { 4 * hidden });
+    let ffn_hidden = fields.ffn_hidden.filter(|f| *f > 0).unwrap_or(if gated { hidden * 8 / 3 } else { 4 * hidden });
     let bias = matches!(style, Style::Gpt | Style::Bloom);
     let qwen = name.contains("qwen");
     let qkv_bias = bias || (qwen && !name.contains("qwen3"));
@@ -142,9 +211,7 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
         family: format!("{style:?}").to_lowercase(),
         hidden,
         vocab: fields.vocab.filter(|v| *v > 0).unwrap_or(GPT_VOCAB),
-        tied_embeddings: fields
-            .tied_embeddings
-            .unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),
+        tied_embeddings: fields.tied_embeddings.unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),
         head_bias: false,
         position,
         norm: Norm { rms: !layer_norm, bias: bias || style == Style::Nemotron, weight: true },
@@ -166,11 +233,7 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
 fn moe_pattern(name: &str, layers: usize, moe_layers: usize) -> Vec<u16> {
     let alternate = moe_layers * 2 == layers && (name.contains("llama4") || name.contains("llama-4"));
     (0..layers)
-        .map(
-            |layer| {
-                if alternate { u16::from(layer % 2 == 1) } else { u16::from(layer >= layers - moe_layers) }
-            },
-        )
+        .map(|layer| if alternate { u16::from(layer % 2 == 1) } else { u16::from(layer >= layers - moe_layers) })
         .collect()
 }
 
@@ -210,8 +273,7 @@ mod tests {
     use crate::validate::row;
 
     fn model(json: &str) -> Result<(Model, Vec<String>), String> {
-        let row =
-            &row::read(&format!(r#"{{"id":"a","model":{json},"config":{{"seq_len":2048}}}}"#)).unwrap()[0];
+        let row = &row::read(&format!(r#"{{"id":"a","model":{json},"config":{{"seq_len":2048}}}}"#)).unwrap()[0];
         map(&row.model, &row.config)
     }
 
@@ -237,8 +299,7 @@ mod tests {
             r#"{"name":"deepseek-v3 (4 layers)","layers":4,"hidden":7168,"heads":128,"kv_heads":128,"ffn_hidden":18432,"ffn":"swiglu","vocab":129280,"experts":256,"top_k":8,"moe_ffn_hidden":2048,"shared_experts":1,"moe_layers":3,"attention":"mla"}"#,
         )
         .unwrap();
-        let mixtures =
-            cut.pattern.iter().filter(|k| matches!(cut.kinds[usize::from(**k)].ffn, Ffn::Moe(_))).count();
+        let mixtures = cut.pattern.iter().filter(|k| matches!(cut.kinds[usize::from(**k)].ffn, Ffn::Moe(_))).count();
         assert_eq!((cut.layers(), mixtures), (4, 3));
     }
 }
