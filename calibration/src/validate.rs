@@ -22,11 +22,11 @@
 //! | layers per stage | even; embedding and output layer count as a layer each where only that divides; `pp_partition` and `layer_redistribution` as printed |
 //! | `precision` | fp16 before mid-2022 and on V100, else bf16; a label refines the fp8 recipe |
 //! | `zero`, `fsdp` | FSDP frameworks: everything sharded; DeepSpeed and Megatron from 2023: the optimizer; earlier Megatron: nothing |
-//! | `recompute` | full for Megatron before 2022.3, DeepSpeed and FSDP scripts; else none. Module lists without the attention core cost no time |
+//! | `recompute` | full for Megatron before 2022.3, DeepSpeed and FSDP scripts; half of the layers for MaxText; else none. Module lists without the attention core cost no time |
 //! | `sequence_parallel` | on for Megatron from 2022.3 with tp > 1 |
 //! | `schedule` | 1F1B, interleaved with chunks |
 //! | packed length | 200 tokens for fine-tuning in Megatron frameworks (packed SQuAD) |
-//! | expert load | balanced where forced or dropping tokens, else the busiest rank 1.1 x the mean |
+//! | expert load | balanced where forced or dropping tokens, else the busiest rank 1.03 x the mean |
 //! | software | the profile whose framework text matches longest, then the nearest era (release text, paper date, accelerator generation) |
 
 pub mod cluster;

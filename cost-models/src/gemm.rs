@@ -4,6 +4,7 @@
 //! 2023 (stream-k) for the share of the tail wave that spreads out.
 
 use crate::grid::Residual;
+use psim_hardware::DType;
 use psim_hardware::profile::accelerator::{GemmLaw, GemmTable};
 use psim_models::operator::GemmRole;
 
@@ -56,6 +57,23 @@ pub fn compute_seconds(law: &GemmLaw, rates: Rates, m: f64, n: f64, k: f64, batc
         }
     }
     best
+}
+
+/// Slow-down of 16-bit products whose rows do not start on 16-byte boundaries.
+///
+/// Vector loads of 8 or 4 bytes starve the matrix units. Batched products (unfused attention) of head width 108 (a
+/// multiple of 4) run about 6 x and of widths 150 and 450 (multiples of 2) about 9 x slower than those of width 128
+/// in the published A100 runs of BLOOM; a single large product falls to a half (the known gain of padding a GPT-2
+/// vocabulary).
+pub fn misalignment(dtype: DType, n: u64, k: u64, batch: u64) -> f64 {
+    if dtype.bits() != 16 || (n.is_multiple_of(8) && k.is_multiple_of(8)) || n < 32 {
+        return 1.0;
+    }
+    match (batch > 1, n.is_multiple_of(4) && k.is_multiple_of(4)) {
+        (true, true) => 6.0,
+        (true, false) => 9.0,
+        (false, _) => 2.0,
+    }
 }
 
 /// Smooth maximum of two overlapping demands (fourth-power norm): at most 19 % above the larger.

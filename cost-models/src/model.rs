@@ -119,6 +119,7 @@ impl CostModel {
         let (seconds, inside) =
             table.seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
         let efficiency = self.efficiency.gemm * self.sustained[dtype as usize];
+        let seconds = seconds * crate::gemm::misalignment(dtype, n, k, batch);
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 

@@ -16,9 +16,8 @@ pub fn map(fields: &ModelFields, config: &ConfigFields) -> Result<(Model, Vec<St
         Some(preset) => preset,
         None => from_dimensions(fields, config)?,
     };
-    if let Some(layers) = config.extra_number("mtp_layers") {
-        model.mtp_layers = (layers as u32).min(8);
-    }
+    // Presets carry the released model's prediction layers; a run has them only where it says so.
+    model.mtp_layers = config.extra_number("mtp_layers").map_or(0, |layers| (layers as u32).min(8));
     if config.extra_text("position").is_some_and(|p| p.eq_ignore_ascii_case("alibi")) {
         model.position = Position::Alibi;
     }
