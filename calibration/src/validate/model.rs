@@ -123,7 +123,9 @@ fn style(name: &str, ffn: Option<&str>) -> Style {
         Style::Mpt
     } else if name.contains("nemotron") || ffn.is_some_and(|f| f.contains("squared")) {
         Style::Nemotron
-    } else if ffn.is_some_and(|f| f.contains("glu")) || (ffn.is_none() && !name.contains("gpt") && !name.contains("opt")) {
+    } else if ffn.is_some_and(|f| f.contains("glu"))
+        || (ffn.is_none() && !name.contains("gpt") && !name.contains("opt"))
+    {
         Style::Llama
     } else {
         Style::Gpt
@@ -136,7 +138,9 @@ const GPT_VOCAB: u64 = 51_200;
 fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model, String> {
     let name = fields.name.to_lowercase();
     let need = |value: Option<u64>, key: &str| {
-        value.filter(|v| *v > 0).ok_or_else(|| format!("`model.{key}` is missing and no preset is called `{}`", fields.name))
+        value
+            .filter(|v| *v > 0)
+            .ok_or_else(|| format!("`model.{key}` is missing and no preset is called `{}`", fields.name))
     };
     let layers = need(fields.layers, "layers")?;
     let hidden = need(fields.hidden, "hidden")?;
@@ -148,7 +152,8 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
     let head_dim = fields.head_dim.filter(|d| *d > 0).unwrap_or((hidden / heads).max(1));
     let kv_heads = fields.kv_heads.filter(|h| *h > 0).unwrap_or(heads);
     let gated = fields.ffn.as_deref().map_or(style == Style::Llama, |f| f.contains("glu"));
-    let ffn_hidden = fields.ffn_hidden.filter(|f| *f > 0).unwrap_or(if gated { hidden * 8 / 3 } else { 4 * hidden });
+    let ffn_hidden =
+        fields.ffn_hidden.filter(|f| *f > 0).unwrap_or(if gated { hidden * 8 / 3 } else { 4 * hidden });
     let bias = matches!(style, Style::Gpt | Style::Bloom);
     let qwen = name.contains("qwen");
     let qkv_bias = bias || (qwen && !name.contains("qwen3"));
@@ -210,7 +215,9 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
         family: format!("{style:?}").to_lowercase(),
         hidden,
         vocab: fields.vocab.filter(|v| *v > 0).unwrap_or(GPT_VOCAB),
-        tied_embeddings: fields.tied_embeddings.unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),
+        tied_embeddings: fields
+            .tied_embeddings
+            .unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),
         head_bias: false,
         position,
         norm: Norm { rms: !layer_norm, bias: bias || style == Style::Nemotron, weight: true },
@@ -232,7 +239,11 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
 fn moe_pattern(name: &str, layers: usize, moe_layers: usize) -> Vec<u16> {
     let alternate = moe_layers * 2 == layers && (name.contains("llama4") || name.contains("llama-4"));
     (0..layers)
-        .map(|layer| if alternate { u16::from(layer % 2 == 1) } else { u16::from(layer >= layers - moe_layers) })
+        .map(
+            |layer| {
+                if alternate { u16::from(layer % 2 == 1) } else { u16::from(layer >= layers - moe_layers) }
+            },
+        )
         .collect()
 }
 
@@ -272,7 +283,8 @@ mod tests {
     use crate::validate::row;
 
     fn model(json: &str) -> Result<(Model, Vec<String>), String> {
-        let row = &row::read(&format!(r#"{{"id":"a","model":{json},"config":{{"seq_len":2048}}}}"#)).unwrap()[0];
+        let row =
+            &row::read(&format!(r#"{{"id":"a","model":{json},"config":{{"seq_len":2048}}}}"#)).unwrap()[0];
         map(&row.model, &row.config)
     }
 
@@ -298,7 +310,8 @@ mod tests {
             r#"{"name":"deepseek-v3 (4 layers)","layers":4,"hidden":7168,"heads":128,"kv_heads":128,"ffn_hidden":18432,"ffn":"swiglu","vocab":129280,"experts":256,"top_k":8,"moe_ffn_hidden":2048,"shared_experts":1,"moe_layers":3,"attention":"mla"}"#,
         )
         .unwrap();
-        let mixtures = cut.pattern.iter().filter(|k| matches!(cut.kinds[usize::from(**k)].ffn, Ffn::Moe(_))).count();
+        let mixtures =
+            cut.pattern.iter().filter(|k| matches!(cut.kinds[usize::from(**k)].ffn, Ffn::Moe(_))).count();
         assert_eq!((cut.layers(), mixtures), (4, 3));
     }
 }

@@ -358,7 +358,13 @@ fn precision(row: &Row, era: f64) -> Result<Precision, String> {
 }
 
 /// Recomputation: printed, else what the stack of that era did by default.
-fn recompute(row: &Row, family: Family, stack: &StackSelection, sharding: Sharding, layers_per_chunk: u32) -> Recompute {
+fn recompute(
+    row: &Row,
+    family: Family,
+    stack: &StackSelection,
+    sharding: Sharding,
+    layers_per_chunk: u32,
+) -> Recompute {
     let config = &row.config;
     let modules = config
         .extra_text("recompute_modules_recipe_head")
