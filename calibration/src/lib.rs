@@ -1,3 +1,5 @@
 //! Measurement, import, fitting and validation of psim's profiles.
 
+pub mod fit;
+pub mod tables;
 pub mod validate;

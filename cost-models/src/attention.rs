@@ -15,6 +15,8 @@ pub const QUERY_TILE: f64 = 128.0;
 pub struct AttentionShape {
     /// Sequences × query heads.
     pub heads: f64,
+    /// Sequences × key/value heads; query heads that share one are packed into a tile when decoding.
+    pub groups: f64,
     /// Query tokens per sequence.
     pub seq_q: f64,
     /// Key tokens per sequence.
@@ -29,12 +31,31 @@ pub struct AttentionShape {
     pub bytes: f64,
 }
 
+impl AttentionShape {
+    /// Query tiles and the rows of each that do work: one head per tile where a sequence fills it, otherwise the query
+    /// heads that share keys and values together.
+    pub fn tiles(&self) -> (f64, f64) {
+        if self.seq_q >= QUERY_TILE {
+            (self.heads * (self.seq_q / QUERY_TILE).ceil(), QUERY_TILE)
+        } else {
+            let packed = self.seq_q * self.heads / self.groups.max(1.0);
+            (self.groups * (packed / QUERY_TILE).ceil(), packed.min(QUERY_TILE))
+        }
+    }
+
+    /// Grid coordinates: query tiles, computed key tokens, head width.
+    pub fn coordinates(&self) -> [f64; 3] {
+        [self.tiles().0, self.seq_kv * self.density, self.width]
+    }
+}
+
 /// Time of the law in seconds.
 pub fn law_seconds(law: &AttentionLaw, rates: Rates, s: &AttentionShape) -> f64 {
-    let rows = s.seq_q.min(QUERY_TILE);
-    let tiles = s.heads * (s.seq_q / QUERY_TILE).ceil();
+    let (tiles, rows) = s.tiles();
     let waves = tiles / rates.units;
-    let spread = law.quantisation * waves.ceil() + (1.0 - law.quantisation) * waves.max(1.0);
+    // Long caches are split over idle units (flash-decoding); whole sequences are not.
+    let least = if s.seq_q >= QUERY_TILE { 1.0 } else { waves };
+    let spread = law.quantisation * waves.ceil().min(waves + 1.0).max(least) + (1.0 - law.quantisation) * waves.max(least);
     let narrow = if s.width < 128.0 { law.narrow_head.powf((128.0 / s.width).log2()) } else { 1.0 };
     let keys = s.seq_kv * s.density + law.prologue;
     let tile_flops = s.flops_per * rows.max(16.0) * keys * s.width;
@@ -58,14 +79,9 @@ impl AttentionModel {
         Self { law: table.law, residual: Residual::new(table.residual.as_ref()), sigma: table.fit.sigma }
     }
 
-    /// Grid coordinates of a shape: query tiles, computed key tokens, head width.
-    pub fn coordinates(shape: &AttentionShape) -> [f64; 3] {
-        [shape.heads * (shape.seq_q / QUERY_TILE).ceil(), shape.seq_kv * shape.density, shape.width]
-    }
-
     /// Seconds, and whether the shape lies inside the measured range.
     pub fn seconds(&self, rates: Rates, shape: &AttentionShape) -> (f64, bool) {
-        let point = Self::coordinates(shape);
+        let point = shape.coordinates();
         (law_seconds(&self.law, rates, shape) * self.residual.at(point).exp(), self.residual.covers(point))
     }
 }

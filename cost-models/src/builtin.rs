@@ -21,7 +21,25 @@ macro_rules! embedded {
     };
 }
 
-static ACCELERATORS: [Embedded<AcceleratorProfile>; 0] = embedded!(AcceleratorProfile, "accelerators", []);
+static ACCELERATORS: [Embedded<AcceleratorProfile>; 13] = embedded!(
+    AcceleratorProfile,
+    "accelerators",
+    [
+        "A100-SXM-80GB" => "A100-SXM-80GB",
+        "A100-PCIe-80GB" => "A100-PCIe-80GB",
+        "A40" => "A40",
+        "H100-SXM-80GB" => "H100-SXM-80GB",
+        "H200-SXM-141GB" => "H200-SXM-141GB",
+        "L40S" => "L40S",
+        "RTX-PRO-6000-Server" => "RTX-PRO-6000-Server",
+        "B200-SXM" => "B200-SXM",
+        "B300-SXM" => "B300-SXM",
+        "GB200" => "GB200",
+        "GB300" => "GB300",
+        "Arc-Pro-B60" => "Arc-Pro-B60",
+        "MI210" => "MI210",
+    ]
+);
 
 static FABRICS: [Embedded<FabricProfile>; 0] = embedded!(FabricProfile, "fabrics", []);
 
@@ -48,4 +66,28 @@ pub fn accelerator_names() -> impl Iterator<Item = &'static str> {
 /// Kinds of fabrics with a built-in profile.
 pub fn fabric_kinds() -> impl Iterator<Item = &'static str> {
     FABRICS.iter().map(|e| e.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_embedded_profile_parses_and_names_its_machine() {
+        for entry in &ACCELERATORS {
+            let parsed: Result<AcceleratorProfile, _> = toml::from_str(entry.text);
+            assert!(parsed.is_ok(), "{}: {:?}", entry.name, parsed.err());
+            assert_eq!(accelerator(entry.name).map(|p| p.accelerator.clone()).as_deref(), Some(entry.name));
+        }
+        for entry in &FABRICS {
+            let parsed: Result<FabricProfile, _> = toml::from_str(entry.text);
+            assert!(parsed.is_ok(), "{}: {:?}", entry.name, parsed.err());
+        }
+    }
+
+    #[test]
+    fn embedded_data_stays_small() {
+        let bytes: usize = ACCELERATORS.iter().map(|e| e.text.len()).sum();
+        assert!(bytes < 1_500_000, "{bytes} bytes");
+    }
 }

@@ -40,6 +40,8 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
         schema: ACCELERATOR_PROFILE_SCHEMA,
         accelerator: name.to_owned(),
         source: "documented defaults".to_owned(),
+        units: None,
+        link_bandwidth: None,
         gemm: formats
             .iter()
             .map(|&(dtype, scaling)| GemmTable {

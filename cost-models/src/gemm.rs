@@ -114,6 +114,22 @@ impl GemmModel {
         }
     }
 
+    /// Seconds under sustained load: the arithmetic part slows to the power limit, launches and memory do not.
+    pub fn sustained_seconds(
+        &self,
+        rates: Rates,
+        shape: [f64; 3],
+        batch: f64,
+        bytes: f64,
+        role: GemmRole,
+    ) -> (f64, bool) {
+        let (burst, inside) = self.seconds(rates, shape, batch, bytes, role);
+        let [m, n, k] = shape;
+        let compute = 2.0 * m * n * k * batch / (rates.peak * self.law.compute);
+        let share = (compute / burst).min(1.0);
+        (burst * (1.0 + share * (1.0 / self.sustained - 1.0)), inside)
+    }
+
     /// Seconds at burst clocks, and whether the shape lies inside the measured range.
     pub fn seconds(
         &self,
@@ -124,17 +140,14 @@ impl GemmModel {
         role: GemmRole,
     ) -> (f64, bool) {
         let [m, n, k] = shape;
-        let base = law_seconds(&self.law, rates, m, n, k, batch, bytes);
+        // A fused accumulation reads the fp32 gradient as well as writing it.
+        let again = if role == GemmRole::WeightGradient { 4.0 * m * n * batch } else { 0.0 };
+        let base = law_seconds(&self.law, rates, m, n, k, batch, bytes + again);
         let factor = match role {
             GemmRole::Forward => 1.0,
             GemmRole::InputGradient => self.input_gradient,
             GemmRole::WeightGradient => self.weight_gradient,
         };
         (base * self.residual.at(shape).exp() * factor, self.residual.covers(shape))
-    }
-
-    /// Rate under sustained power over burst rate, for accelerators where both were measured.
-    pub fn sustained(&self) -> f64 {
-        self.sustained
     }
 }

@@ -5,21 +5,36 @@ use crate::grid::Residual;
 use psim_hardware::profile::accelerator::{GemmLaw, GroupedGemmTable};
 use psim_models::operator::GemmRole;
 
-/// Law time in seconds of `groups` products with `rows` rows in all.
-pub fn law_seconds(
-    law: &GemmLaw,
-    group_us: f64,
-    rates: Rates,
-    groups: f64,
-    rows: f64,
-    n: f64,
-    k: f64,
-    bytes: f64,
-) -> f64 {
-    let each = rows / groups.max(1.0);
-    let compute = compute_seconds(law, rates, each, n, k, groups);
-    let memory = bytes / (rates.bandwidth * law.memory);
-    law.launch_us * 1e-6 + groups * group_us * 1e-6 + overlap(compute, memory)
+/// Shape of a call, with the forward pass's names: `rows` tokens over all groups, `n` outputs, `k` inputs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupedShape {
+    /// Experts.
+    pub groups: f64,
+    /// Rows over all of them.
+    pub rows: f64,
+    /// Outputs of the forward product.
+    pub n: f64,
+    /// Inputs of the forward product.
+    pub k: f64,
+    /// Unavoidable bytes.
+    pub bytes: f64,
+    /// Which of the three products.
+    pub role: GemmRole,
+}
+
+/// Law time in seconds.
+pub fn law_seconds(law: &GemmLaw, group_us: f64, rates: Rates, s: &GroupedShape) -> f64 {
+    let each = s.rows / s.groups.max(1.0);
+    let (m, n, k) = match s.role {
+        GemmRole::Forward => (each, s.n, s.k),
+        GemmRole::InputGradient => (each, s.k, s.n),
+        GemmRole::WeightGradient => (s.n, s.k, each),
+    };
+    let compute = compute_seconds(law, rates, m, n, k, s.groups);
+    // A fused accumulation reads the fp32 gradient as well as writing it.
+    let again = if s.role == GemmRole::WeightGradient { 4.0 * s.groups * s.n * s.k } else { 0.0 };
+    let memory = (s.bytes + again) / (rates.bandwidth * law.memory);
+    law.launch_us * 1e-6 + s.groups * group_us * 1e-6 + overlap(compute, memory)
 }
 
 /// A table made ready for pricing.
@@ -48,23 +63,14 @@ impl GroupedGemmModel {
     }
 
     /// Seconds, and whether the shape lies inside the measured range.
-    pub fn seconds(
-        &self,
-        rates: Rates,
-        groups: f64,
-        rows: f64,
-        n: f64,
-        k: f64,
-        bytes: f64,
-        role: GemmRole,
-    ) -> (f64, bool) {
-        let base = law_seconds(&self.law, self.group_us, rates, groups, rows, n, k, bytes);
-        let point = [rows / groups.max(1.0), n, k];
-        let factor = match role {
+    pub fn seconds(&self, rates: Rates, shape: &GroupedShape) -> (f64, bool) {
+        let base = law_seconds(&self.law, self.group_us, rates, shape);
+        let point = [shape.rows / shape.groups.max(1.0), shape.n, shape.k];
+        let factor = match shape.role {
             GemmRole::Forward => 1.0,
             GemmRole::InputGradient => self.input_gradient,
             GemmRole::WeightGradient => self.weight_gradient,
         };
-        (base * self.residual.at(point).exp() * factor, self.residual.covers(point))
+        (base * self.residual.at(point).exp() * factor, self.residual.is_empty() || self.residual.covers(point))
     }
 }

@@ -5,7 +5,7 @@ use crate::collective::CollectiveModel;
 use crate::collective::across::Across;
 use crate::collective::local::Local;
 use crate::gemm::{GemmModel, Rates};
-use crate::grouped::GroupedGemmModel;
+use crate::grouped::{GroupedGemmModel, GroupedShape};
 use crate::memory::{CLASS_NAMES, CLASSES, MemoryLaw};
 use crate::power::PowerModel;
 use crate::{Bound, Cost, ProfileLibrary, defaults};
@@ -55,7 +55,7 @@ impl CostModel {
         let profile = &*found.profile;
         let shares = library.sustained(accelerator);
         let transferred = found.provenance != Provenance::Measured;
-        let measured_link = f64::max(node.scale_up.bandwidth.0, 1.0);
+        let measured_link = profile.link_bandwidth.map_or(node.scale_up.bandwidth.0, |b| b.0);
         let (gemm, gemm_of) = gemm_tables(profile, &fallback);
         let (grouped, grouped_of) = grouped_tables(profile, &fallback);
         let (attention, attention_of) = attention_tables(profile, &fallback, stack.attention);
@@ -66,7 +66,7 @@ impl CostModel {
         Self {
             peaks: peaks(accelerator),
             bandwidth: accelerator.memory_bandwidth.0.max(1.0),
-            units: accelerator.sm_count.map_or(UNKNOWN_UNITS, f64::from),
+            units: accelerator.sm_count.or(profile.units).map_or(UNKNOWN_UNITS, f64::from),
             gemm,
             gemm_of,
             grouped,
@@ -117,7 +117,7 @@ impl CostModel {
         let bytes = op.bytes();
         let table = &self.gemm[usize::from(self.gemm_of[dtype as usize][scaling as usize])];
         let (seconds, inside) =
-            table.seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
+            table.sustained_seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
         let efficiency = self.efficiency.gemm * self.sustained[dtype as usize];
         let seconds = seconds * crate::gemm::misalignment(dtype, n, k, batch);
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
@@ -138,8 +138,8 @@ impl CostModel {
         let rates = self.rates(dtype);
         let bytes = op.bytes();
         let table = &self.grouped[usize::from(self.grouped_of[dtype as usize][scaling as usize])];
-        let (seconds, inside) =
-            table.seconds(rates, groups as f64, rows as f64, n as f64, k as f64, bytes, role);
+        let shape = GroupedShape { groups: groups as f64, rows: rows as f64, n: n as f64, k: k as f64, bytes, role };
+        let (seconds, inside) = table.seconds(rates, &shape);
         let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
@@ -149,6 +149,7 @@ impl CostModel {
         let OperatorKind::Attention {
             batch,
             q_heads,
+            kv_heads,
             head_dim,
             head_dim_v,
             seq_q,
@@ -156,7 +157,6 @@ impl CostModel {
             density,
             backward,
             dtype,
-            ..
         } = *op
         else {
             return self.finish(0.0, 0.0, 0.0, false, 0.0);
@@ -171,6 +171,7 @@ impl CostModel {
         let table = &self.attention[usize::from(self.attention_of[low][pass as usize])];
         let shape = AttentionShape {
             heads: (batch * q_heads) as f64,
+            groups: (batch * kv_heads.max(1)) as f64,
             seq_q: seq_q as f64,
             seq_kv: seq_kv as f64,
             density,

@@ -4,7 +4,7 @@
 //! the measurements say beside it. A profile without residuals is valid (a short calibration makes one).
 
 use super::stack::AttentionKernel;
-use crate::{DType, Scaling};
+use crate::{BytesPerSec, DType, Scaling};
 use serde::{Deserialize, Serialize};
 
 /// Newest schema of accelerator profile files.
@@ -20,6 +20,12 @@ pub struct AcceleratorProfile {
     pub accelerator: String,
     /// Where the measurements come from.
     pub source: String,
+    /// Units (SMs, CUs) of the measured part that run tiles at once, for parts whose datasheet has no count.
+    #[serde(default)]
+    pub units: Option<u32>,
+    /// Scale-up rate of the measured part, one direction: collectives of a relative are scaled by it.
+    #[serde(default)]
+    pub link_bandwidth: Option<BytesPerSec>,
     /// Dense matrix products, one table per format and scale layout.
     #[serde(default)]
     pub gemm: Vec<GemmTable>,
