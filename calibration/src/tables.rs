@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The file is missing or unreadable.
-    #[error("cannot read {path}: {source}\nhint: give the folder that holds gemm.csv.gz, collectives.csv and so on")]
+    #[error(
+        "cannot read {path}: {source}\nhint: give the folder that holds gemm.csv.gz, collectives.csv and so on"
+    )]
     Open {
         /// The file.
         path: PathBuf,

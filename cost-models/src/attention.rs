@@ -55,7 +55,8 @@ pub fn law_seconds(law: &AttentionLaw, rates: Rates, s: &AttentionShape) -> f64 
     let waves = tiles / rates.units;
     // Long caches are split over idle units (flash-decoding); whole sequences are not.
     let least = if s.seq_q >= QUERY_TILE { 1.0 } else { waves };
-    let spread = law.quantisation * waves.ceil().min(waves + 1.0).max(least) + (1.0 - law.quantisation) * waves.max(least);
+    let spread = law.quantisation * waves.ceil().min(waves + 1.0).max(least)
+        + (1.0 - law.quantisation) * waves.max(least);
     let narrow = if s.width < 128.0 { law.narrow_head.powf((128.0 / s.width).log2()) } else { 1.0 };
     let keys = s.seq_kv * s.density + law.prologue;
     let tile_flops = s.flops_per * rows.max(16.0) * keys * s.width;

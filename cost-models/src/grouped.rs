@@ -71,6 +71,9 @@ impl GroupedGemmModel {
             GemmRole::InputGradient => self.input_gradient,
             GemmRole::WeightGradient => self.weight_gradient,
         };
-        (base * self.residual.at(point).exp() * factor, self.residual.is_empty() || self.residual.covers(point))
+        (
+            base * self.residual.at(point).exp() * factor,
+            self.residual.is_empty() || self.residual.covers(point),
+        )
     }
 }

@@ -138,7 +138,8 @@ impl CostModel {
         let rates = self.rates(dtype);
         let bytes = op.bytes();
         let table = &self.grouped[usize::from(self.grouped_of[dtype as usize][scaling as usize])];
-        let shape = GroupedShape { groups: groups as f64, rows: rows as f64, n: n as f64, k: k as f64, bytes, role };
+        let shape =
+            GroupedShape { groups: groups as f64, rows: rows as f64, n: n as f64, k: k as f64, bytes, role };
         let (seconds, inside) = table.seconds(rates, &shape);
         let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)

@@ -10,7 +10,16 @@ use std::process::ExitCode;
 fn print(s: &Summary) {
     println!(
         "{:22} {:30} {:5} in {:.3}/{:.3} held {:.3}/{:.3} core {:.3}/{:.3}  {}",
-        s.machine, s.table, s.points, s.median, s.p90, s.held_median, s.held_p90, s.core_median, s.core_p90, s.law
+        s.machine,
+        s.table,
+        s.points,
+        s.median,
+        s.p90,
+        s.held_median,
+        s.held_p90,
+        s.core_median,
+        s.core_p90,
+        s.law
     );
 }
 

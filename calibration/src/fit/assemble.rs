@@ -12,7 +12,8 @@ use crate::tables::{TableError, read};
 use psim_cost_models::attention::{AttentionModel, AttentionShape};
 use psim_cost_models::gemm::{GemmModel, Rates};
 use psim_hardware::profile::accelerator::{
-    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GroupedGemmTable, MemoryTable, PowerTable,
+    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GroupedGemmTable, MemoryTable,
+    PowerTable,
 };
 use psim_hardware::profile::stack::AttentionKernel;
 use psim_hardware::{BytesPerSec, DType, Scaling};
@@ -88,10 +89,19 @@ fn gemm_sources(gpu: &str) -> &'static [&'static str] {
     }
 }
 
-fn gemm_samples(tables: &Tables, gpu: &str, recipe: &str, sources: &[&str], layout: Option<&str>) -> Vec<gemm::Sample> {
+fn gemm_samples(
+    tables: &Tables,
+    gpu: &str,
+    recipe: &str,
+    sources: &[&str],
+    layout: Option<&str>,
+) -> Vec<gemm::Sample> {
     let wanted = |r: &&GemmRow| {
         let same = r.dtype == recipe || (recipe == "bf16" && r.dtype == "fp16");
-        r.gpu == gpu && same && sources.contains(&r.source.as_str()) && layout.is_none_or(|l| r.kernel.contains(l))
+        r.gpu == gpu
+            && same
+            && sources.contains(&r.source.as_str())
+            && layout.is_none_or(|l| r.kernel.contains(l))
     };
     tables
         .gemm
@@ -108,7 +118,13 @@ fn gemm_samples(tables: &Tables, gpu: &str, recipe: &str, sources: &[&str], layo
 }
 
 /// Median of measured / predicted over large products of some rows.
-fn large_ratio(model: &GemmModel, rates: Rates, dtype: DType, samples: &[gemm::Sample], role: GemmRole) -> Option<f64> {
+fn large_ratio(
+    model: &GemmModel,
+    rates: Rates,
+    dtype: DType,
+    samples: &[gemm::Sample],
+    role: GemmRole,
+) -> Option<f64> {
     let ratios: Vec<f64> = samples
         .iter()
         .filter(|s| s.m >= 1024.0 && s.n >= 1024.0 && s.k >= 1024.0 && s.seconds >= 150e-6)
@@ -121,7 +137,8 @@ fn large_ratio(model: &GemmModel, rates: Rates, dtype: DType, samples: &[gemm::S
 }
 
 /// Attention tables of a machine: kernel generation, part of the kernel name, source, phase, pass and format.
-type AttentionSource = (AttentionKernel, &'static str, &'static str, &'static str, AttentionPass, &'static str);
+type AttentionSource =
+    (AttentionKernel, &'static str, &'static str, &'static str, AttentionPass, &'static str);
 
 fn attention_sources(gpu: &str) -> Vec<AttentionSource> {
     use AttentionKernel::{Cudnn, Flash2, Flash3};
@@ -176,13 +193,22 @@ fn attention_sources(gpu: &str) -> Vec<AttentionSource> {
     }
 }
 
-fn attention_samples(tables: &Tables, gpu: &str, source: &AttentionSource, dtype: DType) -> Vec<attention::Sample> {
+fn attention_samples(
+    tables: &Tables,
+    gpu: &str,
+    source: &AttentionSource,
+    dtype: DType,
+) -> Vec<attention::Sample> {
     let (_, kernel, origin, phase, pass, format) = *source;
     tables
         .attention
         .iter()
         .filter(|r| {
-            r.gpu == gpu && r.kernel.contains(kernel) && r.source.starts_with(origin) && r.phase == phase && r.dtype == format
+            r.gpu == gpu
+                && r.kernel.contains(kernel)
+                && r.source.starts_with(origin)
+                && r.phase == phase
+                && r.dtype == format
         })
         // SimuMax times by wall clock: below about 120 us its rows show the host.
         .filter(|r| origin != "simumax" || r.time_us > 120.0)
@@ -299,11 +325,19 @@ fn sustained(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled)
     let Some(&(_, source, recipe)) = SUSTAINED.iter().find(|s| s.0 == gpu) else { return };
     let scaling = if recipe == "bf16" { Scaling::None } else { Scaling::Tensor };
     let dtype = if recipe == "bf16" { DType::Bf16 } else { DType::Fp8 };
-    let Some(table) = out.profile.gemm.iter().find(|t| t.dtype == dtype && t.scaling == scaling) else { return };
+    let Some(table) = out.profile.gemm.iter().find(|t| t.dtype == dtype && t.scaling == scaling) else {
+        return;
+    };
     let Some(rates) = sheet.rates(dtype) else { return };
     let samples = gemm_samples(tables, gpu, recipe, &[source], (source == "simumax").then_some(":TN:"));
-    let Some(ratio) = large_ratio(&GemmModel::new(table), rates, dtype, &samples, GemmRole::Forward) else { return };
-    out.notes.push(format!("{gpu}: {source} {recipe}: sustained rate {:.3} of burst ({} rows)", 1.0 / ratio, samples.len()));
+    let Some(ratio) = large_ratio(&GemmModel::new(table), rates, dtype, &samples, GemmRole::Forward) else {
+        return;
+    };
+    out.notes.push(format!(
+        "{gpu}: {source} {recipe}: sustained rate {:.3} of burst ({} rows)",
+        1.0 / ratio,
+        samples.len()
+    ));
     set_sustained(&mut out.profile, 1.0 / ratio);
 }
 
@@ -345,15 +379,22 @@ fn attention_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Ass
         if samples.len() < 5 {
             continue;
         }
-        let (table, summary) = attention::fit(gpu, kernel, pass, dtype, rates, &samples, source.3 == "prefill");
+        let (table, summary) =
+            attention::fit(gpu, kernel, pass, dtype, rates, &samples, source.3 == "prefill");
         out.summaries.push(summary);
         out.profile.attention.push(table);
     }
 }
 
 /// Rows that timed both passes together: takes the fitted forward pass off.
-fn subtract_forward(out: &Assembled, kernel: AttentionKernel, rates: Rates, samples: &mut Vec<attention::Sample>) {
-    let forward = out.profile.attention.iter().find(|t| t.kernel == kernel && t.pass == AttentionPass::Forward);
+fn subtract_forward(
+    out: &Assembled,
+    kernel: AttentionKernel,
+    rates: Rates,
+    samples: &mut Vec<attention::Sample>,
+) {
+    let forward =
+        out.profile.attention.iter().find(|t| t.kernel == kernel && t.pass == AttentionPass::Forward);
     let Some(model) = forward.map(AttentionModel::new) else {
         samples.clear();
         return;
@@ -375,7 +416,10 @@ fn memory_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assemb
         if row.source == "llmcompass" && row.bytes < 64e6 {
             continue;
         }
-        samples.entry(class).or_default().push(memory::Sample { bytes: row.bytes, seconds: row.time_us * 1e-6 });
+        samples
+            .entry(class)
+            .or_default()
+            .push(memory::Sample { bytes: row.bytes, seconds: row.time_us * 1e-6 });
     }
     for (class, samples) in samples {
         if samples.len() < 6 {
@@ -415,7 +459,9 @@ fn power(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
     let stream = |r: &GemmRow| r.dtype == "bf16" && r.m <= 16.0 && r.n >= 4096.0 && r.k >= 4096.0;
     let small = |r: &GemmRow| r.m <= 16.0 && r.n <= 512.0 && r.k <= 512.0;
     let (Some(compute), Some(memory), Some(light)) = (of(&large), of(&stream), of(&small)) else { return };
-    out.notes.push(format!("{gpu}: power shares: large GEMM {compute:.2}, streaming {memory:.2}, tiny kernels {light:.2}"));
+    out.notes.push(format!(
+        "{gpu}: power shares: large GEMM {compute:.2}, streaming {memory:.2}, tiny kernels {light:.2}"
+    ));
     out.profile.power = Some(PowerTable {
         idle: round((0.5 * light).clamp(0.05, 0.2), 2),
         compute: round(compute.min(1.0), 2),

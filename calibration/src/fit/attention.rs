@@ -116,7 +116,9 @@ pub fn fit(
         law
     };
     let tiles = vec![1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 131_072.0];
-    let keys = vec![1.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0, 262_144.0];
+    let keys = vec![
+        1.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0, 262_144.0,
+    ];
     let width = vec![64.0, 96.0, 128.0, 160.0, 256.0, 544.0];
     let compute = if pass == AttentionPass::Backward { 0.4 } else { 0.55 };
     let start = [4.5, compute, 0.8, 150.0, 0.8, 0.5, 6.0, 2.0];
@@ -138,7 +140,8 @@ pub fn fit(
         (Some(launch), Some(passes)) => format!("{text}, preparation {launch:.1} us + {passes:.1} passes"),
         _ => text,
     };
-    let summary = summary(machine, format!("attention {kernel:?} {pass:?} {dtype}").to_lowercase(), &errors, text);
+    let summary =
+        summary(machine, format!("attention {kernel:?} {pass:?} {dtype}").to_lowercase(), &errors, text);
     let fit = FitQuality { points: samples.len() as u32, sigma: errors.sigma() };
     (AttentionTable { kernel, pass, dtype, law, residual, fit }, summary)
 }

@@ -23,16 +23,18 @@ pub fn curves(gpu: &str, rows: &[CollectiveRow]) -> Vec<CollectiveCurve> {
         let (Some(op), Some(ranks)) = (operation(&row.op), row.gpus) else { continue };
         let library = row.library.starts_with("NCCL") || row.library.starts_with("oneCCL");
         let scope = row.nodes == Some(1.0) || (row.system.contains("NVL72 (1 rack)"));
-        if row.gpu == gpu && library && scope && row.dtype != "int8" && row.bytes.is_some() && !row.source.starts_with("issue")
+        if row.gpu == gpu
+            && library
+            && scope
+            && row.dtype != "int8"
+            && row.bytes.is_some()
+            && !row.source.starts_with("issue")
             && !row.system.contains("pairwise")
         {
             groups.entry((op, ranks as u32)).or_default().push(row);
         }
     }
-    groups
-        .into_iter()
-        .filter_map(|((op, ranks), rows)| curve(op, ranks, &rows))
-        .collect()
+    groups.into_iter().filter_map(|((op, ranks), rows)| curve(op, ranks, &rows)).collect()
 }
 
 fn curve(operation: &str, ranks: u32, rows: &[&CollectiveRow]) -> Option<CollectiveCurve> {
@@ -45,7 +47,9 @@ fn curve(operation: &str, ranks: u32, rows: &[&CollectiveRow]) -> Option<Collect
     let top = points.iter().map(|p| p.0).fold(0.0, f64::max);
     for row in rows.iter().filter(|r| !primary(r) && r.algo != "Ring") {
         let (Some(bytes), Some(time)) = (row.bytes, row.time_us) else { continue };
-        if bytes > 1.5 * top && (row.source == "ml-eng" || row.source == "azure-aibg" || row.source == "aws-adt") {
+        if bytes > 1.5 * top
+            && (row.source == "ml-eng" || row.source == "azure-aibg" || row.source == "aws-adt")
+        {
             points.push((bytes, time));
         }
     }

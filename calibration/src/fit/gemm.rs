@@ -148,7 +148,12 @@ pub struct FittedGemm {
     pub summary: Summary,
 }
 
-fn model(samples: &[Sample], rates: Rates, dtype: DType, cast_launch: Option<f64>) -> (GemmLaw, Cast, [Vec<f64>; 3], Vec<f64>) {
+fn model(
+    samples: &[Sample],
+    rates: Rates,
+    dtype: DType,
+    cast_launch: Option<f64>,
+) -> (GemmLaw, Cast, [Vec<f64>; 3], Vec<f64>) {
     let (mut law, cast_bytes) = fit_law(samples, rates, dtype, cast_launch.is_some());
     let mut cast = Cast { launch_us: 0.0, bytes: cast_bytes };
     if let Some(own) = cast_launch {
@@ -220,7 +225,14 @@ pub fn fit(
         core_p90: quantile(&core, 0.9),
         law: format!(
             "launch {:.1} us, compute {:.3}, memory {:.3}, prologue {:.0}, quantisation {:.2}, small tile {:.2}, cast {:.1} us + {:.1} B",
-            law.launch_us, law.compute, law.memory, law.prologue, law.quantisation, law.small_tile, cast.launch_us, cast.bytes
+            law.launch_us,
+            law.compute,
+            law.memory,
+            law.prologue,
+            law.quantisation,
+            law.small_tile,
+            cast.launch_us,
+            cast.bytes
         ),
     };
     let table = GemmTable {

@@ -89,7 +89,8 @@ pub fn fit(
     rates: Rates,
     samples: &[Sample],
 ) -> (GroupedGemmTable, Summary) {
-    let build = |p: &[f64]| GemmLaw { compute: p[0], prologue: p[1], memory: p[5], small_tile: p[6], ..*dense };
+    let build =
+        |p: &[f64]| GemmLaw { compute: p[0], prologue: p[1], memory: p[5], small_tile: p[6], ..*dense };
     let factor = |p: &[f64], role: GemmRole| match role {
         GemmRole::Forward => 1.0,
         GemmRole::InputGradient => p[3],

@@ -61,7 +61,8 @@ pub fn complete(all: &mut [Assembled]) {
         newer_backward(&mut all[index].profile);
         let name = all[index].profile.accelerator.clone();
         let Some((_, relative)) = RELATIVES.iter().find(|r| r.0 == name) else { continue };
-        let Some(from) = all.iter().find(|a| a.profile.accelerator == *relative).map(|a| a.profile.clone()) else {
+        let Some(from) = all.iter().find(|a| a.profile.accelerator == *relative).map(|a| a.profile.clone())
+        else {
             continue;
         };
         let profile = &mut all[index].profile;

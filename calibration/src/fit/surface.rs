@@ -220,6 +220,9 @@ mod tests {
         let mut values = vec![0.0, 0.5, -0.5];
         let law = vec![0.0, 0.1, 0.2];
         make_monotone(&mut values, &law, &axes);
-        assert!(law[0] + values[0] <= law[1] + values[1] + 1e-3 && law[1] + values[1] <= law[2] + values[2] + 1e-3);
+        assert!(
+            law[0] + values[0] <= law[1] + values[1] + 1e-3
+                && law[1] + values[1] <= law[2] + values[2] + 1e-3
+        );
     }
 }
