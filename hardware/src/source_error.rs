@@ -160,16 +160,47 @@ pub fn parse_toml<T: DeserializeOwned>(
     version: i64,
     hint: &str,
 ) -> Result<T, SourceError> {
+    check_size(file, text, what, hint)?;
+    check_schema(file, text, what, version, hint)?;
+    toml::from_str(text).map_err(|e| SourceError::from_toml(file, text, &e, hint))
+}
+
+/// As [`parse_toml`], for types that have no `schema` field of their own.
+///
+/// # Errors
+/// As [`parse_toml`].
+pub fn parse_toml_body<T: DeserializeOwned>(
+    file: &str,
+    text: &str,
+    what: &str,
+    version: i64,
+    hint: &str,
+) -> Result<T, SourceError> {
+    check_size(file, text, what, hint)?;
+    check_schema(file, text, what, version, hint)?;
+    let mut body = text.to_owned();
+    if let Some(span) = find_key(text, "schema") {
+        // Blanks keep every other byte where it was, so that errors point at the right place.
+        body.replace_range(span.clone(), &" ".repeat(span.len()));
+    }
+    toml::from_str(&body).map_err(|e| SourceError::from_toml(file, text, &e, hint))
+}
+
+/// Refuses empty and oversized files before they are parsed.
+fn check_size(file: &str, text: &str, what: &str, hint: &str) -> Result<(), SourceError> {
     if text.len() > MAX_FILE_BYTES {
-        let message = format!(
-            "the file has {} bytes, more than the {MAX_FILE_BYTES} that a {what} may have",
-            text.len()
-        );
+        let message =
+            format!("the file has {} bytes, more than the {MAX_FILE_BYTES} that a {what} may have", text.len());
         return Err(SourceError::whole(file, message, format!("is this really a {what}? {hint}")));
     }
     if text.trim_start_matches('\u{feff}').trim().is_empty() {
         return Err(SourceError::whole(file, format!("the file is empty, expected a {what}"), hint));
     }
+    Ok(())
+}
+
+/// Checks the `schema` key of a file.
+fn check_schema(file: &str, text: &str, what: &str, version: i64, hint: &str) -> Result<(), SourceError> {
     let table: toml::Table =
         toml::from_str(text).map_err(|e| SourceError::from_toml(file, text, &e, hint))?;
     match table.get("schema") {
@@ -195,11 +226,11 @@ pub fn parse_toml<T: DeserializeOwned>(
             ));
         }
     }
-    toml::from_str(text).map_err(|e| SourceError::from_toml(file, text, &e, hint))
+    Ok(())
 }
 
-/// Byte range of the first line that assigns a top-level `key`.
-fn find_key(text: &str, key: &str) -> Option<Range<usize>> {
+/// Byte range of the first line that assigns `key` at its start.
+pub fn find_key(text: &str, key: &str) -> Option<Range<usize>> {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let trimmed = line.trim_start();

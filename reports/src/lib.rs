@@ -1,1 +1,19 @@
-//! HTML reports, plots, traces and launch files of psim.
+//! HTML reports, plots, traces and launch files; reads result types only.
+//!
+//! Every function returns text: writing it to a file is the caller's business. This crate is pure.
+//!
+//! * [`plan_page`] and [`capacity_page`]: one self-contained HTML page, no external address, dark and light.
+//! * [`trace::chrome`]: a timeline as Chrome trace JSON, which the Perfetto viewer opens.
+//! * [`launch`]: configuration files of training frameworks for a plan.
+
+pub mod charts;
+mod html;
+pub mod launch;
+pub mod trace;
+mod words;
+
+pub use html::{capacity_page, plan_page};
+pub use words::plan_label;
+
+#[cfg(test)]
+mod fixture;

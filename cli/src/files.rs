@@ -1,0 +1,76 @@
+//! Reading and writing files: the only place of the program that does.
+
+use crate::Host;
+use crate::failure::Failure;
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+/// Reads a text file of at most `limit` bytes (one more is read, so that the caller's own limit can speak).
+pub(crate) fn read_text(host: &Host<'_>, given: &Path, what: &str, limit: usize) -> Result<String, Failure> {
+    let path = host.path(given);
+    let shown = given.display();
+    let fail = |error: &std::io::Error| match error.kind() {
+        ErrorKind::NotFound => Failure::input(
+            format!("there is no file `{shown}` ({what})"),
+            "check the path; it is relative to the working directory",
+        ),
+        ErrorKind::PermissionDenied => {
+            Failure::input(format!("`{shown}` ({what}) may not be read"), "check the permissions of the file")
+        }
+        _ => Failure::input(format!("`{shown}` ({what}) cannot be read: {error}"), "check the path"),
+    };
+    if path.is_dir() {
+        return Err(Failure::input(
+            format!("`{shown}` is a directory, expected a {what}"),
+            "name the file itself",
+        ));
+    }
+    let file = std::fs::File::open(&path).map_err(|e| fail(&e))?;
+    let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+    if size > limit as u64 {
+        return Err(Failure::input_at(
+            format!("the file has {size} bytes, more than the {limit} that a {what} may have"),
+            shown.to_string(),
+            format!("is this really a {what}?"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| fail(&e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let valid = e.utf8_error().valid_up_to();
+        let line = e.as_bytes()[..valid].iter().filter(|&&b| b == b'\n').count() + 1;
+        Failure::input_at(
+            format!("byte {valid} is not UTF-8 text, expected a {what}"),
+            format!("{shown}:{line}"),
+            "save the file as UTF-8, or check that it is the right file",
+        )
+    })
+}
+
+/// Writes a file so that a reader never sees half of it: to a temporary neighbour, then renamed.
+pub(crate) fn write_atomically(host: &Host<'_>, given: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let path = host.path(given);
+    let shown = given.display().to_string();
+    let Some(name) = path.file_name() else {
+        return Err(Failure::input(format!("`{shown}` does not name a file"), "give a file name"));
+    };
+    let mut temporary = name.to_os_string();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)
+    };
+    write().map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        Failure::writing(&format!("`{shown}`"), &e)
+    })
+}
+
+/// Makes a directory for output, with its parents.
+pub(crate) fn make_directory(host: &Host<'_>, given: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(host.path(given))
+        .map_err(|e| Failure::writing(&format!("`{}`", given.display()), &e))
+}

@@ -1,0 +1,4 @@
+//! Results as text for a person and as JSON for a program.
+
+pub(crate) mod prediction;
+pub(crate) mod waterfall;

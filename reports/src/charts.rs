@@ -1,0 +1,19 @@
+//! Charts as SVG text, drawn with plotters; colours follow the page's theme.
+
+mod bars;
+mod canvas;
+mod curve;
+mod memory;
+mod pareto;
+mod waterfall;
+
+pub use bars::{Bar, bars};
+pub use curve::curve;
+pub use memory::memory;
+pub use pareto::{ParetoMark, pareto};
+pub use waterfall::waterfall;
+
+/// The colour of series `index`, as CSS.
+pub fn colour(index: usize) -> String {
+    canvas::css(index)
+}

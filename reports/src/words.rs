@@ -1,0 +1,100 @@
+//! Numbers and plans in words.
+
+use psim_models::Plan;
+use psim_models::plan::{Recompute, Schedule, Sharding};
+
+/// A plan on one line, sizes of 1 left out: `TP8 PP2 DP4 mbs 1`.
+pub fn plan_label(plan: &Plan) -> String {
+    let mut parts = Vec::new();
+    for (name, size) in [
+        ("TP", plan.tp),
+        ("PP", plan.pp),
+        ("DP", plan.dp),
+        ("CP", plan.cp),
+        ("EP", plan.ep),
+        ("VPP", plan.vpp),
+    ] {
+        if size > 1 {
+            parts.push(format!("{name}{size}"));
+        }
+    }
+    if parts.is_empty() {
+        parts.push("1 accelerator".to_owned());
+    }
+    parts.push(format!("mbs {}", plan.micro_batch));
+    if plan.recompute != Recompute::None {
+        parts.push(format!("recompute {}", recompute(plan.recompute)));
+    }
+    parts.join(" ")
+}
+
+/// Recomputation in a word.
+pub(crate) fn recompute(kind: Recompute) -> String {
+    match kind {
+        Recompute::None => "none".to_owned(),
+        Recompute::Selective => "selective".to_owned(),
+        Recompute::Full => "full".to_owned(),
+        Recompute::Layers(n) => format!("{n} layers"),
+    }
+}
+
+/// Sharding in a word.
+pub(crate) fn sharding(kind: Sharding) -> &'static str {
+    match kind {
+        Sharding::None => "none",
+        Sharding::Optimizer => "optimizer",
+        Sharding::Gradients => "gradients",
+        Sharding::Parameters => "parameters",
+    }
+}
+
+/// Schedule in a word.
+pub(crate) fn schedule(kind: Schedule) -> &'static str {
+    match kind {
+        Schedule::Gpipe => "gpipe",
+        Schedule::OneFOneB => "1f1b",
+        Schedule::Interleaved => "interleaved",
+        Schedule::ZbH1 => "zb-h1",
+        Schedule::ZbH2 => "zb-h2",
+        Schedule::ZbV => "zb-v",
+    }
+}
+
+/// Three significant digits.
+pub(crate) fn three(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        v if v >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// `1,234,567`.
+pub(crate) fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// `70.6B`.
+pub(crate) fn short(value: f64) -> String {
+    for (limit, unit) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")] {
+        if value >= limit {
+            return format!("{}{unit}", three(value / limit).trim_end_matches(".00"));
+        }
+    }
+    format!("{value:.0}")
+}
+
+/// A fraction as percent with one decimal.
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{:.1} %", fraction * 100.0)
+}
