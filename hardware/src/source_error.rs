@@ -189,8 +189,10 @@ pub fn parse_toml_body<T: DeserializeOwned>(
 /// Refuses empty and oversized files before they are parsed.
 fn check_size(file: &str, text: &str, what: &str, hint: &str) -> Result<(), SourceError> {
     if text.len() > MAX_FILE_BYTES {
-        let message =
-            format!("the file has {} bytes, more than the {MAX_FILE_BYTES} that a {what} may have", text.len());
+        let message = format!(
+            "the file has {} bytes, more than the {MAX_FILE_BYTES} that a {what} may have",
+            text.len()
+        );
         return Err(SourceError::whole(file, message, format!("is this really a {what}? {hint}")));
     }
     if text.trim_start_matches('\u{feff}').trim().is_empty() {
