@@ -10,11 +10,11 @@ mod activations;
 pub use activations::{LayerActivations, layer_activations};
 
 use crate::arch::Model;
-use crate::layout::{Layout, block_of};
+use crate::layout::{Chunk, Layout, block_of};
 use crate::lowering::{Shape, padded_vocab};
 use crate::parameters::Split;
 use crate::plan::{Plan, Recompute, Sharding};
-use psim_hardware::Bytes;
+use psim_hardware::{Bytes, DType};
 use psim_hardware::profile::StackProfile;
 use serde::Serialize;
 
@@ -123,8 +123,14 @@ pub fn rank_parameters(model: &Model, layout: &Layout, stage: usize, shape: &Sha
     out
 }
 
-/// Activations held on a stage: per local chunk, the micro-batches in flight at the peak.
-pub type InFlight<'a> = &'a [u32];
+/// Activations held on a stage at the peak.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Held<'a> {
+    /// Micro-batches in flight per local chunk, all peaking together.
+    MicroBatches(&'a [u32]),
+    /// Bytes, from a simulated schedule fed with [`chunk_activations`].
+    Total(Bytes),
+}
 
 /// Micro-batches whose activations each local chunk holds at the peak, in closed form per schedule.
 ///
@@ -181,7 +187,7 @@ pub fn stage_ledger(
     stage: u32,
 ) -> StageLedger {
     let held = in_flight(plan, stage);
-    stage_ledger_with(model, plan, layout, shape, stack, stage, &held)
+    stage_ledger_with(model, plan, layout, shape, stack, stage, Held::MicroBatches(&held))
 }
 
 /// Peak memory of one stage with known micro-batches in flight (from a simulated schedule).
@@ -192,38 +198,21 @@ pub fn stage_ledger_with(
     shape: &Shape,
     stack: &StackProfile,
     stage: u32,
-    held: InFlight<'_>,
+    held: Held<'_>,
 ) -> StageLedger {
     let p = rank_parameters(model, layout, stage as usize, shape);
     let mut out = states(plan, shape, stack, &p);
     let mut activations = 0.0;
     let mut working: f64 = 0.0;
     for (local, (_, chunk)) in layout.chunks_of(stage as usize).enumerate() {
-        let held = f64::from(held.get(local).copied().unwrap_or(1));
-        let mut per_micro_batch = 0.0;
-        let mut full = match plan.recompute {
-            Recompute::Full => u32::MAX,
-            Recompute::Layers(n) => n,
-            _ => 0,
-        };
-        for &(kind, count) in &chunk.layers {
-            let Some(block) = block_of(model, kind) else { continue };
-            let layer = layer_activations(block, model, shape);
-            let recomputed = full.min(count);
-            full -= recomputed;
-            let kept = f64::from(count - recomputed);
-            let each =
-                if plan.recompute == Recompute::Selective { layer.kept - layer.core } else { layer.kept };
-            per_micro_batch += kept * each + f64::from(recomputed) * layer.input;
-            working = working.max(if recomputed > 0 { layer.kept } else { layer.scratch });
-            if plan.recompute == Recompute::Selective {
-                working = working.max(layer.core);
+        let (per_micro_batch, needed) = chunk_parts(chunk, model, plan, shape);
+        working = working.max(needed);
+        match held {
+            Held::MicroBatches(counts) => {
+                activations += f64::from(counts.get(local).copied().unwrap_or(1)) * per_micro_batch;
             }
+            Held::Total(bytes) => activations = bytes.as_f64(),
         }
-        if chunk.embedding && shape.dropout {
-            per_micro_batch += (shape.sharded_tokens * model.hidden) as f64;
-        }
-        activations += held * per_micro_batch;
         if chunk.head {
             let logits = (shape.tokens * padded_vocab(model.vocab, shape.tp).div_ceil(shape.tp)) as f64;
             let base = shape.base.size();
@@ -233,7 +222,6 @@ pub fn stage_ledger_with(
                 (false, true) => base + 4.0 + 4.0,
             };
             out.logits = Bytes::from_f64(each * logits);
-            activations += 2.0 * base * (shape.sharded_tokens * model.hidden) as f64;
         }
     }
     if shape.sequence_parallel {
@@ -245,6 +233,42 @@ pub fn stage_ledger_with(
     let transient = activations + working + out.logits.as_f64();
     out.overhead = stack.memory.context + Bytes::from_f64(transient * stack.memory.fragmentation);
     out
+}
+
+/// Activations of one micro-batch in one chunk, kept until its backward pass.
+pub fn chunk_activations(chunk: &Chunk, model: &Model, plan: &Plan, shape: &Shape) -> Bytes {
+    Bytes::from_f64(chunk_parts(chunk, model, plan, shape).0)
+}
+
+/// Bytes kept per micro-batch, and the working set of the most demanding layer.
+fn chunk_parts(chunk: &Chunk, model: &Model, plan: &Plan, shape: &Shape) -> (f64, f64) {
+    let mut kept_bytes = 0.0;
+    let mut working: f64 = 0.0;
+    let mut full = match plan.recompute {
+        Recompute::Full => u32::MAX,
+        Recompute::Layers(n) => n,
+        _ => 0,
+    };
+    for &(kind, count) in &chunk.layers {
+        let Some(block) = block_of(model, kind) else { continue };
+        let layer = layer_activations(block, model, shape);
+        let recomputed = full.min(count);
+        full -= recomputed;
+        let kept = f64::from(count - recomputed);
+        let each = if plan.recompute == Recompute::Selective { layer.kept - layer.core } else { layer.kept };
+        kept_bytes += kept * each + f64::from(recomputed) * layer.input;
+        working = working.max(if recomputed > 0 { layer.kept } else { layer.scratch });
+        if plan.recompute == Recompute::Selective {
+            working = working.max(layer.core);
+        }
+    }
+    if chunk.embedding && shape.dropout {
+        kept_bytes += (shape.sharded_tokens * model.hidden) as f64;
+    }
+    if chunk.head {
+        kept_bytes += 2.0 * shape.base.size() * (shape.sharded_tokens * model.hidden) as f64;
+    }
+    (kept_bytes, working)
 }
 
 /// Parameters, gradients, optimizer states, gathered parameters and communication buffers.

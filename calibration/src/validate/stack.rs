@@ -71,7 +71,8 @@ pub fn choose(profiles: &[StackProfile], selection: &StackSelection) -> Option<S
             .frameworks
             .iter()
             .filter(|f| !f.is_empty() && framework.contains(f.as_str()))
-            .map(String::len)
+            // What a name begins with says more than what it mentions later: `NeMo 24.07 (Megatron-Core)` is NeMo.
+            .map(|f| f.len() + if framework.starts_with(f.as_str()) { 8 } else { 0 })
             .max()
             .unwrap_or(0);
         let distance = (profile.era - selection.era).abs();

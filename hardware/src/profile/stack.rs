@@ -96,6 +96,12 @@ pub struct States {
     pub master: f64,
     /// Both Adam moments.
     pub moments: f64,
+    /// Gradient buffers under fp16, where they differ from those under bf16 (bf16 optimizers accumulate in fp32).
+    #[serde(default)]
+    pub fp16_gradient: Option<f64>,
+    /// fp32 copy of the gradients kept with the (sharded) optimizer state.
+    #[serde(default)]
+    pub sharded_gradient: f64,
 }
 
 /// What the framework keeps on the device beside tensors.

@@ -5,7 +5,7 @@ use super::data_parallel::{exposed_gather, exposed_reduction};
 use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
 use super::{LayerTimes, Pass, SimError};
-use crate::pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
+use crate::pipeline::{ChunkCost, ChunkMemory, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
 use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
 use psim_cost_models::{CostModel, ProfileLibrary};
 use psim_hardware::profile::{Provenance, StackProfile};
@@ -13,7 +13,7 @@ use psim_hardware::{Bytes, Cluster, DType, GroupShape, Node, Seconds, Time};
 use psim_models::flops::forward_flops_per_sequence;
 use psim_models::layout::{Layout, block_of};
 use psim_models::lowering::{Groups, Shape};
-use psim_models::memory;
+use psim_models::memory::{self, Held};
 use psim_models::operator::CollectiveKind;
 use psim_models::plan::{Plan, Schedule, Sharding};
 use psim_models::{Model, TrainingWorkload};
@@ -230,7 +230,11 @@ impl<'a> StepModel<'a> {
         let shared = StageCosts { shape: self.shape(plan), layers: layers.clone() };
         let prepared = self.prepare(plan, &shared, &mesh);
         let spec = spec(plan);
-        let costs = costs(&prepared, self.stack.overlap.p2p);
+        let mut costs = costs(&prepared, self.stack.overlap.p2p);
+        if level >= Level::L2 {
+            costs.memory = self.chunk_memory(plan, &prepared);
+        }
+        let costs = costs;
         let mut sim = PipelineSim::new();
         let failed = |e: crate::pipeline::PipelineError| SimError::Schedule(e.to_string());
         let (result, timeline) = if timeline {
@@ -371,9 +375,13 @@ impl<'a> StepModel<'a> {
     ) -> Vec<StageMemory> {
         (0..plan.pp)
             .map(|stage| {
+                let counts;
                 let held = match result.stages.get(stage as usize) {
-                    Some(s) if level >= Level::L2 && !s.peak_in_flight.is_empty() => s.peak_in_flight.clone(),
-                    _ => memory::in_flight(plan, stage),
+                    Some(s) if level >= Level::L2 => Held::Total(s.peak_activations),
+                    _ => {
+                        counts = memory::in_flight(plan, stage);
+                        Held::MicroBatches(&counts)
+                    }
                 };
                 let ledger = memory::stage_ledger_with(
                     self.model,
@@ -382,11 +390,25 @@ impl<'a> StepModel<'a> {
                     &prepared.shape,
                     self.stack,
                     stage,
-                    &held,
+                    held,
                 );
                 let mut parts: Vec<(&'static str, Bytes)> = ledger.parts().to_vec();
                 parts.sort_by_key(|p| std::cmp::Reverse(p.1));
                 StageMemory { stage, parts, total: ledger.total() }
+            })
+            .collect()
+    }
+
+    /// Activations of one micro-batch in every chunk; weight-gradient passes of split schedules keep the linear
+    /// layers' inputs, about half of them (Qi et al. 2024, section 2.3 keeps the whole).
+    fn chunk_memory(&self, plan: &Plan, prepared: &Prepared) -> Vec<ChunkMemory> {
+        prepared
+            .layout
+            .chunks
+            .iter()
+            .map(|c| {
+                let forward = memory::chunk_activations(c, self.model, plan, &prepared.shape);
+                ChunkMemory { forward, weight: Bytes(forward.0 / 2) }
             })
             .collect()
     }
