@@ -201,7 +201,7 @@ pub fn stage_ledger_with(
     held: Held<'_>,
 ) -> StageLedger {
     let p = rank_parameters(model, layout, stage as usize, shape);
-    let mut out = states(plan, shape, stack, &p);
+    let (mut out, step_gradients) = states(plan, shape, stack, &p);
     let mut activations = 0.0;
     let mut working: f64 = 0.0;
     for (local, (_, chunk)) in layout.chunks_of(stage as usize).enumerate() {
@@ -231,6 +231,8 @@ pub fn stage_ledger_with(
     out.activations = Bytes::from_f64(activations);
     out.working = Bytes::from_f64(working);
     let transient = activations + working + out.logits.as_f64();
+    // fp32 gradients of the update live when the activations are gone.
+    out.optimizer += Bytes::from_f64(step_gradients - transient);
     out.overhead = stack.memory.context + Bytes::from_f64(transient * stack.memory.fragmentation);
     out
 }
@@ -271,14 +273,16 @@ fn chunk_parts(chunk: &Chunk, model: &Model, plan: &Plan, shape: &Shape) -> (f64
     (kept_bytes, working)
 }
 
-/// Parameters, gradients, optimizer states, gathered parameters and communication buffers.
-fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) -> StageLedger {
+/// Parameters, gradients, optimizer states, gathered parameters and communication buffers; beside them the fp32
+/// gradients that exist during the update only.
+fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) -> (StageLedger, f64) {
     let replicas = f64::from(shape.groups.dp.ranks);
     let expert_replicas = f64::from(shape.groups.edp.ranks);
     let shard = f64::from(shape.groups.shard.ranks);
     let base = shape.base.size();
     let s = &stack.states;
     let (mut parameters, mut gradients, mut optimizer, mut gathered) = (0.0, 0.0, 0.0, 0.0);
+    let mut step_gradients = 0.0;
     let sharded = |on: bool, ranks: f64| if on { ranks.max(1.0) } else { 1.0 };
     for (count, ranks, largest) in
         [(p.dense, replicas, p.largest_layer), (p.expert, expert_replicas, p.largest_expert_layer)]
@@ -291,9 +295,14 @@ fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) 
         // Sharded parameters are themselves the master copy.
         let master = if base >= 4.0 { 0.0 } else { s.master };
         parameters += if all && master > 0.0 { 0.0 } else { base * count / sharded(all, ranks) };
-        gradients += s.gradient * count * p.trainable / gradient_ranks;
-        optimizer +=
-            (master.max(if all { base } else { 0.0 }) + s.moments) * count * p.trainable / optimizer_ranks;
+        let fp16 = shape.base == DType::Fp16;
+        let gradient = if fp16 { s.fp16_gradient.unwrap_or(s.gradient) } else { s.gradient };
+        gradients += gradient * count * p.trainable / gradient_ranks;
+        let kept = master.max(if all { base } else { 0.0 }) + s.moments;
+        optimizer += kept * count * p.trainable / optimizer_ranks;
+        if fp16 {
+            step_gradients += s.sharded_gradient * count * p.trainable / optimizer_ranks;
+        }
         if p.trainable < 1.0 {
             parameters += if all && master > 0.0 { base * count / ranks } else { 0.0 };
         }
@@ -306,12 +315,13 @@ fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) 
         .iter()
         .filter(|g| g.ranks > 1)
         .count() as u64;
-    StageLedger {
+    let ledger = StageLedger {
         parameters: Bytes::from_f64(parameters),
         gradients: Bytes::from_f64(gradients),
         optimizer: Bytes::from_f64(optimizer),
         gathered: Bytes::from_f64(gathered),
         communication: stack.memory.per_communicator * communicators,
         ..StageLedger::default()
-    }
+    };
+    (ledger, step_gradients)
 }

@@ -99,7 +99,7 @@ pub struct States {
     /// Gradient buffers under fp16, where they differ from those under bf16 (bf16 optimizers accumulate in fp32).
     #[serde(default)]
     pub fp16_gradient: Option<f64>,
-    /// fp32 copy of the gradients kept with the (sharded) optimizer state.
+    /// fp32 copy of the (sharded) gradients that exists during the update under fp16.
     #[serde(default)]
     pub sharded_gradient: f64,
 }

@@ -403,6 +403,7 @@ impl<'a> StepModel<'a> {
     /// layers' inputs, about half of them (Qi et al. 2024, section 2.3 keeps the whole).
     fn chunk_memory(&self, plan: &Plan, prepared: &Prepared) -> Vec<ChunkMemory> {
         prepared
+            .mesh
             .layout
             .chunks
             .iter()
