@@ -14,8 +14,8 @@ use crate::layout::{Chunk, Layout, block_of};
 use crate::lowering::{Shape, padded_vocab};
 use crate::parameters::Split;
 use crate::plan::{Plan, Recompute, Sharding};
-use psim_hardware::{Bytes, DType};
 use psim_hardware::profile::StackProfile;
+use psim_hardware::{Bytes, DType};
 use serde::Serialize;
 
 /// Named parts of one stage's peak memory.
