@@ -51,6 +51,7 @@ mod tests_support {
             cp_kind: ContextParallel::Ring,
             precision: Precision::Fp32,
             stage_layers: Vec::new(),
+            vocabulary_parallel: false,
         }
     }
 }

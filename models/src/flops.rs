@@ -31,6 +31,7 @@ pub fn single_rank_plan() -> Plan {
         cp_kind: ContextParallel::Ring,
         precision: Precision::Bf16,
         stage_layers: Vec::new(),
+        vocabulary_parallel: false,
     }
 }
 

@@ -54,6 +54,9 @@ pub struct Plan {
     /// Layers per model chunk, in model order (`pp · vpp` entries; chunk `c` runs on stage `c mod pp`). Empty: even.
     #[serde(default)]
     pub stage_layers: Vec<u32>,
+    /// Embedding and output layer are split over all pipeline stages (Vocabulary Parallelism, arXiv 2411.05288).
+    #[serde(default)]
+    pub vocabulary_parallel: bool,
 }
 
 fn one() -> u32 {

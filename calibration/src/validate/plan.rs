@@ -140,6 +140,7 @@ pub fn map(row: &Row, model: &Model, stack: &StackSelection) -> Result<MappedPla
         cp_kind: context_parallel(row),
         precision,
         stage_layers,
+        vocabulary_parallel: pp > 1 && config.extra_flag("vocab_parallel") == Some(true),
     };
     Ok(MappedPlan {
         plan,

@@ -114,6 +114,7 @@ pub(crate) fn base() -> Plan {
         cp_kind: ContextParallel::Ring,
         precision: Precision::Fp32,
         stage_layers: Vec::new(),
+        vocabulary_parallel: false,
     }
 }
 

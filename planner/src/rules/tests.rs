@@ -35,6 +35,7 @@ fn plan() -> Plan {
         cp_kind: psim_models::plan::ContextParallel::Ring,
         precision: Precision::Bf16,
         stage_layers: Vec::new(),
+        vocabulary_parallel: false,
     }
 }
 

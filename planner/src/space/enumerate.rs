@@ -98,6 +98,7 @@ pub fn enumerate(space: &SearchSpace, facts: &Facts, global_batch: u32) -> Enume
                         schedule: Schedule::OneFOneB,
                         precision: Precision::Bf16,
                         stage_layers: Vec::new(),
+                        vocabulary_parallel: false,
                     });
                 }
             }

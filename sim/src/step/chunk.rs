@@ -97,7 +97,13 @@ pub(super) fn chunk_times(
         }
     };
     let mut ends = None;
-    if chunk.embedding {
+    // Split over the stages, every stage does an equal part of the vocabulary's work.
+    let part = plan.vocabulary_parallel.then(|| 1.0 / f64::from(plan.chunks().max(1)));
+    if let Some(part) = part {
+        add(&layers.embedding.scaled(part), 1, 0, None);
+        add(&layers.head.scaled(part), 1, 0, None);
+    }
+    if chunk.embedding && part.is_none() {
         add(&layers.embedding, 1, 0, gatherings.map(|g| (g.embedding, false)));
     }
     for (i, &(kind, count)) in chunk.layers.iter().enumerate() {
@@ -117,7 +123,7 @@ pub(super) fn chunk_times(
             ends = gathering.map(|g| g.0);
         }
     }
-    if chunk.head {
+    if chunk.head && part.is_none() {
         add(&layers.head, 1, 0, gatherings.map(|g| (g.head, false)));
     }
     if let Some(g) = ends.filter(|_| stack.overlap.fsdp_prefetch > 0) {

@@ -102,6 +102,19 @@ impl LayerTimes {
 }
 
 impl KindTimes {
+    /// A share of the work.
+    #[must_use]
+    pub fn scaled(&self, share: f64) -> Self {
+        let part = |pass: &Pass| Pass::default().plus(pass, share);
+        Self {
+            forward: part(&self.forward),
+            backward: part(&self.backward),
+            input: part(&self.input),
+            weight: part(&self.weight),
+            selective: part(&self.selective),
+        }
+    }
+
     /// Both run one after the other.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
