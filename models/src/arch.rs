@@ -358,6 +358,12 @@ impl Model {
         Some(short)
     }
 
+    /// The block of a multi-token-prediction layer; `None` for a model without layers.
+    pub fn mtp_block(&self) -> Option<&Block> {
+        let kind = self.mtp_kind.or_else(|| self.pattern.last().copied())?;
+        self.kinds.get(usize::from(kind))
+    }
+
     /// Query heads, key/value heads and head width of the first layer with softmax attention; zeros without one.
     /// Latent attention counts as many key/value heads as query heads, and the width of a value head.
     pub fn attention_shape(&self) -> (u64, u64, u64) {

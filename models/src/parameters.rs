@@ -232,10 +232,7 @@ impl Model {
 
     /// Parameters of one multi-token-prediction layer: a block, the projection that joins two streams, three norms.
     pub fn mtp_layer_parameters(&self) -> u64 {
-        let kind = self.mtp_kind.or_else(|| self.pattern.last().copied());
-        let Some(block) = kind.and_then(|k| self.kinds.get(usize::from(k))) else {
-            return 0;
-        };
+        let Some(block) = self.mtp_block() else { return 0 };
         let norms = self.norm.parameters(self.hidden).saturating_mul(3);
         sum(&[
             block.parameters(self.hidden, self.norm).total(),

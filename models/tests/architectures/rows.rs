@@ -69,3 +69,30 @@ fn counts_that_rows_print_are_near() {
     }
     assert!(checked > 300, "{checked}");
 }
+
+#[test]
+fn presets_agree_with_the_table_of_older_models() {
+    let Some(path) = super::shared("data/hf-configs/dims-llm-analysis.csv") else { return };
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut checked = 0;
+    for line in text.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let name = cells[0].rsplit('_').next().unwrap();
+        // Traps of the table: LLaMA with four-fold networks, a BLOOM as wide as GPT-3, Megatron with OPT's vocabulary.
+        let trap = cells[8] == "llama"
+            || name == "bloom-175b"
+            || name.starts_with("megatron")
+            || name.starts_with("mt-nlg");
+        let Ok(model) = presets::find(name) else { continue };
+        if trap {
+            continue;
+        }
+        let number = |at: usize| cells[at].parse::<u64>().unwrap();
+        let psim_models::arch::Mixer::Attention(a) = &model.kinds[0].mixer else { panic!("{name}") };
+        let psim_models::arch::Ffn::Dense(ffn) = &model.kinds[0].ffn else { panic!("{name}") };
+        let ours = [u64::from(model.layers()), a.heads, model.hidden, model.vocab, ffn.hidden];
+        assert_eq!(ours, [number(1), number(2), number(3), number(4), number(7)], "{name}");
+        checked += 1;
+    }
+    assert!(checked >= 16, "{checked}");
+}
