@@ -18,6 +18,7 @@
 
 mod error;
 mod relax;
+pub mod vocabulary;
 
 pub use error::PipelineError;
 pub use relax::PipelineSim;
