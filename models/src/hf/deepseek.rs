@@ -92,11 +92,13 @@ pub(super) fn kimi_linear(r: &Reader<'_>) -> Read<Model> {
         value_head_dim: width,
         conv_kernel: linear.size_or(&["short_conv_kernel_size"], 4)?,
         output_gate: true,
-        gate_rank: Some(width),
+        // A full-rank output gate comes with a low-rank decay per channel, which the per-head scalars of that form lack.
+        gate_rank: (!full_rank_gate).then_some(width),
         chunk: 64,
-        // A decay per head and a time-step bias per channel; a full-rank output gate in place of the low-rank one.
+        // A decay per head and a time-step bias per channel.
         extra_parameters: heads.saturating_add(inner).saturating_add(if full_rank_gate {
-            inner.saturating_mul(hidden).saturating_sub(width.saturating_mul(hidden.saturating_add(inner)))
+            let decay = width.saturating_mul(hidden.saturating_add(inner));
+            decay.saturating_sub(hidden.saturating_mul(heads))
         } else {
             0
         }),

@@ -5,6 +5,7 @@ mod bad_input;
 mod catalogue;
 mod counts;
 mod files;
+mod lowered;
 mod published;
 mod rows;
 
