@@ -2,11 +2,15 @@
 
 mod compare;
 mod completions;
+mod emit;
 mod explain;
 mod import;
 mod not_built;
+mod plan;
+mod report;
 mod show;
 mod simulate;
+mod validate;
 
 use crate::Host;
 use crate::failure::Failure;
@@ -15,18 +19,28 @@ use clap::Subcommand;
 /// A command with its arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Find the best plans for a model on a cluster
+    Plan(plan::Arguments),
     /// Predict one plan: time, memory, cost, where the time goes
     Simulate(simulate::Arguments),
     /// Show what stands between the datasheet peak and what a plan achieves
     Explain(explain::Arguments),
     /// Compare two plans, or a plan and a measurement, term by term
     Compare(compare::Arguments),
+    /// Score predictions against published measurements
+    Validate(validate::Arguments),
+    /// Search like `plan` and write the HTML report
+    Report(report::Arguments),
+    /// Write launch files of training frameworks for a plan
+    Emit(emit::Arguments),
     /// Read a model configuration of another tool and print what psim understood
     Import(import::Arguments),
     /// List what is built in: models, accelerators, systems, clusters, profiles
     Show(show::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
+    /// Which accelerators, how many, for how long, at what price (not built yet)
+    Capacity(not_built::Arguments),
     /// Measure this machine's kernels and write a profile (not built yet)
     Calibrate(not_built::Arguments),
     /// Run a plan for real and compare it with its prediction (not built yet)
@@ -39,12 +53,17 @@ impl Command {
     /// Runs the command.
     pub(crate) fn run(self, host: &mut Host<'_>) -> Result<(), Failure> {
         match self {
+            Self::Plan(arguments) => plan::run(&arguments, host),
+            Self::Validate(arguments) => validate::run(&arguments, host),
+            Self::Report(arguments) => report::run(&arguments, host),
+            Self::Emit(arguments) => emit::run(&arguments, host),
             Self::Simulate(arguments) => simulate::run(&arguments, host),
             Self::Explain(arguments) => explain::run(&arguments, host),
             Self::Compare(arguments) => compare::run(&arguments, host),
             Self::Import(arguments) => import::run(&arguments, host),
             Self::Show(arguments) => show::run(&arguments, host),
             Self::Completions(arguments) => completions::run(&arguments, host),
+            Self::Capacity(_) => not_built::run("psim capacity"),
             Self::Calibrate(_) => not_built::run("psim calibrate"),
             Self::Execute(_) => not_built::run("psim execute"),
             Self::Gallery(_) => not_built::run("psim gallery"),

@@ -30,3 +30,13 @@ impl Bar {
         }
     }
 }
+
+impl psim_planner::Progress for Bar {
+    fn report(&self, phase: &'static str, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(phase);
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+}

@@ -31,6 +31,16 @@ impl Table {
 
     /// The text: titles, then rows, two blanks between columns.
     pub(crate) fn render(&self) -> String {
+        self.spaced("  ")
+    }
+
+    /// As [`Table::render`], with one blank between columns where two would be wider than `width`.
+    pub(crate) fn render_within(&self, width: usize) -> String {
+        let wide = self.spaced("  ");
+        if wide.lines().all(|l| l.chars().count() <= width) { wide } else { self.spaced(" ") }
+    }
+
+    fn spaced(&self, gap: &str) -> String {
         let width = |text: &str| text.chars().count();
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|i| {
@@ -44,7 +54,7 @@ impl Table {
             for (i, cell) in row.iter().enumerate() {
                 let pad = " ".repeat(widths[i].saturating_sub(width(cell)));
                 if i > 0 {
-                    line.push_str("  ");
+                    line.push_str(gap);
                 }
                 match self.columns[i].1 {
                     Align::Left => line.push_str(&format!("{cell}{pad}")),

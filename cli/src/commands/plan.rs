@@ -1,0 +1,143 @@
+//! `psim plan`: the best plans for a model on a cluster.
+
+use crate::Host;
+use crate::failure::Failure;
+use crate::files::write_atomically;
+use crate::inputs::{CommonArguments, Job, JobArguments};
+use crate::progress::Bar;
+use crate::render::{plans, prediction::header};
+use clap::{Args, ValueEnum};
+use psim_planner::request::DEFAULT_TOP;
+use psim_planner::{Infeasible, Objective, PlanError, PlanReport, PlanRequest};
+use psim_reports::plan_label;
+use std::path::{Path, PathBuf};
+
+/// What is optimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Goal {
+    /// Time of the job
+    Time,
+    /// Money per token
+    Cost,
+    /// Energy per token
+    Energy,
+    /// Useful time: failures, restarts and checkpoints included
+    Goodput,
+    /// Lowest peak memory among plans at most 10 % slower than the fastest
+    Memory,
+}
+
+impl From<Goal> for Objective {
+    fn from(goal: Goal) -> Self {
+        match goal {
+            Goal::Time => Self::Time,
+            Goal::Cost => Self::Cost,
+            Goal::Energy => Self::Energy,
+            Goal::Goodput => Self::Goodput,
+            Goal::Memory => Self::Memory,
+        }
+    }
+}
+
+/// The question of `psim plan` and `psim report`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SearchArguments {
+    #[command(flatten)]
+    pub(crate) job: JobArguments,
+    /// What is optimised
+    #[arg(long, value_enum, default_value_t = Goal::Time)]
+    pub(crate) objective: Goal,
+    /// Plans shown
+    #[arg(long, value_name = "K", default_value_t = DEFAULT_TOP as u32, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) top: u32,
+    #[command(flatten)]
+    pub(crate) common: CommonArguments,
+}
+
+/// Arguments of `psim plan`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    search: SearchArguments,
+    /// Write a self-contained HTML report
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Write launch files of the best plan for the usual frameworks into a directory
+    #[arg(long, value_name = "DIR")]
+    emit: Option<PathBuf>,
+}
+
+/// Loads the job and searches.
+pub(crate) fn answer(arguments: &SearchArguments, host: &Host<'_>) -> Result<(Job, PlanReport), Failure> {
+    let job = arguments.job.load(&arguments.common, host)?;
+    let report = search(&job, arguments, host)?;
+    Ok((job, report))
+}
+
+fn search(job: &Job, arguments: &SearchArguments, host: &Host<'_>) -> Result<PlanReport, Failure> {
+    let software = &job.software;
+    let mut request =
+        PlanRequest::new(&job.model, &job.cluster, &job.workload, &software.stack, &software.library);
+    request.global_batch = Some(job.global_batch);
+    request.objective = arguments.objective.into();
+    request.top = arguments.top as usize;
+    request.precision = vec![job.precision];
+    request.assumptions.clone_from(&job.assumptions);
+    let bar = Bar::new(host.progress);
+    let found = arguments.common.on_threads(|| psim_planner::plan(&request, &bar))?;
+    bar.finish();
+    found.map_err(|error| match error {
+        PlanError::Question { what, hint } => Failure::input(what, hint),
+        PlanError::Cancelled => Failure::input("the search was cancelled", "run it again"),
+    })
+}
+
+/// Writes the HTML report.
+pub(crate) fn write_report(report: &PlanReport, path: &Path, host: &mut Host<'_>) -> Result<(), Failure> {
+    write_atomically(host, path, psim_reports::plan_page(report).as_bytes())?;
+    host.say(format_args!("wrote {}", path.display()));
+    Ok(())
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    let (job, report) = answer(&arguments.search, host)?;
+    if let Some(path) = &arguments.report {
+        write_report(&report, path, host)?;
+    }
+    if let (Some(directory), Some(best)) = (&arguments.emit, report.plans.first()) {
+        super::emit::write_all(&job, &best.plan, directory, None, host)?;
+    }
+    if arguments.search.common.json {
+        host.json(&report)?;
+    } else {
+        host.print(header(&job))?;
+        host.line("")?;
+        host.print(plans::text(&report))?;
+    }
+    match &report.infeasible {
+        Some(why) => Err(infeasible(why)),
+        None => Ok(()),
+    }
+}
+
+/// Exit code 1, with the nearest change as the hint.
+fn infeasible(why: &Infeasible) -> Failure {
+    let largest = why.constraints.first().map_or_else(
+        || "no candidate".to_owned(),
+        |k| {
+            format!(
+                "`{}` removed most candidates ({}), for example: {}",
+                k.constraint, k.candidates, k.example
+            )
+        },
+    );
+    let hint = match why.nearest.first() {
+        Some(near) => {
+            let plan = near.plan.as_ref().map(|p| format!(" (then {})", plan_label(p))).unwrap_or_default();
+            format!("{}{plan}", near.change)
+        }
+        None => "a larger cluster, a smaller model, shorter sequences, or another global batch".to_owned(),
+    };
+    Failure::Infeasible { message: format!("no plan is feasible: {largest}"), hint }
+}
