@@ -2,4 +2,5 @@
 
 pub mod fit;
 pub mod tables;
+pub mod measure;
 pub mod validate;

@@ -238,7 +238,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         &mut self,
         ids: &ExpertIds,
         spec: Experts,
-        saved: ExpertsSaved<D>,
+        saved: &ExpertsSaved<D>,
         dy: &Rc<D::Buffer>,
     ) -> Result<D::Buffer> {
         let hidden = self.sizes.hidden;

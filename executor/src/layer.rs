@@ -111,13 +111,13 @@ impl<D: Device, T: Transport> Rank<D, T> {
             self.bias_backward(dense_ids.down_bias, share, &dy)?;
             let dy = self.gather_tp(&dy)?;
             let x = self.gather_tp(&rest.ffn_normed)?;
-            let partial = self.dense_backward(dense_ids, dense, &x, &dy)?;
+            let partial = self.dense_backward(dense_ids, &dense, &x, &dy)?;
             let part = self.scatter_tp(partial)?;
             self.device.add(&part, &mut dnormed)?;
         }
         if let (Some(expert_ids), Some(spec), Some(experts)) = (&ids.experts, ids.layer.experts, rest.experts)
         {
-            let part = self.experts_backward(expert_ids, spec, experts, &dy)?;
+            let part = self.experts_backward(expert_ids, spec, &experts, &dy)?;
             self.device.add(&part, &mut dnormed)?;
         }
         let mut dmiddle = self.norm_backward(ids.ffn_norm, &rest.middle, &rest.ffn_stats, &dnormed)?;

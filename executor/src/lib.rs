@@ -6,6 +6,7 @@
 //! the passes is the [`psim_sim::schedule::Order`] that the simulator prices. What is not built is refused by name.
 
 mod attention;
+pub mod bench;
 pub mod comm;
 mod ends;
 pub mod error;

@@ -1,4 +1,5 @@
 //! A rank's share of the parameters, with gradients, and how each share lies in the whole tensor.
+#![expect(clippy::single_range_in_vec_init, reason = "a shard is a list of ranges, often of one")]
 
 use crate::error::Result;
 use crate::network::{Dense, Layer, Network};

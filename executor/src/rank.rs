@@ -372,7 +372,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
     pub(crate) fn dense_backward(
         &mut self,
         ids: &DenseIds,
-        saved: DenseSaved<D>,
+        saved: &DenseSaved<D>,
         x: &Rc<D::Buffer>,
         dy: &Rc<D::Buffer>,
     ) -> Result<D::Buffer> {

@@ -65,12 +65,11 @@ pub fn norm_backward(shape: &Norm, x: &[f64], weight: &[f64], dy: &[f64]) -> [Ve
 pub fn rope(shape: &Rope, positions: &[u32], x: &[f64]) -> Vec<f64> {
     let (dim, half) = (shape.head_dim, shape.head_dim / 2);
     let mut y = vec![0.0; x.len()];
-    for token in 0..shape.tokens {
+    for (token, &position) in positions.iter().enumerate().take(shape.tokens) {
         for head in 0..shape.heads {
             let at = (token * shape.heads + head) * dim;
             for i in 0..half {
-                let angle =
-                    f64::from(positions[token]) * f64::from(shape.base).powf(-2.0 * i as f64 / dim as f64);
+                let angle = f64::from(position) * f64::from(shape.base).powf(-2.0 * i as f64 / dim as f64);
                 let (sin, cos) = if shape.inverse { (-angle).sin_cos() } else { angle.sin_cos() };
                 y[at + i] = x[at + i] * cos - x[at + i + half] * sin;
                 y[at + i + half] = x[at + i] * sin + x[at + i + half] * cos;

@@ -1,0 +1,394 @@
+//! From samples to an accelerator profile: a simple law per table and a residual grid over what was measured.
+//!
+//! Grid nodes that were not measured take the residual of their neighbours, weighted by inverse squared distance in
+//! doublings. The error of a table is that of predicting each measured point from the others (robust standard
+//! deviation of ln(measured / predicted)).
+
+use super::point::{Point, Record, Role, median, memory_traffic};
+use super::{MeasureError, machine};
+use psim_cost_models::attention::{AttentionModel, AttentionShape, law_seconds as attention_law_seconds};
+use psim_cost_models::gemm::{Rates, law_seconds};
+use psim_hardware::profile::accelerator::{
+    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable,
+    CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, MemoryTable, ResidualGrid,
+};
+use psim_hardware::profile::stack::AttentionKernel;
+use psim_hardware::{Accelerator, DType, Scaling};
+use psim_kernels::Device;
+use std::collections::BTreeMap;
+
+/// A fitted profile and what it is relative to.
+#[derive(Debug, Clone)]
+pub struct Fitted {
+    /// Profile.
+    pub profile: AcceleratorProfile,
+    /// Datasheet.
+    pub accelerator: Accelerator,
+    /// Remarks.
+    pub notes: Vec<String>,
+}
+
+/// Room above the best rate seen: nothing may beat a "datasheet" made from measurements.
+const HEADROOM: f64 = 1.1;
+
+/// Bytes a GEMM must move: inputs in the format, output in the format or fp32 when it accumulates.
+fn gemm_bytes(size: f64, [m, n, k]: [f64; 3]) -> f64 {
+    size * (m * k + n * k + m * n)
+}
+
+/// Fits all tables.
+///
+/// # Errors
+/// When a table that every profile needs has no samples.
+pub fn fit<D: Device>(
+    device: &D,
+    known: Option<&Accelerator>,
+    records: &[Record],
+) -> Result<Fitted, MeasureError> {
+    let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
+    let mut notes = Vec::new();
+    let gemms = gemm_samples(records, Role::Forward);
+    if gemms.is_empty() {
+        return Err(MeasureError::Empty("matrix products"));
+    }
+    let accelerator = match known {
+        Some(known) => known.clone(),
+        None => {
+            let flops = gemms.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t);
+            let attention = attention_samples(records, dtype).into_iter().map(|(s, _, t)| flops_of(&s) / t);
+            let peak = flops.chain(attention).fold(0.0, f64::max) * HEADROOM;
+            let small = gemms.iter().map(|&(s, t)| gemm_bytes(dtype.size(), s) / t);
+            let memory = memory_samples(records, dtype).into_iter().map(|(_, b, _, t)| b / t);
+            let bandwidth = small.chain(memory).fold(0.0, f64::max) * HEADROOM;
+            let name = format!("{} core", psim_kernels::cpu::processor_name());
+            machine::cpu_accelerator(&name, peak, bandwidth)
+        }
+    };
+    let rates = Rates {
+        peak: accelerator.peak(dtype).map_or(1e12, |p| p.0),
+        bandwidth: accelerator.memory_bandwidth.0,
+        units: accelerator.sm_count.map_or(1.0, f64::from),
+    };
+    let gemm = gemm_table(dtype, rates, &gemms, records);
+    let grouped = GroupedGemmTable {
+        dtype,
+        scaling: Scaling::None,
+        law: gemm.law,
+        group_us: gemm.law.launch_us,
+        residual: gemm.residual.clone(),
+        input_gradient: gemm.input_gradient,
+        weight_gradient: gemm.weight_gradient,
+        fit: gemm.fit,
+    };
+    let attention = attention_tables(dtype, rates, records);
+    let memory = memory_tables(dtype, rates, records);
+    let (collectives, shared) = collective_curves(records);
+    if shared {
+        notes.push("collectives of more ranks than cores are stored as if every rank had a core".to_owned());
+    }
+    let profile = AcceleratorProfile {
+        schema: ACCELERATOR_PROFILE_SCHEMA,
+        accelerator: accelerator.name.clone(),
+        units: None,
+        link_bandwidth: None,
+        source: format!("psim calibrate on {}, {} points", device.name(), records.len()),
+        gemm: vec![gemm],
+        grouped_gemm: vec![grouped],
+        attention,
+        memory,
+        collectives,
+        power: None,
+    };
+    Ok(Fitted { profile, accelerator, notes })
+}
+
+/// Quality per table, for printing.
+pub fn tables(profile: &AcceleratorProfile) -> Vec<(String, u32, f64)> {
+    let mut rows = Vec::new();
+    let mut add = |name: String, fit: FitQuality| rows.push((name, fit.points, fit.sigma));
+    profile.gemm.iter().for_each(|t| add(format!("gemm {}", t.dtype), t.fit));
+    profile.attention.iter().for_each(|t| add(format!("attention {:?}", t.pass), t.fit));
+    profile.memory.iter().for_each(|t| add(t.class.clone(), t.fit));
+    profile.collectives.iter().for_each(|t| add(format!("{} {} ranks", t.operation, t.ranks), t.fit));
+    rows
+}
+
+fn gemm_samples(records: &[Record], wanted: Role) -> Vec<([f64; 3], f64)> {
+    records
+        .iter()
+        .filter_map(|r| match r.point {
+            Point::Gemm { m, n, k, role } if role == wanted => {
+                Some(([m as f64, n as f64, k as f64], r.median()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Residuals at measured points, in natural units of three coordinates.
+struct Scatter {
+    points: Vec<([f64; 3], f64)>,
+}
+
+impl Scatter {
+    /// Inverse-distance mean of the residuals, without point `skip`.
+    fn at(&self, point: [f64; 3], skip: Option<usize>) -> f64 {
+        let (mut sum, mut weight) = (0.0, 0.0);
+        for (i, (p, value)) in self.points.iter().enumerate() {
+            if Some(i) == skip {
+                continue;
+            }
+            let distance: f64 = p.iter().zip(point).map(|(a, b)| (a / b).log2().powi(2)).sum();
+            if distance < 1e-12 {
+                return *value;
+            }
+            let w = distance.powi(-2);
+            sum += w * value;
+            weight += w;
+        }
+        if weight > 0.0 { sum / weight } else { 0.0 }
+    }
+
+    fn quality(&self) -> FitQuality {
+        let errors: Vec<f64> =
+            self.points.iter().enumerate().map(|(i, (p, v))| (v - self.at(*p, Some(i))).abs()).collect();
+        FitQuality { points: self.points.len() as u32, sigma: round(1.4826 * median(&errors).max(0.0)) }
+    }
+
+    fn grid(&self) -> Option<ResidualGrid> {
+        if self.points.is_empty() {
+            return None;
+        }
+        let axes: Vec<Vec<f64>> = (0..3)
+            .map(|axis| {
+                let mut lines: Vec<f64> = self.points.iter().map(|(p, _)| p[axis]).collect();
+                lines.sort_by(f64::total_cmp);
+                lines.dedup();
+                lines
+            })
+            .collect();
+        let mut centinats = Vec::new();
+        for &x in &axes[0] {
+            for &y in &axes[1] {
+                centinats.extend(axes[2].iter().map(|&z| (self.at([x, y, z], None) * 100.0).round() as i16));
+            }
+        }
+        Some(ResidualGrid { axes, centinats })
+    }
+}
+
+fn round(value: f64) -> f64 {
+    if value.is_finite() { (value * 1e4).round() / 1e4 } else { 0.0 }
+}
+
+fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: &[Record]) -> GemmTable {
+    let best = samples.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t).fold(0.0, f64::max);
+    let shortest = samples.iter().map(|s| s.1).fold(f64::INFINITY, f64::min);
+    // One core runs tiles one after another: no waves, no small-tile loss; several units have both.
+    let serial = rates.units <= 1.0;
+    let law = GemmLaw {
+        launch_us: round(0.5e6 * shortest),
+        compute: round((best / rates.peak).min(1.0)),
+        memory: 1.0,
+        prologue: if serial { 0.0 } else { 64.0 },
+        quantisation: if serial { 0.0 } else { 0.5 },
+        small_tile: if serial { 1.0 } else { 0.9 },
+    };
+    let expected =
+        |[m, n, k]: [f64; 3]| law_seconds(&law, rates, m, n, k, 1.0, gemm_bytes(dtype.size(), [m, n, k]));
+    let scatter = Scatter { points: samples.iter().map(|&(s, t)| (s, (t / expected(s)).ln())).collect() };
+    let ratio = |role: Role| {
+        let ratios: Vec<f64> = gemm_samples(records, role)
+            .into_iter()
+            .map(|(s, t)| t / (expected(s) * scatter.at(s, None).exp()))
+            .collect();
+        if ratios.is_empty() { 1.0 } else { round(median(&ratios)) }
+    };
+    GemmTable {
+        dtype,
+        scaling: Scaling::None,
+        law,
+        residual: scatter.grid(),
+        input_gradient: ratio(Role::InputGradient),
+        weight_gradient: ratio(Role::WeightGradient),
+        sustained: 1.0,
+        fit: scatter.quality(),
+    }
+}
+
+fn flops_of(shape: &AttentionShape) -> f64 {
+    shape.flops_per * shape.heads * shape.seq_q * shape.seq_kv * shape.density * shape.width
+}
+
+fn attention_samples(records: &[Record], dtype: DType) -> Vec<(AttentionShape, AttentionPass, f64)> {
+    records
+        .iter()
+        .filter_map(|r| {
+            let (batch, seq_q, seq_kv, heads, dim, pass) = match r.point {
+                Point::Attention { batch, seq, heads, head_dim, backward } => {
+                    let pass = if backward { AttentionPass::Backward } else { AttentionPass::Forward };
+                    (batch, seq, seq, heads, head_dim, pass)
+                }
+                Point::Decode { batch, length, heads, head_dim } => {
+                    (batch, 1, length, heads, head_dim, AttentionPass::Decode)
+                }
+                _ => return None,
+            };
+            let [batch, seq_q, seq_kv, heads, dim] = [batch, seq_q, seq_kv, heads, dim].map(|x| x as f64);
+            let backward = pass == AttentionPass::Backward;
+            // As the operator counts them: q, k, v, out forward; with gradients backward.
+            let (q, kv) = (2.0 * batch * heads * seq_q * dim, 2.0 * batch * heads * seq_kv * dim);
+            let shape = AttentionShape {
+                heads: batch * heads,
+                seq_q,
+                seq_kv,
+                density: if pass == AttentionPass::Decode { 1.0 } else { 0.5 * (1.0 + 1.0 / seq_q) },
+                width: dim,
+                flops_per: if backward { 10.0 } else { 4.0 },
+                bytes: dtype.size() * if backward { 2.0 * (q + kv) + q } else { q + kv },
+            };
+            Some((shape, pass, r.median()))
+        })
+        .collect()
+}
+
+fn attention_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<AttentionTable> {
+    let samples = attention_samples(records, dtype);
+    let mut tables = Vec::new();
+    for pass in [AttentionPass::Forward, AttentionPass::Backward, AttentionPass::Decode] {
+        let own: Vec<_> = samples.iter().filter(|s| s.1 == pass).collect();
+        if own.is_empty() {
+            continue;
+        }
+        let best = own.iter().map(|(s, _, t)| flops_of(s) / t).fold(0.0, f64::max);
+        let shortest = own.iter().map(|s| s.2).fold(f64::INFINITY, f64::min);
+        let law = AttentionLaw {
+            launch_us: round(0.5e6 * shortest),
+            compute: (best / rates.peak).clamp(1e-6, 1.0),
+            memory: 1.0,
+            prologue: 0.0,
+            narrow_head: 1.0,
+            quantisation: 0.0,
+        };
+        let points = own
+            .iter()
+            .map(|(shape, _, time)| {
+                let mut at = AttentionModel::coordinates(shape);
+                if pass != AttentionPass::Decode {
+                    // Sequence length decides both tiles and keys: one of them is enough.
+                    at[0] = 1.0;
+                }
+                (at, (time / attention_law_seconds(&law, rates, shape)).ln())
+            })
+            .collect();
+        let scatter = Scatter { points };
+        tables.push(AttentionTable {
+            kernel: AttentionKernel::Flash2,
+            pass,
+            dtype,
+            law,
+            residual: scatter.grid(),
+            fit: scatter.quality(),
+        });
+    }
+    tables
+}
+
+/// Class, bytes, kernels, seconds.
+fn memory_samples(records: &[Record], dtype: DType) -> Vec<(String, f64, u32, f64)> {
+    records
+        .iter()
+        .filter_map(|r| match &r.point {
+            Point::Memory { class, rows, width } => {
+                let (bytes, kernels) = memory_traffic(class, dtype.size())?;
+                Some((class.clone(), bytes * (rows * width) as f64, kernels, r.median()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// `time = kernels·launch + bytes / rate` with least relative error, both parameters not negative.
+fn memory_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<MemoryTable> {
+    let mut classes: BTreeMap<String, Vec<(f64, f64, f64)>> = BTreeMap::new();
+    for (class, bytes, kernels, time) in memory_samples(records, dtype) {
+        classes.entry(class).or_default().push((bytes, f64::from(kernels), time));
+    }
+    classes
+        .into_iter()
+        .map(|(class, samples)| {
+            // Normal equations of Σ ((a·kernels + b·bytes) / time − 1)².
+            let (mut kk, mut kb, mut bb, mut k1, mut b1) = (0.0, 0.0, 0.0, 0.0, 0.0);
+            for &(bytes, kernels, time) in &samples {
+                let (k, b) = (kernels / time, bytes / time);
+                kk += k * k;
+                kb += k * b;
+                bb += b * b;
+                k1 += k;
+                b1 += b;
+            }
+            let determinant = kk * bb - kb * kb;
+            let (mut launch, mut per_byte) = if determinant > 1e-12 * kk * bb {
+                ((k1 * bb - b1 * kb) / determinant, (b1 * kk - k1 * kb) / determinant)
+            } else {
+                (0.0, b1 / bb)
+            };
+            if launch < 0.0 {
+                (launch, per_byte) = (0.0, b1 / bb);
+            }
+            let fastest = 1.0 / rates.bandwidth;
+            per_byte = per_byte.max(fastest);
+            let errors: Vec<f64> = samples
+                .iter()
+                .map(|&(bytes, kernels, time)| (time / (launch * kernels + per_byte * bytes)).ln().abs())
+                .collect();
+            MemoryTable {
+                class,
+                launch_us: round(launch * 1e6),
+                efficiency: (fastest / per_byte).clamp(1e-6, 1.0),
+                half_bytes: 0.0,
+                fit: FitQuality { points: samples.len() as u32, sigma: round(1.4826 * median(&errors)) },
+            }
+        })
+        .collect()
+}
+
+/// Curves, and whether any had more ranks than cores.
+fn collective_curves(records: &[Record]) -> (Vec<CollectiveCurve>, bool) {
+    let cores = machine::cores();
+    let mut shared = false;
+    let mut curves: BTreeMap<(String, u32), BTreeMap<u64, f64>> = BTreeMap::new();
+    for record in records {
+        if let Point::Collective { operation, ranks, bytes } = &record.point {
+            shared |= *ranks > cores;
+            let own_core = f64::from((*ranks).max(cores)) / f64::from(cores);
+            let time = record.median() / own_core;
+            curves.entry((operation.clone(), *ranks)).or_default().insert(*bytes, time);
+        }
+    }
+    let curves = curves
+        .into_iter()
+        .map(|((operation, ranks), points)| {
+            let mut longest = 0.0_f64;
+            let mut lifted = Vec::new();
+            let mut times = Vec::new();
+            for &time in points.values() {
+                longest = longest.max(time);
+                lifted.push((longest / time).ln().abs());
+                times.push(longest * 1e6);
+            }
+            CollectiveCurve {
+                operation,
+                ranks,
+                in_switch: false,
+                bytes: points.keys().map(|&b| b as f64).collect(),
+                time_us: times,
+                fit: FitQuality {
+                    points: points.len() as u32,
+                    sigma: round(1.4826 * median(&lifted)).max(0.05),
+                },
+            }
+        })
+        .collect();
+    (curves, shared)
+}

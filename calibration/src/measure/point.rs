@@ -1,0 +1,424 @@
+//! One thing to measure, and how.
+//!
+//! Inputs are random and rotate among several sets when they would fit in a cache; the first call is a warm-up; times
+//! are medians of repeats, and every repeat is kept.
+
+use super::{CollectiveRunner, MeasureError};
+use psim_hardware::DType;
+use psim_kernels::{
+    Activation, Adam, Attention, CrossEntropy, Device, Gemm, Norm, PagedAttention, Rope, Strided,
+};
+use psim_models::operator::GemmRole;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Role of a GEMM, as files name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// y = x·W.
+    Forward,
+    /// dx = dy·Wᵀ.
+    InputGradient,
+    /// dW += xᵀ·dy.
+    WeightGradient,
+}
+
+impl From<Role> for GemmRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Forward => Self::Forward,
+            Role::InputGradient => Self::InputGradient,
+            Role::WeightGradient => Self::WeightGradient,
+        }
+    }
+}
+
+/// A point of a sweep.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Point {
+    /// A matrix product: `m` tokens, `n` output and `k` input features (the shape of the operator list).
+    Gemm {
+        /// Rows.
+        m: u64,
+        /// Columns.
+        n: u64,
+        /// Reduction length.
+        k: u64,
+        /// Role.
+        role: Role,
+    },
+    /// Causal attention.
+    Attention {
+        /// Sequences.
+        batch: u64,
+        /// Tokens.
+        seq: u64,
+        /// Query heads.
+        heads: u64,
+        /// Head width.
+        head_dim: u64,
+        /// Backward, else forward.
+        backward: bool,
+    },
+    /// Decode attention over a paged cache.
+    Decode {
+        /// Sequences.
+        batch: u64,
+        /// Tokens in the cache.
+        length: u64,
+        /// Query heads.
+        heads: u64,
+        /// Head width.
+        head_dim: u64,
+    },
+    /// A memory-bound operator, forward and backward.
+    Memory {
+        /// Class.
+        class: String,
+        /// Rows.
+        rows: u64,
+        /// Width.
+        width: u64,
+    },
+    /// A collective among rank threads.
+    Collective {
+        /// nccl-tests operation name.
+        operation: String,
+        /// Ranks.
+        ranks: u32,
+        /// nccl-tests size.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gemm { m, n, k, role } => write!(f, "gemm {m}x{n}x{k} {role:?}"),
+            Self::Attention { batch, seq, heads, head_dim, backward } => {
+                write!(
+                    f,
+                    "attention {batch}x{seq} heads {heads}x{head_dim}{}",
+                    if *backward { " backward" } else { "" }
+                )
+            }
+            Self::Decode { batch, length, heads, head_dim } => {
+                write!(f, "decode {batch}x{length} heads {heads}x{head_dim}")
+            }
+            Self::Memory { class, rows, width } => write!(f, "{class} {rows}x{width}"),
+            Self::Collective { operation, ranks, bytes } => write!(f, "{operation} {ranks} ranks {bytes} B"),
+        }
+    }
+}
+
+/// A measured point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Point.
+    pub point: Point,
+    /// Seconds of each repeat.
+    pub seconds: Vec<f64>,
+    /// Seconds that measuring took altogether.
+    pub spent: f64,
+    /// Load average of the machine over the last minute, where it says.
+    pub load: Option<f64>,
+}
+
+impl Record {
+    /// With the machine's load now.
+    pub fn new(point: Point, seconds: Vec<f64>, spent: f64) -> Self {
+        Self { point, seconds, spent, load: super::machine::load_average() }
+    }
+
+    /// Median of the repeats.
+    pub fn median(&self) -> f64 {
+        median(&self.seconds)
+    }
+}
+
+/// Median; the mean of the middle two for even counts, NaN for none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]),
+    }
+}
+
+/// Bytes that rotating inputs should exceed, so that repeats do not find everything in the nearest cache.
+const ROTATE: u64 = 4 << 20;
+/// Most repeats, and fewest.
+const REPEATS: (usize, usize) = (15, 3);
+
+/// Bytes a memory-bound class moves per element, forward and backward together, and its kernels.
+pub fn memory_traffic(class: &str, element: f64) -> Option<(f64, u32)> {
+    Some(match class {
+        // Forward reads x and writes y; backward reads x and dy and writes dx.
+        "norm" => (5.0 * element, 2),
+        // SwiGLU per output element: forward 2 + 1, backward 2 + 1 + 2.
+        "activation" => (8.0 * element, 2),
+        "elementwise" => (3.0 * element, 1),
+        // Read, write; a plain copy likewise.
+        "rope" | "default" => (2.0 * element, 1),
+        "cross-entropy" => (3.0 * element, 2),
+        // Parameter, gradient, two moments read; parameter and moments written, fp32.
+        "optimizer" => (28.0, 1),
+        // Look-up and gradient into the fp32 table; gather and weighted scatter into fp32.
+        "embedding" | "permute" => (2.0 * element + element + 8.0, 2),
+        _ => return None,
+    })
+}
+
+/// A small generator for inputs (xorshift); quality does not matter, zeros do.
+struct Random(u64);
+
+impl Random {
+    fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                self.0 ^= self.0 << 13;
+                self.0 ^= self.0 >> 7;
+                self.0 ^= self.0 << 17;
+                (self.0 >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+}
+
+struct Setup<'a, D: Device> {
+    device: &'a D,
+    dtype: DType,
+    random: Random,
+}
+
+impl<D: Device> Setup<'_, D> {
+    fn input(&mut self, dtype: DType, len: usize) -> Result<D::Buffer, MeasureError> {
+        let mut buffer = self.device.alloc(dtype, len)?;
+        self.device.write(&mut buffer, 0, &self.random.values(len))?;
+        Ok(buffer)
+    }
+    fn sets(&self, bytes: u64) -> usize {
+        ROTATE.div_ceil(bytes.max(1)).clamp(1, 8) as usize
+    }
+}
+
+/// Seconds of each repeat of a point, within about `allowance` seconds.
+///
+/// # Errors
+/// When the device or a collective fails.
+pub fn measure<D: Device>(
+    device: &D,
+    point: &Point,
+    seed: u64,
+    allowance: f64,
+    collectives: Option<&CollectiveRunner>,
+) -> Result<Vec<f64>, MeasureError> {
+    let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
+    let mut setup = Setup { device, dtype, random: Random(seed | 1) };
+    match point {
+        Point::Gemm { m, n, k, role } => gemm(&mut setup, [*m, *n, *k], *role, allowance),
+        Point::Attention { batch, seq, heads, head_dim, backward } => {
+            attention(&mut setup, [*batch, *seq, *heads, *head_dim].map(|x| x as usize), *backward, allowance)
+        }
+        Point::Decode { batch, length, heads, head_dim } => {
+            decode(&mut setup, [*batch, *length, *heads, *head_dim].map(|x| x as usize), allowance)
+        }
+        Point::Memory { class, rows, width } => {
+            memory(&mut setup, class, *rows as usize, *width as usize, allowance)
+        }
+        Point::Collective { operation, ranks, bytes } => {
+            let run =
+                collectives.ok_or_else(|| MeasureError::Collective("no ranks to run them on".to_owned()))?;
+            run(operation, *ranks, *bytes).map_err(MeasureError::Collective)
+        }
+    }
+}
+
+/// Warm-up, then repeats of `work(i)` until the allowance is used.
+fn repeat<D: Device>(
+    device: &D,
+    allowance: f64,
+    mut work: impl FnMut(usize) -> psim_kernels::Result<()>,
+) -> Result<Vec<f64>, MeasureError> {
+    let warm = device.time(&mut || work(0))?;
+    // Calls far shorter than the clock's resolution are timed in batches.
+    let batch = if warm > 0.0 { (2e-5 / warm).ceil().clamp(1.0, 256.0) as usize } else { 256 };
+    let mut seconds = Vec::new();
+    let mut total = warm;
+    let mut next = 0;
+    while seconds.len() < REPEATS.1 || (total < allowance && seconds.len() < REPEATS.0) {
+        let time = device.time(&mut || {
+            for _ in 0..batch {
+                next += 1;
+                work(next)?;
+            }
+            Ok(())
+        })?;
+        total += time;
+        seconds.push(time / batch as f64);
+    }
+    Ok(seconds)
+}
+
+fn gemm<D: Device>(
+    setup: &mut Setup<'_, D>,
+    [m, n, k]: [u64; 3],
+    role: Role,
+    allowance: f64,
+) -> Result<Vec<f64>, MeasureError> {
+    let size = setup.dtype.size();
+    let bytes = (size * (m * k + n * k + m * n) as f64) as u64;
+    let [m, n, k] = [m, n, k].map(|x| x as usize);
+    // The operator's m, n, k are the product's own: rows of C, columns of C, reduction.
+    let (shape, out) = match role {
+        Role::Forward => (Gemm::new(m, n, k), setup.dtype),
+        Role::InputGradient => (Gemm::new(m, n, k).transposed_b(), setup.dtype),
+        Role::WeightGradient => (Gemm::new(m, n, k).transposed_a().accumulating(), DType::Fp32),
+    };
+    let mut sets = Vec::new();
+    for _ in 0..setup.sets(bytes) {
+        let (a, b) = (setup.input(setup.dtype, m * k)?, setup.input(setup.dtype, n * k)?);
+        sets.push((a, b, setup.input(out, m * n)?));
+    }
+    let count = sets.len();
+    repeat(setup.device, allowance, |i| {
+        let (a, b, c) = &mut sets[i % count];
+        setup.device.gemm(&shape, a, b, c)
+    })
+}
+
+fn attention<D: Device>(
+    setup: &mut Setup<'_, D>,
+    [batch, seq, heads, dim]: [usize; 4],
+    backward: bool,
+    allowance: f64,
+) -> Result<Vec<f64>, MeasureError> {
+    let shape = Attention::causal(batch, seq, heads, heads, dim);
+    let len = batch * seq * heads * dim;
+    let dtype = setup.dtype;
+    let (q, k, v) = (setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?);
+    let mut out = setup.device.alloc(dtype, len)?;
+    let mut lse = setup.device.alloc(DType::Fp32, batch * seq * heads)?;
+    if !backward {
+        return repeat(setup.device, allowance, |_| {
+            setup.device.attention_forward(&shape, &q, &k, &v, &mut out, &mut lse)
+        });
+    }
+    setup.device.attention_forward(&shape, &q, &k, &v, &mut out, &mut lse)?;
+    let dout = setup.input(dtype, len)?;
+    let (mut dq, mut dk, mut dv) =
+        (setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?);
+    repeat(setup.device, allowance, |_| {
+        setup.device.attention_backward(&shape, [&q, &k, &v, &out, &lse], &dout, &mut dq, &mut dk, &mut dv)
+    })
+}
+
+fn decode<D: Device>(
+    setup: &mut Setup<'_, D>,
+    [batch, length, heads, dim]: [usize; 4],
+    allowance: f64,
+) -> Result<Vec<f64>, MeasureError> {
+    let page = 16;
+    let max_pages = length.div_ceil(page);
+    let scale = 1.0 / (dim as f32).sqrt();
+    let shape = PagedAttention { batch, heads, kv_heads: heads, head_dim: dim, page, max_pages, scale };
+    let pages = batch * max_pages;
+    // Pages of a sequence lie scattered, as after some serving.
+    let table: Vec<u32> = (0..pages).map(|i| ((i * 7919) % pages) as u32).collect();
+    let table = setup.device.upload_index(&table)?;
+    let lengths = setup.device.upload_index(&vec![length as u32; batch])?;
+    let cache = pages * page * heads * dim;
+    let dtype = setup.dtype;
+    let (q, k, v) =
+        (setup.input(dtype, batch * heads * dim)?, setup.input(dtype, cache)?, setup.input(dtype, cache)?);
+    let mut out = setup.device.alloc(dtype, batch * heads * dim)?;
+    repeat(setup.device, allowance, |_| {
+        setup.device.paged_attention(&shape, &q, &k, &v, &table, &lengths, &mut out)
+    })
+}
+
+fn memory<D: Device>(
+    setup: &mut Setup<'_, D>,
+    class: &str,
+    rows: usize,
+    width: usize,
+    allowance: f64,
+) -> Result<Vec<f64>, MeasureError> {
+    let (len, dtype, device) = (rows * width, setup.dtype, setup.device);
+    let mut x = setup.input(dtype, 2 * len)?;
+    let mut y = setup.input(dtype, 2 * len)?;
+    let mut z = setup.input(dtype, 2 * len)?;
+    let block = Strided::new(0, width);
+    match class {
+        "norm" => {
+            let shape = Norm { rows, width, rms: true, epsilon: 1e-5 };
+            let weight = setup.input(dtype, width)?;
+            let mut dweight = setup.input(DType::Fp32, width)?;
+            let mut stats = device.alloc(DType::Fp32, 2 * rows)?;
+            repeat(device, allowance, |_| {
+                device.norm_forward(&shape, &x, &weight, None, &mut y, &mut stats)?;
+                device.norm_backward(&shape, &x, &weight, &stats, &y, &mut z, &mut dweight, None)
+            })
+        }
+        "activation" => repeat(device, allowance, |_| {
+            device.activation_forward(Activation::SwiGlu, rows, width, &x, &mut y)?;
+            device.activation_backward(Activation::SwiGlu, rows, width, &x, &y, &mut z)
+        }),
+        "elementwise" => {
+            let (a, mut b) = (setup.input(dtype, len)?, setup.input(dtype, len)?);
+            repeat(device, allowance, |_| device.add(&a, &mut b))
+        }
+        "rope" => {
+            let head_dim = width.min(64);
+            let shape = Rope { tokens: rows, heads: width / head_dim, head_dim, base: 1e4, inverse: false };
+            let positions = device.upload_index(&(0..rows as u32).collect::<Vec<_>>())?;
+            repeat(device, allowance, |_| device.rope(&shape, &positions, &x, block, &mut y, block))
+        }
+        "cross-entropy" => {
+            let shape = CrossEntropy { rows, vocab: width, first: 0 };
+            let targets: Vec<u32> = (0..rows).map(|i| (i * 31 % width) as u32).collect();
+            let targets = device.upload_index(&targets)?;
+            let mut stats = device.alloc(DType::Fp32, 3 * rows)?;
+            repeat(device, allowance, |_| {
+                device.cross_entropy_stats(&shape, &x, &targets, &mut stats)?;
+                device.cross_entropy_backward(&shape, 1.0, &targets, &stats, &mut x)
+            })
+        }
+        "embedding" => {
+            let entries = 2 * rows;
+            let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % entries) as u32).collect();
+            let ids = device.upload_index(&ids)?;
+            let mut gradient = setup.input(DType::Fp32, entries * width)?;
+            repeat(device, allowance, |_| {
+                device.embedding_forward(rows, width, 0, entries, &ids, &x, &mut y)?;
+                device.embedding_backward(rows, width, 0, entries, &ids, &y, &mut gradient)
+            })
+        }
+        "optimizer" => {
+            let gradient = setup.input(DType::Fp32, len)?;
+            let mut moments = [device.upload(&vec![0.01; len])?, device.upload(&vec![0.01; len])?];
+            let mut parameters = setup.input(DType::Fp32, len)?;
+            let adam =
+                Adam { rate: 1e-6, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, step: 2 };
+            repeat(device, allowance, |_| {
+                let [m, v] = &mut moments;
+                device.adam(&adam, 0..len, &gradient, [m, v], &mut parameters)
+            })
+        }
+        "permute" => {
+            let order: Vec<u32> = (0..rows).map(|i| (i * 7919 % rows) as u32).collect();
+            let order = device.upload_index(&order)?;
+            let weights = setup.input(DType::Fp32, rows)?;
+            let mut combined = setup.input(DType::Fp32, len)?;
+            repeat(device, allowance, |_| {
+                device.gather_rows(rows, width, &order, &x, &mut y)?;
+                device.scatter_add_rows(rows, width, &order, Some(&weights), &y, &mut combined)
+            })
+        }
+        _ => repeat(device, allowance, |_| device.copy(rows, width, &x, block, &mut y, block)),
+    }
+}

@@ -1,0 +1,375 @@
+//! Which point to measure next: a coarse base of every table first, then wherever the law is least sure.
+//!
+//! A candidate's uncertainty is its distance (in doublings) to the nearest measured points times how much their rates
+//! disagree: where rates are flat, interpolation is good and no time is spent. Tables share the time by weight.
+
+use super::point::{Point, Record, Role};
+use psim_hardware::DType;
+use psim_kernels::Device;
+
+/// Tables of a sweep, with their share of the time.
+const TABLES: [(&str, f64); 6] = [
+    ("gemm", 0.4),
+    ("gemm-roles", 0.05),
+    ("attention", 0.2),
+    ("decode", 0.05),
+    ("memory", 0.15),
+    ("collective", 0.15),
+];
+
+/// What the device can be asked for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// GEMM grid lines.
+    pub gemm: [Vec<u64>; 3],
+    /// Sequence lengths and head widths of attention.
+    pub attention: [Vec<u64>; 2],
+    /// Rows and widths of memory-bound operators.
+    pub memory: [Vec<u64>; 2],
+    /// Sizes of collectives; empty without ranks.
+    pub collective: Vec<u64>,
+    /// Most floating-point operations of one call.
+    pub flops: f64,
+}
+
+impl Limits {
+    /// For a device and a budget in seconds: a fiftieth of it must pay for the largest call, several times over.
+    pub fn new<D: Device>(device: &D, budget: f64, collectives: bool) -> Self {
+        let gpu = device.formats().contains(&DType::Bf16);
+        let powers =
+            |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(|p| 1_u64 << p).collect();
+        if gpu {
+            let head_dims = device.head_dims().iter().map(|&d| d as u64).collect();
+            return Self {
+                gemm: [powers(4, 14, 1), powers(9, 15, 1), powers(9, 14, 1)],
+                attention: [powers(9, 14, 1), head_dims],
+                memory: [powers(8, 14, 2), powers(10, 14, 2)],
+                collective: Vec::new(),
+                flops: (1e13 * budget).min(1e13),
+            };
+        }
+        Self {
+            gemm: [powers(4, 10, 2), powers(5, 11, 2), powers(5, 11, 2)],
+            attention: [powers(5, 10, 1), powers(4, 7, 1)],
+            memory: [powers(5, 11, 2), powers(5, 11, 2)],
+            collective: if collectives {
+                vec![1 << 10, 16 << 10, 256 << 10, 1 << 20, 4 << 20]
+            } else {
+                Vec::new()
+            },
+            flops: (5e9 * budget / 50.0).clamp(2e8, 5e9),
+        }
+    }
+}
+
+/// A sweep in progress.
+#[derive(Debug, Clone)]
+pub struct Sweep {
+    /// Candidates per table, base first; measured ones are removed.
+    waiting: Vec<Vec<Point>>,
+    /// How many of each table's first candidates are base.
+    base: Vec<usize>,
+    spent: Vec<f64>,
+    records: Vec<Record>,
+}
+
+/// Coordinates for distances: doublings.
+fn coordinates(point: &Point) -> [f64; 3] {
+    let log = |x: u64| (x.max(1) as f64).log2();
+    match point {
+        Point::Gemm { m, n, k, .. } => [log(*m), log(*n), log(*k)],
+        Point::Attention { seq, head_dim, backward, .. } => {
+            [log(*seq), log(*head_dim), f64::from(u8::from(*backward)) * 100.0]
+        }
+        Point::Decode { batch, length, head_dim, .. } => [log(*batch), log(*length), log(*head_dim)],
+        Point::Memory { rows, width, class } => [log(*rows), log(*width), 100.0 * class_number(class)],
+        Point::Collective { operation, ranks, bytes } => {
+            [log(*bytes), 50.0 * f64::from(*ranks), 1000.0 * class_number(operation)]
+        }
+    }
+}
+
+/// Classes are far apart, so that they do not stand in for one another.
+fn class_number(name: &str) -> f64 {
+    CLASSES.iter().chain(&OPERATIONS).position(|c| *c == name).map_or(0.0, |p| p as f64)
+}
+
+/// Memory-bound classes that are measured.
+pub const CLASSES: [&str; 9] = [
+    "norm",
+    "activation",
+    "elementwise",
+    "rope",
+    "cross-entropy",
+    "embedding",
+    "optimizer",
+    "permute",
+    "default",
+];
+
+/// Collectives that are measured.
+pub const OPERATIONS: [&str; 5] = ["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send-recv"];
+
+/// Work of a point in arbitrary units within its table: rates are time per unit.
+fn work(point: &Point) -> f64 {
+    match point {
+        Point::Gemm { m, n, k, .. } => 2.0 * (m * n) as f64 * *k as f64,
+        Point::Attention { batch, seq, heads, head_dim, backward } => {
+            let forward = 2.0 * (batch * heads * head_dim) as f64 * (*seq as f64) * (*seq as f64);
+            if *backward { 2.5 * forward } else { forward }
+        }
+        Point::Decode { batch, length, heads, head_dim } => {
+            (batch * length * heads) as f64 * *head_dim as f64
+        }
+        Point::Memory { rows, width, .. } => (rows * width) as f64,
+        Point::Collective { bytes, .. } => *bytes as f64 + 1e4,
+    }
+}
+
+fn table(point: &Point) -> usize {
+    match point {
+        Point::Gemm { role: Role::Forward, .. } => 0,
+        Point::Gemm { .. } => 1,
+        Point::Attention { .. } => 2,
+        Point::Decode { .. } => 3,
+        Point::Memory { .. } => 4,
+        Point::Collective { .. } => 5,
+    }
+}
+
+/// First, middle and last of a list.
+fn coarse(lines: &[u64]) -> Vec<u64> {
+    match lines {
+        [] => Vec::new(),
+        [one] => vec![*one],
+        [first, .., last] if lines.len() > 3 => vec![*first, lines[lines.len() / 2], *last],
+        [first, .., last] => vec![*first, *last],
+    }
+}
+
+fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
+    let mut lists: Vec<(Vec<Point>, Vec<Point>)> = vec![Default::default(); TABLES.len()];
+    let [ms, ns, ks] = &limits.gemm;
+    let [cm, cn, ck] = [coarse(ms), coarse(ns), coarse(ks)];
+    for &m in ms {
+        for &n in ns {
+            for &k in ks {
+                let base = cm.contains(&m) && cn.contains(&n) && ck.contains(&k);
+                // Of the coarse grid's 27 points, corners, faces' opposites and the centre.
+                let parity = [
+                    cm.iter().position(|&x| x == m),
+                    cn.iter().position(|&x| x == n),
+                    ck.iter().position(|&x| x == k),
+                ]
+                .iter()
+                .flatten()
+                .sum::<usize>();
+                let point = Point::Gemm { m, n, k, role: Role::Forward };
+                if base && parity % 2 == 0 { lists[0].0.push(point) } else { lists[0].1.push(point) }
+            }
+        }
+    }
+    for role in [Role::InputGradient, Role::WeightGradient] {
+        let last = |l: &[u64]| l.last().copied().unwrap_or(64);
+        let middle = |l: &[u64]| l.get(l.len() / 2).copied().unwrap_or(64);
+        lists[1].0.push(Point::Gemm { m: middle(ms), n: middle(ns), k: middle(ks), role });
+        lists[1].0.push(Point::Gemm { m: last(ms), n: last(ns), k: middle(ks), role });
+        lists[1].0.push(Point::Gemm { m: middle(ms), n: last(ns), k: last(ks), role });
+    }
+    let [seqs, dims] = &limits.attention;
+    for &seq in seqs {
+        for &head_dim in dims {
+            let base = coarse(seqs).contains(&seq) && coarse(dims).contains(&head_dim);
+            for backward in [false, true] {
+                let point = Point::Attention { batch: 1, seq, heads: 4, head_dim, backward };
+                if base { lists[2].0.push(point) } else { lists[2].1.push(point) }
+            }
+            for batch in [1, 8] {
+                let point = Point::Decode { batch, length: seq, heads: 4, head_dim };
+                if base && batch == 1 { lists[3].0.push(point) } else { lists[3].1.push(point) }
+            }
+        }
+    }
+    let [rows_lines, width_lines] = &limits.memory;
+    for class in CLASSES {
+        for &rows in rows_lines {
+            for &width in width_lines {
+                let point = Point::Memory { class: class.to_owned(), rows, width };
+                let middle = width == width_lines[width_lines.len() / 2];
+                if middle { lists[4].0.push(point) } else { lists[4].1.push(point) }
+            }
+        }
+    }
+    for operation in OPERATIONS {
+        for ranks in [2, 4] {
+            if operation == "send-recv" && ranks > 2 {
+                continue;
+            }
+            for &bytes in &limits.collective {
+                let point = Point::Collective { operation: operation.to_owned(), ranks, bytes };
+                let base = Some(&bytes) == limits.collective.first() || bytes == 256 << 10;
+                if base { lists[5].0.push(point) } else { lists[5].1.push(point) }
+            }
+        }
+    }
+    let mut waiting = Vec::new();
+    let mut bases = Vec::new();
+    for (mut base, mut rest) in lists {
+        let affordable = |p: &Point| table(p) > 2 || work(p) <= limits.flops;
+        base.retain(affordable);
+        rest.retain(affordable);
+        bases.push(base.len());
+        base.append(&mut rest);
+        waiting.push(base);
+    }
+    (waiting, bases)
+}
+
+impl Sweep {
+    /// Continues from what has been measured.
+    pub fn new(limits: &Limits, records: Vec<Record>) -> Self {
+        let (waiting, base) = candidates(limits);
+        let mut sweep = Self { waiting, base, spent: vec![0.0; TABLES.len()], records: Vec::new() };
+        for record in records {
+            sweep.add(record);
+        }
+        sweep
+    }
+
+    /// Takes a measured point.
+    pub fn add(&mut self, record: Record) {
+        let which = table(&record.point);
+        self.spent[which] += record.spent;
+        if let Some(at) = self.waiting[which].iter().position(|p| *p == record.point) {
+            self.waiting[which].remove(at);
+            if at < self.base[which] {
+                self.base[which] -= 1;
+            }
+        }
+        self.records.push(record);
+    }
+
+    /// Seconds that one point may take.
+    pub fn allowance(&self, left: f64) -> f64 {
+        let base: usize = self.base.iter().sum();
+        let share = if base > 0 { left / (2 * base) as f64 } else { left / 20.0 };
+        share.clamp(0.002, 0.25)
+    }
+
+    /// The next point; `None` when everything is measured.
+    pub fn next(&self) -> Option<Point> {
+        let hungriest = |filter: &dyn Fn(usize) -> bool| {
+            (0..TABLES.len())
+                .filter(|&t| filter(t))
+                .min_by(|&a, &b| (self.spent[a] / TABLES[a].1).total_cmp(&(self.spent[b] / TABLES[b].1)))
+        };
+        if let Some(which) = hungriest(&|t| self.base[t] > 0) {
+            return self.waiting[which].first().cloned();
+        }
+        let which = hungriest(&|t| !self.waiting[t].is_empty())?;
+        self.waiting[which]
+            .iter()
+            .map(|p| (self.uncertainty(p), p))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, p)| p.clone())
+    }
+
+    /// Distance to what is known, times how much the nearest rates disagree.
+    fn uncertainty(&self, candidate: &Point) -> f64 {
+        let at = coordinates(candidate);
+        let mut near: Vec<(f64, f64)> = self
+            .records
+            .iter()
+            .filter(|r| table(&r.point) == table(candidate))
+            .map(|r| {
+                let c = coordinates(&r.point);
+                let distance = at.iter().zip(c).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                (distance, (r.median() / work(&r.point)).ln())
+            })
+            .collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.truncate(4);
+        let Some(&(nearest, first)) = near.first() else { return f64::INFINITY };
+        let spread = near.iter().map(|n| (n.1 - first).abs()).fold(0.0, f64::max);
+        nearest * (0.05 + spread)
+    }
+
+    /// Everything measured.
+    pub fn into_records(self) -> Vec<Record> {
+        self.records
+    }
+}
+
+/// `count` different numbers below `len`, spread by a seed, ascending.
+pub fn choose(len: usize, count: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<(u64, usize)> = (0..len)
+        .map(|i| {
+            let mixed =
+                (seed ^ (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            (mixed ^ (mixed >> 31), i)
+        })
+        .collect();
+    order.sort_unstable();
+    let mut chosen: Vec<usize> = order.into_iter().take(count).map(|o| o.1).collect();
+    chosen.sort_unstable();
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use psim_kernels::cpu::CpuDevice;
+
+    fn fake(point: Point, rate: f64) -> Record {
+        let seconds = work(&point) * rate;
+        Record { point, seconds: vec![seconds], spent: 0.01, load: None }
+    }
+
+    #[test]
+    fn the_base_comes_first_and_everything_is_reached_once() {
+        let mut sweep = Sweep::new(&Limits::new(&CpuDevice::new(), 600.0, true), Vec::new());
+        let base: usize = sweep.base.iter().sum();
+        let all: usize = sweep.waiting.iter().map(Vec::len).sum();
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(point) = sweep.next() {
+            assert!(seen.insert(point.clone()), "{point} twice");
+            sweep.add(fake(point, 1e-10));
+            if seen.len() == base {
+                assert_eq!(sweep.base.iter().sum::<usize>(), 0);
+            }
+        }
+        assert_eq!(seen.len(), all);
+    }
+
+    #[test]
+    fn points_go_where_rates_change() {
+        let mut sweep = Sweep::new(&Limits::new(&CpuDevice::new(), 600.0, false), Vec::new());
+        // The rate halves below m = 64 and is flat elsewhere.
+        let slow = |p: &Point| matches!(p, Point::Gemm { m, .. } if *m < 64);
+        let mut refined = Vec::new();
+        for _ in 0..120 {
+            let Some(point) = sweep.next() else { break };
+            if sweep.base.iter().all(|&b| b == 0) && table(&point) == 0 {
+                refined.push(point.clone());
+            }
+            let rate = if slow(&point) { 8e-10 } else { 1e-10 };
+            sweep.add(fake(point, rate));
+        }
+        let near = refined.iter().take(20).filter(|p| matches!(p, Point::Gemm { m, .. } if *m <= 64)).count();
+        // Half of the candidates lie there; three quarters of the first twenty refinements must.
+        assert!(near >= 15, "{refined:?}");
+    }
+
+    #[test]
+    fn a_resumed_sweep_does_not_repeat() {
+        let limits = Limits::new(&CpuDevice::new(), 60.0, false);
+        let mut sweep = Sweep::new(&limits, Vec::new());
+        for _ in 0..10 {
+            let point = sweep.next().unwrap();
+            sweep.add(fake(point, 1e-10));
+        }
+        let next = sweep.next();
+        let resumed = Sweep::new(&limits, sweep.into_records());
+        assert_eq!(resumed.next(), next);
+    }
+}
