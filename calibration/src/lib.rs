@@ -1,6 +1,6 @@
 //! Measurement, import, fitting and validation of psim's profiles.
 
 pub mod fit;
-pub mod tables;
 pub mod measure;
+pub mod tables;
 pub mod validate;
