@@ -6,7 +6,7 @@
 
 use super::point::{Point, Record, Role, median, memory_traffic};
 use super::{MeasureError, machine};
-use psim_cost_models::attention::{AttentionModel, AttentionShape, law_seconds as attention_law_seconds};
+use psim_cost_models::attention::{AttentionShape, law_seconds as attention_law_seconds};
 use psim_cost_models::gemm::{Rates, law_seconds};
 use psim_hardware::profile::accelerator::{
     ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable,
@@ -240,6 +240,7 @@ fn attention_samples(records: &[Record], dtype: DType) -> Vec<(AttentionShape, A
             let (q, kv) = (2.0 * batch * heads * seq_q * dim, 2.0 * batch * heads * seq_kv * dim);
             let shape = AttentionShape {
                 heads: batch * heads,
+                groups: batch * heads,
                 seq_q,
                 seq_kv,
                 density: if pass == AttentionPass::Decode { 1.0 } else { 0.5 * (1.0 + 1.0 / seq_q) },
@@ -273,7 +274,7 @@ fn attention_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<Atten
         let points = own
             .iter()
             .map(|(shape, _, time)| {
-                let mut at = AttentionModel::coordinates(shape);
+                let mut at = shape.coordinates();
                 if pass != AttentionPass::Decode {
                     // Sequence length decides both tiles and keys: one of them is enough.
                     at[0] = 1.0;

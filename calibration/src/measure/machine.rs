@@ -136,7 +136,14 @@ pub fn threads_stack() -> StackProfile {
             moe_sync: Seconds(0.0),
             cuda_graphs: false,
         },
-        states: States { gradient: 4.0, gradient_wire: 4.0, master: 0.0, moments: 8.0 },
+        states: States {
+            gradient: 4.0,
+            gradient_wire: 4.0,
+            master: 0.0,
+            moments: 8.0,
+            fp16_gradient: None,
+            sharded_gradient: 0.0,
+        },
         memory: MemoryOverheads { context: Bytes(0), per_communicator: Bytes(0), fragmentation: 0.0 },
         efficiency: Efficiency {
             gemm: 1.0,
