@@ -60,6 +60,9 @@ fn pipelines(criterion: &mut Criterion) {
         let name = format!("{schedule:?} p{stages} v{chunks_per_stage} m{micro_batches}");
         let mut simulator = PipelineSim::new();
         group.throughput(Throughput::Elements(u64::from(2 * stages * chunks_per_stage * micro_batches)));
+        group.bench_function(format!("{name}, makespan only"), |bencher| {
+            bencher.iter(|| simulator.makespan(&spec, black_box(&costs)).expect("a legal pipeline"));
+        });
         group.bench_function(format!("{name}, known order"), |bencher| {
             bencher.iter(|| simulator.run(&spec, black_box(&costs)).expect("a legal pipeline"));
         });

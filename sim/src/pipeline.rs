@@ -19,6 +19,7 @@
 mod error;
 mod relax;
 pub mod vocabulary;
+mod wavefront;
 
 pub use error::PipelineError;
 pub use relax::PipelineSim;

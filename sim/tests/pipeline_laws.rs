@@ -8,7 +8,7 @@ use psim_sim::pipeline::vocabulary::{
     VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,
 };
 use psim_sim::pipeline::{
-    ChunkCost, PipelineCosts, PipelineSim, PipelineSpec, simulate, simulate_with_timeline,
+    ChunkCost, ChunkMemory, PipelineCosts, PipelineSim, PipelineSpec, simulate, simulate_with_timeline,
 };
 use psim_sim::schedule::{Order, PassKind, build, model_chunk, stage_of_chunk};
 use psim_sim::stream::{Contention, TaskClass, TaskGraph, TaskId, TaskSpec};
@@ -143,6 +143,16 @@ proptest! {
             found.sort_unstable();
             prop_assert_eq!(&found, expected);
         }
+    }
+
+    #[test]
+    fn rounds_agree_with_the_relaxation((spec, mut costs) in pipeline(false)) {
+        // With a timeline the relaxation runs; without one 1F1B advances by rounds.
+        costs.memory = (0..costs.chunks.len() as u64)
+            .map(|c| ChunkMemory { forward: Bytes(7 + c % 3), weight: Bytes(2) }).collect();
+        let (relaxed, _) = simulate_with_timeline(&spec, &costs).unwrap();
+        prop_assert_eq!(PipelineSim::new().makespan(&spec, &costs).unwrap(), relaxed.makespan);
+        prop_assert_eq!(simulate(&spec, &costs).unwrap(), relaxed);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! visited once and the result does not depend on the order in which stages are advanced. O(passes), no queue of
 //! events. Buffers are kept between runs, and the order too while the specification stays the same.
 
+use super::wavefront::{self, Lane};
 use super::{ChunkMemory, PipelineCosts, PipelineError, PipelineResult, PipelineSpec, StageResult};
 use crate::schedule::{self, Order, PassKind};
 use crate::timeline::{Span, Timeline, Track};
@@ -58,6 +59,7 @@ pub struct PipelineSim {
     last_end: Vec<u64>,
     chunk_done: Vec<u64>,
     runnable: Vec<u32>,
+    lanes: Vec<Lane>,
 }
 
 /// Activations that a stage holds at most; follows from the order alone.
@@ -82,9 +84,33 @@ impl PipelineSim {
         spec: &PipelineSpec,
         costs: &PipelineCosts,
     ) -> Result<PipelineResult, PipelineError> {
+        if wavefront::applies(spec) {
+            schedule::check(spec)?;
+            check_lengths(spec, costs)?;
+            wavefront::run(spec, costs, &mut self.lanes);
+            return Ok(self.result_of_rounds(spec, costs));
+        }
         self.prepare(spec, costs)?;
         self.relax(spec, |_, _, _, _| {})?;
         Ok(self.result(spec, costs))
+    }
+
+    /// End of the last pass alone, without collecting the outcome per stage.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn makespan(&mut self, spec: &PipelineSpec, costs: &PipelineCosts) -> Result<Time, PipelineError> {
+        let end = if wavefront::applies(spec) {
+            schedule::check(spec)?;
+            check_lengths(spec, costs)?;
+            wavefront::run(spec, costs, &mut self.lanes);
+            self.lanes.iter().map(|lane| lane.last_end).max()
+        } else {
+            self.prepare(spec, costs)?;
+            self.relax(spec, |_, _, _, _| {})?;
+            self.last_end.iter().copied().max()
+        };
+        Ok(Time(end.unwrap_or_default()))
     }
 
     /// Simulates one step and records every pass.
@@ -126,11 +152,6 @@ impl PipelineSim {
     /// Forgets the order of the last run, so that the next one builds it again (for benchmarks).
     pub fn forget(&mut self) {
         self.spec = None;
-    }
-
-    /// The order of passes of the last run.
-    pub fn order(&self) -> &Order {
-        &self.order
     }
 
     /// Simulates a given order of passes, which may be unlike that of the schedule in `spec`.
@@ -327,6 +348,30 @@ impl PipelineSim {
             })
             .collect();
         PipelineResult { makespan: Time(makespan), stages }
+    }
+
+    /// Collects the outcome of [`wavefront::run`]; what 1F1B holds is known without counting.
+    fn result_of_rounds(&self, spec: &PipelineSpec, costs: &PipelineCosts) -> PipelineResult {
+        let stages = (self.lanes.iter().zip(&costs.chunks).zip(0..))
+            .map(|((lane, cost), stage)| {
+                let held = spec.micro_batches.min(spec.stages - stage);
+                let once = cost.forward + cost.backward_input + cost.backward_weight;
+                StageResult {
+                    busy: once * u64::from(spec.micro_batches),
+                    first_start: Time(lane.first_start),
+                    last_end: Time(lane.last_end),
+                    chunk_done: vec![Time(lane.last_end)],
+                    peak_in_flight: vec![held],
+                    peak_total_in_flight: held,
+                    peak_activations: costs
+                        .memory
+                        .get(stage as usize)
+                        .map_or(Bytes::ZERO, |memory| memory.forward * u64::from(held)),
+                }
+            })
+            .collect::<Vec<_>>();
+        let makespan = stages.iter().map(|stage: &StageResult| stage.last_end).max().unwrap_or_default();
+        PipelineResult { makespan, stages }
     }
 
     /// Largest activation memory that `stage` holds at once.
