@@ -6,12 +6,14 @@
 pub mod assemble;
 pub mod attention;
 pub mod collectives;
+pub mod fabric;
 pub mod gemm;
 pub mod grouped;
 pub mod law;
 pub mod memory;
 pub mod minimise;
 pub mod relatives;
+pub mod report;
 pub mod surface;
 
 /// Error of one fitted table.

@@ -41,7 +41,8 @@ static ACCELERATORS: [Embedded<AcceleratorProfile>; 13] = embedded!(
     ]
 );
 
-static FABRICS: [Embedded<FabricProfile>; 0] = embedded!(FabricProfile, "fabrics", []);
+static FABRICS: [Embedded<FabricProfile>; 2] =
+    embedded!(FabricProfile, "fabrics", ["infiniband" => "infiniband", "efa" => "efa"]);
 
 fn find<T: serde::de::DeserializeOwned>(list: &'static [Embedded<T>], name: &str) -> Option<Arc<T>> {
     let entry = list.iter().find(|e| e.name == name)?;

@@ -116,12 +116,12 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
 /// A fabric profile of documented defaults by kind; unknown kinds get those of plain Ethernet.
 pub fn fabric(kind: &str) -> FabricProfile {
     let (ring, tree, all_to_all, send_recv, base_us, step_us, sigma) = match kind {
-        "infiniband" => (0.92, 0.85, 0.80, 0.85, 15.0, 4.0, 0.15),
-        "roce" => (0.88, 0.80, 0.72, 0.80, 16.0, 5.0, 0.2),
-        "efa" => (0.80, 0.72, 0.60, 0.70, 30.0, 14.0, 0.2),
-        "slingshot" => (0.80, 0.72, 0.65, 0.75, 18.0, 6.0, 0.25),
-        "omni-path" => (0.85, 0.75, 0.65, 0.75, 18.0, 6.0, 0.25),
-        _ => (0.75, 0.65, 0.55, 0.65, 40.0, 20.0, 0.3),
+        "infiniband" => (0.95, 0.90, 0.74, 0.75, 10.0, 1.0, 0.15),
+        "roce" => (0.90, 0.85, 0.70, 0.72, 12.0, 2.0, 0.2),
+        "efa" => (0.92, 0.85, 0.60, 0.65, 20.0, 10.0, 0.2),
+        "slingshot" => (0.80, 0.72, 0.65, 0.70, 15.0, 3.0, 0.25),
+        "omni-path" => (0.85, 0.75, 0.65, 0.70, 15.0, 2.0, 0.25),
+        _ => (0.75, 0.65, 0.55, 0.60, 30.0, 5.0, 0.3),
     };
     FabricProfile {
         schema: FABRIC_PROFILE_SCHEMA,
@@ -133,7 +133,9 @@ pub fn fabric(kind: &str) -> FabricProfile {
         send_recv,
         base_us,
         step_us,
-        half_bytes: 256e3,
+        fill_us: 40.0,
+        half_bytes: 4e6,
+        lanes: 8.5,
         scale_loss: 0.01,
         sigma,
         points: 0,

@@ -12,7 +12,7 @@ use crate::tables::{TableError, read};
 use psim_cost_models::attention::{AttentionModel, AttentionShape};
 use psim_cost_models::gemm::{GemmModel, Rates};
 use psim_hardware::profile::accelerator::{
-    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GroupedGemmTable, MemoryTable,
+    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GemmTable, GroupedGemmTable, MemoryTable,
     PowerTable,
 };
 use psim_hardware::profile::stack::AttentionKernel;
@@ -32,7 +32,8 @@ pub struct Tables {
     peaks: Vec<PeakRow>,
     /// Collectives, also for the fabrics.
     pub collectives: Vec<CollectiveRow>,
-    points: Vec<PointRow>,
+    /// Point-to-point rows, also for the fabrics.
+    pub points: Vec<PointRow>,
 }
 
 impl Tables {
@@ -350,21 +351,24 @@ pub fn set_sustained(profile: &mut AcceleratorProfile, factor: f64) {
 }
 
 fn grouped_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
-    let Some(dense) = out.profile.gemm.iter().find(|t| t.dtype == DType::Bf16).map(|t| t.law) else { return };
-    let samples: Vec<grouped::Sample> = tables
-        .moe
-        .iter()
-        .filter(|r| r.gpu == gpu && r.source == "simumax")
-        .filter_map(|r| grouped::sample(r, DType::Bf16, Scaling::None))
-        .collect();
-    let Some(rates) = sheet.rates(DType::Bf16) else { return };
-    if samples.is_empty() {
-        return;
+    // DeepGEMM was measured on H800: the same die as H100, only its links are cut.
+    let sources = [
+        (gpu, "simumax", DType::Bf16, Scaling::None),
+        (if gpu == "H100-SXM-80GB" { "H800-SXM-80GB" } else { "" }, "deepgemm-v1", DType::Fp8, Scaling::Block128),
+    ];
+    for (machine, source, dtype, scaling) in sources {
+        let samples: Vec<grouped::Sample> = tables
+            .moe
+            .iter()
+            .filter(|r| r.gpu == machine && r.source == source)
+            .filter_map(|r| grouped::sample(r, dtype, scaling))
+            .collect();
+        let dense = out.profile.gemm.iter().find(|t| t.dtype == dtype && t.scaling == scaling);
+        let (Some(dense), Some(rates), false) = (dense, sheet.rates(dtype), samples.is_empty()) else { continue };
+        let (table, summary) = grouped::fit(gpu, &dense.law, dtype, scaling, rates, &grouped::slowest(samples));
+        out.summaries.push(summary);
+        out.profile.grouped_gemm.push(table);
     }
-    let (table, summary) =
-        grouped::fit(gpu, &dense, DType::Bf16, Scaling::None, rates, &grouped::slowest(samples));
-    out.summaries.push(summary);
-    out.profile.grouped_gemm.push(table);
 }
 
 fn attention_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
@@ -470,16 +474,16 @@ fn power(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
     });
 }
 
-/// A grouped table made from a dense one: compute share and fill changed as on a measured relative.
-pub fn grouped_like(
-    dense: &psim_hardware::profile::accelerator::GemmTable,
-    relative_dense: &psim_hardware::profile::accelerator::GemmLaw,
-    relative: &GroupedGemmTable,
-) -> GroupedGemmTable {
-    let mut law = dense.law;
-    law.compute = (dense.law.compute * relative.law.compute / relative_dense.compute).min(0.95);
-    law.memory = (dense.law.memory * relative.law.memory / relative_dense.memory).min(0.95);
-    law.prologue = dense.law.prologue + (relative.law.prologue - relative_dense.prologue).max(0.0);
+/// A grouped table made from a dense one: compute share and fill changed as on a measured relative. Grouped tables
+/// hold sustained rates, dense ones burst rates.
+pub fn grouped_like(dense: &GemmTable, relative_dense: &GemmTable, relative: &GroupedGemmTable) -> GroupedGemmTable {
+    let (own, other) = (dense.law, relative_dense.law);
+    let mut law = own;
+    law.compute = (own.compute * dense.sustained * relative.law.compute
+        / (other.compute * relative_dense.sustained))
+        .min(0.95);
+    law.memory = (own.memory * relative.law.memory / other.memory).min(0.95);
+    law.prologue = own.prologue + (relative.law.prologue - other.prologue).max(0.0);
     law.small_tile = relative.law.small_tile;
     GroupedGemmTable {
         dtype: dense.dtype,

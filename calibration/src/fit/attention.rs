@@ -1,6 +1,7 @@
 //! Fused attention: forward, backward and decode tables per kernel generation.
 
 use super::Summary;
+use super::assemble::round;
 use super::law::{Errors, Fitted, Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
@@ -87,12 +88,12 @@ const BARE_LAUNCH_US: f64 = 5.0;
 
 fn law(p: &[f64]) -> AttentionLaw {
     AttentionLaw {
-        launch_us: p[0],
-        compute: p[1],
-        memory: p[2],
-        prologue: p[3],
-        narrow_head: p[4],
-        quantisation: p[5],
+        launch_us: round(p[0], 2),
+        compute: round(p[1], 4),
+        memory: round(p[2], 4),
+        prologue: round(p[3], 1),
+        narrow_head: round(p[4], 4),
+        quantisation: round(p[5], 4),
     }
 }
 

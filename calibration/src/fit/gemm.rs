@@ -1,6 +1,8 @@
 //! Dense matrix products: the law by Nelder-Mead, the residual as a smooth surface, the cast of dynamic
 //! quantisation separated where the measured kernel includes it.
 
+use super::assemble::round;
+use super::law::bounded;
 use super::minimise::{Bounded, nelder_mead};
 use super::surface::{self, Residual, Smoothing};
 use super::{Summary, held_out, median, quantile, sigma};
@@ -42,12 +44,12 @@ const CAST: Bounded = Bounded { low: 0.0, high: 16.0 };
 
 fn decode(z: &[f64]) -> (GemmLaw, f64) {
     let law = GemmLaw {
-        launch_us: LAUNCH.value(z[0]),
-        compute: COMPUTE.value(z[1]),
-        memory: MEMORY.value(z[2]),
-        prologue: PROLOGUE.value(z[3]),
-        quantisation: SHARE.value(z[4]),
-        small_tile: SMALL.value(z[5]),
+        launch_us: round(LAUNCH.value(z[0]), 2),
+        compute: round(COMPUTE.value(z[1]), 4),
+        memory: round(MEMORY.value(z[2]), 4),
+        prologue: round(PROLOGUE.value(z[3]), 1),
+        quantisation: round(SHARE.value(z[4]), 4),
+        small_tile: round(SMALL.value(z[5]), 4),
     };
     (law, z.get(6).map_or(0.0, |&c| CAST.value(c)))
 }
@@ -92,7 +94,7 @@ fn fit_law(samples: &[Sample], rates: Rates, dtype: DType, with_cast: bool) -> (
             .iter()
             .map(|s| {
                 let time = law_time(&law, rates, dtype, s) + cast * s.m * s.k / rates.bandwidth;
-                s.weight * (s.seconds / time).ln().abs().min(0.5)
+                s.weight * bounded((s.seconds / time).ln())
             })
             .sum()
     };

@@ -71,6 +71,12 @@ impl Errors {
     }
 }
 
+/// Absolute error, much flatter beyond a half: a few strange rows must not bend the law.
+pub fn bounded(error: f64) -> f64 {
+    let size = error.abs();
+    size.min(0.5) + 0.1 * (size - 0.5).max(0.0)
+}
+
 impl<S: Measured> Problem<'_, S> {
     fn parameters(&self, z: &[f64]) -> Vec<f64> {
         z.iter().zip(self.bounds).map(|(&z, b)| b.value(z)).collect()
@@ -87,7 +93,7 @@ impl<S: Measured> Problem<'_, S> {
             let p = self.parameters(z);
             let error = |s: &&S| {
                 let (law, extra) = self.times(&p, s);
-                s.weight() * (s.seconds() / (law + extra)).ln().abs().min(0.5)
+                s.weight() * bounded((s.seconds() / (law + extra)).ln())
             };
             samples.iter().map(error).sum()
         };

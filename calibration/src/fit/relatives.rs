@@ -104,7 +104,7 @@ fn roles(profile: &mut AcceleratorProfile, from: &AcceleratorProfile) {
 }
 
 fn grouped(profile: &mut AcceleratorProfile, from: &AcceleratorProfile) {
-    if !profile.grouped_gemm.is_empty() {
+    if profile.grouped_gemm.iter().any(|t| t.dtype == DType::Bf16) {
         return;
     }
     let (Some(dense), Some(relative_dense), Some(relative)) = (
@@ -114,13 +114,13 @@ fn grouped(profile: &mut AcceleratorProfile, from: &AcceleratorProfile) {
     ) else {
         return;
     };
-    profile.grouped_gemm.push(grouped_like(dense, &relative_dense.law, relative));
+    profile.grouped_gemm.push(grouped_like(dense, relative_dense, relative));
 }
 
 /// Grouped tables of the other formats from the dense tables of the same machine.
 fn grouped_formats(profile: &mut AcceleratorProfile) {
     let Some(base) = profile.grouped_gemm.iter().find(|t| t.dtype == DType::Bf16).cloned() else { return };
-    let Some(dense) = profile.gemm.iter().find(|t| t.dtype == DType::Bf16).map(|t| t.law) else { return };
+    let Some(dense) = profile.gemm.iter().find(|t| t.dtype == DType::Bf16).cloned() else { return };
     for table in &profile.gemm {
         if !profile.grouped_gemm.iter().any(|g| g.dtype == table.dtype && g.scaling == table.scaling) {
             profile.grouped_gemm.push(grouped_like(table, &dense, &base));

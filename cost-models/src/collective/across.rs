@@ -5,7 +5,7 @@
 //! through every domain's cards; trees halve latency at some bandwidth; all-to-all sends only what leaves the domain.
 
 use super::local::Local;
-use super::{CollectiveTime, wire_factor};
+use super::CollectiveTime;
 use psim_hardware::profile::{FabricProfile, Provenance};
 use psim_hardware::{Cluster, GroupShape, Node};
 use psim_models::operator::CollectiveKind;
@@ -81,76 +81,97 @@ impl Across {
     }
 
     /// Time of a collective.
-    pub fn time(
-        &self,
-        kind: CollectiveKind,
-        bytes: f64,
-        group: &GroupShape,
-        local: &Local,
-    ) -> CollectiveTime {
-        let ranks = f64::from(group.ranks);
-        let per_domain = f64::from(group.per_domain);
-        let domains = f64::from(group.domains());
-        let cards = self.share * per_domain;
-        let scale = 1.0 - (self.profile.scale_loss * (domains / 2.0).log2()).clamp(0.0, 0.6);
-        let step = self.step(group);
-        let base = self.profile.base_us * 1e-6;
-        let link = local.link_rate(per_domain.max(2.0));
-        let reduce_in_network = self.in_network && kind == CollectiveKind::AllReduce;
-        let part = (domains - 1.0) / domains;
+    pub fn time(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape, local: &Local) -> CollectiveTime {
         let (roofline, fixed, moving) = match kind {
             CollectiveKind::AllReduce | CollectiveKind::AllGather | CollectiveKind::ReduceScatter => {
-                let passes = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
-                let outside = if reduce_in_network { bytes } else { bytes * passes * part };
-                let inside =
-                    if per_domain > 1.0 { bytes * wire_factor(kind, per_domain, true) / link } else { 0.0 };
-                let roofline = (outside / cards).max(inside);
-                let ring_rate = cards * self.profile.ring * scale / self.congestion(group, false);
-                let tree_rate = cards * self.profile.tree * scale / self.congestion(group, false);
-                let ramp = self.profile.half_bytes * per_domain;
-                let inside_steps =
-                    if per_domain > 1.0 { local.time(kind, 1.0, group.per_domain).seconds } else { 0.0 };
-                let ring_bytes = bytes * passes * (ranks - 1.0) / ranks;
-                let ring_steps = passes * (domains - 1.0) * step;
-                let ring = (ring_steps, (ring_bytes + ramp) / ring_rate);
-                let tree_steps = passes * domains.log2().ceil() * step * 1.5;
-                let tree = (tree_steps, (ring_bytes.max(outside) + ramp) / tree_rate);
-                let (steps, moving) = if ring.0 + ring.1 <= tree.0 + tree.1 { ring } else { tree };
-                let inner =
-                    if per_domain > 1.0 { local.time(kind, bytes, group.per_domain).seconds } else { 0.0 };
-                (roofline, base + inside_steps + steps, moving.max(inner))
+                self.reduction(kind, bytes, group, local)
             }
-            CollectiveKind::AllToAll => {
-                let outside = bytes * (ranks - per_domain) / ranks;
-                let inside = bytes * (per_domain - 1.0).max(0.0) / ranks;
-                let roofline = (outside / self.share).max(inside / link);
-                let rate = self.share * self.profile.all_to_all * scale / self.congestion(group, true);
-                // Messages to one peer shrink as the group grows: each pays for its start.
-                let ramp = self.profile.half_bytes * (ranks - per_domain).min(64.0) / 8.0;
-                let inner = if per_domain > 1.0 {
-                    local.time(kind, bytes * per_domain / ranks, group.per_domain).seconds
-                } else {
-                    0.0
-                };
-                let peers = (ranks - per_domain) * 0.1e-6;
-                (roofline, base + step + peers, ((outside + ramp) / rate).max(inner))
-            }
-            CollectiveKind::Broadcast | CollectiveKind::SendRecv => {
-                let steps =
-                    if kind == CollectiveKind::Broadcast { domains.log2().ceil().max(1.0) } else { 1.0 };
-                // One rank of a domain uses its own share only; a broadcast is pipelined over all of the domain's.
-                let cards = if kind == CollectiveKind::Broadcast { cards } else { self.share };
-                let rate = cards * self.profile.send_recv / self.congestion(group, false);
-                (bytes / cards, base * 0.5 + steps * step, (bytes + self.profile.half_bytes) / rate)
-            }
+            CollectiveKind::AllToAll => self.exchange(bytes, group, local),
+            CollectiveKind::Broadcast | CollectiveKind::SendRecv => self.message(kind, bytes, group),
         };
-        let seconds = (fixed + moving).max(roofline);
         CollectiveTime {
-            seconds,
+            seconds: (fixed + moving).max(roofline),
             roofline,
             latency_bound: fixed > moving,
             provenance: self.provenance,
             sigma: self.profile.sigma,
         }
+    }
+
+    /// Share of the bandwidth that survives the number of domains.
+    fn scale(&self, domains: f64) -> f64 {
+        1.0 - (self.profile.scale_loss * (domains / 2.0).log2()).clamp(0.0, 0.6)
+    }
+
+    /// Pipeline fill through the ranks of a domain: grows with the message until chunks have their full size.
+    fn fill(&self, bytes: f64, per_domain: f64) -> f64 {
+        let ranks = (per_domain - 1.0).clamp(0.0, 7.0);
+        self.profile.fill_us * 1e-6 * ranks * bytes / (bytes + self.profile.half_bytes * per_domain.min(8.0))
+    }
+
+    /// Ring or tree through all domains: lower bound, fixed and moving part.
+    fn reduction(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape, local: &Local) -> (f64, f64, f64) {
+        let ranks = f64::from(group.ranks);
+        let per_domain = f64::from(group.per_domain);
+        let domains = f64::from(group.domains());
+        let all_reduce = kind == CollectiveKind::AllReduce;
+        let passes = if all_reduce { 2.0 } else { 1.0 };
+        let cards = self.share * per_domain;
+        // Every domain sends and receives what the others hold at least once per pass.
+        let in_network = self.in_network && all_reduce;
+        let outside = if in_network { bytes } else { bytes * passes * (domains - 1.0) / domains };
+        let inside = if per_domain > 1.0 { local.roofline(kind, bytes, per_domain) } else { 0.0 };
+        let roofline = (outside / cards).max(inside);
+
+        let driven = self.share * per_domain.min(self.profile.lanes) * self.scale(domains) / self.congestion(group, false);
+        let step = self.step(group);
+        let fill = self.fill(bytes, per_domain);
+        let ring = (
+            passes * (domains - 1.0) * step,
+            bytes * passes * (ranks - 1.0) / ranks / (driven * self.profile.ring),
+        );
+        // Double binary trees (all-reduce only) send what the hierarchy needs and climb in logarithmic steps.
+        let tree = (2.0 * domains.log2().ceil() * step, outside / (driven * self.profile.tree));
+        let better = all_reduce && tree.0 + tree.1 < ring.0 + ring.1;
+        let (steps, wire) = if better { tree } else { ring };
+        let (start, inner) = if per_domain > 1.0 {
+            let whole = local.time(kind, bytes, group.per_domain).seconds;
+            let start = local.time(kind, 1.0, group.per_domain).seconds;
+            (start, (whole - start).max(0.0))
+        } else {
+            (0.0, 0.0)
+        };
+        (roofline, self.profile.base_us * 1e-6 + start + steps + fill, wire.max(inner))
+    }
+
+    /// All-to-all: what leaves the domain goes through the rank's own share of the cards.
+    fn exchange(&self, bytes: f64, group: &GroupShape, local: &Local) -> (f64, f64, f64) {
+        let ranks = f64::from(group.ranks);
+        let per_domain = f64::from(group.per_domain);
+        let outside = bytes * (ranks - per_domain) / ranks;
+        let inside = bytes * (per_domain - 1.0).max(0.0) / ranks;
+        let roofline = (outside / self.share).max(inside / local.link_rate(per_domain.max(2.0)));
+        let rate = self.share * self.profile.all_to_all * self.scale(f64::from(group.domains()))
+            / self.congestion(group, true);
+        let inner = if per_domain > 1.0 {
+            local.time(CollectiveKind::AllToAll, bytes * per_domain / ranks, group.per_domain).seconds
+        } else {
+            0.0
+        };
+        // Messages to single peers start one after the other on a few channels.
+        let peers = (ranks - per_domain) * 0.2e-6;
+        (roofline, self.profile.base_us * 1e-6 + self.step(group) + peers, (outside / rate).max(inner))
+    }
+
+    /// One sender: point to point uses its own share of the cards, a broadcast is pipelined over its domain's.
+    fn message(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape) -> (f64, f64, f64) {
+        let domains = f64::from(group.domains());
+        let (cards, steps) = if kind == CollectiveKind::Broadcast {
+            (self.share * f64::from(group.per_domain).min(self.profile.lanes), domains.log2().ceil().max(1.0))
+        } else {
+            (self.share, 1.0)
+        };
+        let rate = cards * self.profile.send_recv / self.congestion(group, false);
+        (bytes / cards, self.profile.base_us * 1e-6 + steps * self.step(group), bytes / rate)
     }
 }

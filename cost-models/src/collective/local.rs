@@ -13,6 +13,8 @@ struct Curve {
     ranks: u32,
     sizes: Vec<f32>,
     times: Vec<f32>,
+    /// Seconds per byte beyond the last point.
+    marginal: f64,
     sigma: f64,
 }
 
@@ -51,6 +53,16 @@ const KINDS: [CollectiveKind; 6] = [
     CollectiveKind::SendRecv,
 ];
 
+/// Seconds per byte between the last two points of a curve, at most the mean of the last point.
+fn marginal(bytes: &[f64], time_us: &[f64]) -> f64 {
+    let last = bytes.len() - 1;
+    let mean = time_us[last] * 1e-6 / bytes[last].max(1.0);
+    if last == 0 || bytes[last] <= bytes[last - 1] {
+        return mean;
+    }
+    ((time_us[last] - time_us[last - 1]) * 1e-6 / (bytes[last] - bytes[last - 1])).clamp(0.5 * mean, mean)
+}
+
 impl Local {
     /// Binds curves measured on a machine with `measured_bandwidth` bytes/s per accelerator to a scale-up domain.
     pub fn new(
@@ -74,6 +86,7 @@ impl Local {
                     ranks: c.ranks,
                     sizes: c.bytes.iter().map(|b| b.max(1.0).ln() as f32).collect(),
                     times: c.time_us.iter().map(|t| (t * 1e-6).max(1e-9).ln() as f32).collect(),
+                    marginal: marginal(&c.bytes, &c.time_us),
                     sigma: c.fit.sigma,
                 })
             })
@@ -111,36 +124,78 @@ impl Local {
     pub fn time(&self, kind: CollectiveKind, bytes: f64, ranks: u32) -> CollectiveTime {
         let n = f64::from(ranks);
         let roofline = self.roofline(kind, bytes, n);
-        let law = self.law(kind, bytes, n);
-        let measured = self.curves.iter().find(|c| c.kind == kind && c.ranks == ranks);
-        let (seconds, provenance, sigma) = match measured {
-            Some(curve) if !self.transferred => (curve.at(bytes), Provenance::Interpolated, curve.sigma),
-            Some(curve) => {
-                let scaled = curve.at(bytes * self.stretch);
-                (scaled, Provenance::Transferred, curve.sigma + 0.1)
-            }
-            None => (law, Provenance::Datasheet, 0.3),
+        let scaled = bytes * self.stretch;
+        let (seconds, provenance, sigma) = match self.measured(kind, scaled, ranks) {
+            Some((seconds, exact, sigma)) => match (self.transferred, exact) {
+                (true, _) => (seconds, Provenance::Transferred, sigma + 0.1),
+                (false, true) => (seconds, Provenance::Interpolated, sigma),
+                (false, false) => (seconds, Provenance::Extrapolated, sigma + 0.1),
+            },
+            None => (self.law(kind, bytes, n), Provenance::Datasheet, 0.3),
         };
         let seconds = seconds.max(roofline);
         CollectiveTime { seconds, roofline, latency_bound: roofline < 0.3 * seconds, provenance, sigma }
     }
 
-    /// Default law: a fixed time per step and 80 % of the link rate.
+    /// Seconds from the measured curves, whether the rank count itself was measured, and the curve's error.
+    fn measured(&self, kind: CollectiveKind, bytes: f64, ranks: u32) -> Option<(f64, bool, f64)> {
+        // A pipelined broadcast moves what an all-gather does; a pair exchange does not depend on the group.
+        let (kind, ranks) = match kind {
+            CollectiveKind::Broadcast => (CollectiveKind::AllGather, ranks),
+            CollectiveKind::SendRecv => (kind, 2),
+            other => (other, ranks),
+        };
+        let mut below: Option<&Curve> = None;
+        let mut above: Option<&Curve> = None;
+        for curve in self.curves.iter().filter(|c| c.kind == kind && c.covers(bytes)) {
+            if curve.ranks == ranks {
+                return Some((curve.at(bytes), true, curve.sigma));
+            }
+            if curve.ranks < ranks {
+                below = Some(curve);
+            } else if above.is_none() {
+                above = Some(curve);
+            }
+        }
+        let n = f64::from(ranks);
+        match (below, above) {
+            (Some(low), Some(high)) => {
+                let position = (n / f64::from(low.ranks)).ln() / (f64::from(high.ranks) / f64::from(low.ranks)).ln();
+                let (a, b) = (low.for_ranks(bytes, n), high.for_ranks(bytes, n));
+                Some((a.powf(1.0 - position) * b.powf(position), false, low.sigma))
+            }
+            (Some(curve), None) | (None, Some(curve)) => Some((curve.for_ranks(bytes, n), false, curve.sigma)),
+            (None, None) => None,
+        }
+    }
+
+    /// Default law: a fixed time per step and a share of the link rate by topology.
     fn law(&self, kind: CollectiveKind, bytes: f64, n: f64) -> f64 {
         let steps = match kind {
             CollectiveKind::AllReduce => 2.0 * n.log2().ceil(),
-            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => {
-                n.log2().ceil()
-            }
+            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => n.log2().ceil(),
             CollectiveKind::AllToAll | CollectiveKind::SendRecv => 1.0,
         };
-        6e-6 + steps * (self.latency + 1.5e-6)
-            + bytes * wire_factor(kind, n, false) / (0.8 * self.link_rate(n))
+        // PCIe: 38 GB/s of 64 between two cards, 24-26 among four and eight (RTX PRO 6000 rows).
+        let share = match self.topology {
+            ScaleUpTopology::Switch => 0.8,
+            ScaleUpTopology::FullMesh | ScaleUpTopology::Torus => 0.7,
+            ScaleUpTopology::Pcie | ScaleUpTopology::None if n <= 2.0 => 0.6,
+            ScaleUpTopology::Pcie | ScaleUpTopology::None => 0.4,
+        };
+        6e-6 + steps * (self.latency + 1.5e-6) + bytes * wire_factor(kind, n, false) / (share * self.link_rate(n))
     }
 }
 
 impl Curve {
-    /// Seconds at a size: linear in the logarithms, rate of the last point beyond it, first point below.
+    /// The size lies in the measured range or can be extended from it: curves that start at large sizes say nothing
+    /// about small ones.
+    fn covers(&self, bytes: f64) -> bool {
+        let first = f64::from(self.sizes[0]).exp();
+        first <= 1e5 || bytes >= 0.9 * first
+    }
+
+    /// Seconds at a size: linear in the logarithms, marginal rate of the last points beyond them, first point below.
     fn at(&self, bytes: f64) -> f64 {
         let x = bytes.max(1.0).ln() as f32;
         let last = self.sizes.len() - 1;
@@ -148,10 +203,23 @@ impl Curve {
             return f64::from(self.times[0]).exp();
         }
         if x >= self.sizes[last] {
-            return f64::from(self.times[last] + (x - self.sizes[last])).exp();
+            return f64::from(self.times[last]).exp() + self.marginal * (bytes - f64::from(self.sizes[last]).exp()).max(0.0);
         }
         let line = self.sizes.partition_point(|&s| s <= x) - 1;
         let fraction = (x - self.sizes[line]) / (self.sizes[line + 1] - self.sizes[line]);
         f64::from(self.times[line] + fraction * (self.times[line + 1] - self.times[line])).exp()
+    }
+
+    /// Estimate for another number of ranks: between the same wire bytes at once (switches, trees) and the same
+    /// chunks in more ring steps.
+    fn for_ranks(&self, bytes: f64, n: f64) -> f64 {
+        let own = f64::from(self.ranks);
+        let wire = wire_factor(self.kind, n, false) / wire_factor(self.kind, own, false);
+        let flat = self.at(bytes * wire);
+        if matches!(self.kind, CollectiveKind::AllToAll | CollectiveKind::SendRecv) {
+            return flat;
+        }
+        let steps = (n - 1.0) / (own - 1.0);
+        (flat * steps * self.at(bytes * wire / steps)).sqrt()
     }
 }

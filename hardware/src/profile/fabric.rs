@@ -27,8 +27,12 @@ pub struct FabricProfile {
     pub base_us: f64,
     /// Time of one step between neighbouring nodes beside the fabric's own latency, in microseconds.
     pub step_us: f64,
-    /// Message size per step and NIC at which half of the bandwidth is reached, in bytes.
+    /// Fill of the pipeline through one further rank of a scale-up domain, in microseconds, reached by large messages.
+    pub fill_us: f64,
+    /// Bytes per rank of a domain at which half of the fill is paid.
     pub half_bytes: f64,
+    /// Cards, counted in one accelerator's share, that a single ring or tree collective drives at most.
+    pub lanes: f64,
     /// Relative loss of bandwidth per doubling of nodes beyond two.
     pub scale_loss: f64,
     /// Robust standard deviation of ln(measured / predicted).
