@@ -46,7 +46,10 @@ fn run(measured: &Path, data: &Path) -> Result<(), String> {
         library.add_accelerator(machine.profile);
     }
     for kind in FABRICS {
-        let Some((profile, summary)) = fabric::fit(kind, &tables.collectives, &tables.points, &library) else { continue };
+        let Some((profile, summary)) = fabric::fit(kind, &tables.collectives, &tables.points, &library)
+        else {
+            continue;
+        };
         write(&data.join("fabrics").join(format!("{kind}.toml")), &profile)?;
         show(&summary);
         summaries.push(summary);

@@ -12,8 +12,8 @@ use crate::tables::{TableError, read};
 use psim_cost_models::attention::{AttentionModel, AttentionShape};
 use psim_cost_models::gemm::{GemmModel, Rates};
 use psim_hardware::profile::accelerator::{
-    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GemmTable, GroupedGemmTable, MemoryTable,
-    PowerTable,
+    ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionPass, FitQuality, GemmTable, GroupedGemmTable,
+    MemoryTable, PowerTable,
 };
 use psim_hardware::profile::stack::AttentionKernel;
 use psim_hardware::{BytesPerSec, DType, Scaling};
@@ -354,7 +354,12 @@ fn grouped_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assem
     // DeepGEMM was measured on H800: the same die as H100, only its links are cut.
     let sources = [
         (gpu, "simumax", DType::Bf16, Scaling::None),
-        (if gpu == "H100-SXM-80GB" { "H800-SXM-80GB" } else { "" }, "deepgemm-v1", DType::Fp8, Scaling::Block128),
+        (
+            if gpu == "H100-SXM-80GB" { "H800-SXM-80GB" } else { "" },
+            "deepgemm-v1",
+            DType::Fp8,
+            Scaling::Block128,
+        ),
     ];
     for (machine, source, dtype, scaling) in sources {
         let samples: Vec<grouped::Sample> = tables
@@ -364,8 +369,11 @@ fn grouped_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assem
             .filter_map(|r| grouped::sample(r, dtype, scaling))
             .collect();
         let dense = out.profile.gemm.iter().find(|t| t.dtype == dtype && t.scaling == scaling);
-        let (Some(dense), Some(rates), false) = (dense, sheet.rates(dtype), samples.is_empty()) else { continue };
-        let (table, summary) = grouped::fit(gpu, &dense.law, dtype, scaling, rates, &grouped::slowest(samples));
+        let (Some(dense), Some(rates), false) = (dense, sheet.rates(dtype), samples.is_empty()) else {
+            continue;
+        };
+        let (table, summary) =
+            grouped::fit(gpu, &dense.law, dtype, scaling, rates, &grouped::slowest(samples));
         out.summaries.push(summary);
         out.profile.grouped_gemm.push(table);
     }
@@ -476,7 +484,11 @@ fn power(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
 
 /// A grouped table made from a dense one: compute share and fill changed as on a measured relative. Grouped tables
 /// hold sustained rates, dense ones burst rates.
-pub fn grouped_like(dense: &GemmTable, relative_dense: &GemmTable, relative: &GroupedGemmTable) -> GroupedGemmTable {
+pub fn grouped_like(
+    dense: &GemmTable,
+    relative_dense: &GemmTable,
+    relative: &GroupedGemmTable,
+) -> GroupedGemmTable {
     let (own, other) = (dense.law, relative_dense.law);
     let mut law = own;
     law.compute = (own.compute * dense.sustained * relative.law.compute

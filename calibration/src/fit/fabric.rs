@@ -89,7 +89,9 @@ pub fn fit(
 ) -> Option<(FabricProfile, Summary)> {
     let mut samples = Vec::new();
     for row in rows {
-        let Some((_, _, system, weight)) = SYSTEMS.iter().find(|s| s.1 == kind && row.system.starts_with(s.0)) else {
+        let Some((_, _, system, weight)) =
+            SYSTEMS.iter().find(|s| s.1 == kind && row.system.starts_with(s.0))
+        else {
             continue;
         };
         let (Some(gpus), Some(bytes), Some(time)) = (row.gpus, row.bytes, row.time_us) else { continue };
@@ -145,7 +147,15 @@ pub fn fit(
     }
     let text = format!(
         "ring {:.2}, tree {:.2}, all-to-all {:.2}, stream {:.2}, base {:.0} us, step {:.1} us, fill {:.0} us per rank (half at {:.1} MB), loss per doubling {:.3}",
-        out.ring, out.tree, out.all_to_all, out.send_recv, out.base_us, out.step_us, out.fill_us, out.half_bytes / 1e6, out.scale_loss
+        out.ring,
+        out.tree,
+        out.all_to_all,
+        out.send_recv,
+        out.base_us,
+        out.step_us,
+        out.fill_us,
+        out.half_bytes / 1e6,
+        out.scale_loss
     );
     let summary = summary("fabric", kind.to_owned(), &errors, text);
     Some((out, summary))
@@ -168,7 +178,9 @@ fn all_to_all(rows: &[CollectiveRow]) -> Option<f64> {
 fn stream(points: &[PointRow]) -> Option<f64> {
     let rates: Vec<f64> = points
         .iter()
-        .filter(|r| r.system.starts_with("DGX H100") && r.scope == "inter-node" && r.bytes.is_some_and(|b| b >= 8e6))
+        .filter(|r| {
+            r.system.starts_with("DGX H100") && r.scope == "inter-node" && r.bytes.is_some_and(|b| b >= 8e6)
+        })
         .filter_map(|r| r.gbps)
         .collect();
     (!rates.is_empty()).then(|| median(&rates) / 50.0)

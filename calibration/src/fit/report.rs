@@ -23,7 +23,13 @@ pub fn page(summaries: &[Summary], notes: &[String]) -> String {
          | machine | table | points | in | held | core | law |\n|---|---|---:|---:|---:|---:|---|\n",
     );
     for s in summaries {
-        let pair = |a: f64, b: f64| if a == 0.0 && b == 0.0 { "-".to_owned() } else { format!("{:.1} / {:.1} %", 100.0 * a, 100.0 * b) };
+        let pair = |a: f64, b: f64| {
+            if a == 0.0 && b == 0.0 {
+                "-".to_owned()
+            } else {
+                format!("{:.1} / {:.1} %", 100.0 * a, 100.0 * b)
+            }
+        };
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {} | {} |",

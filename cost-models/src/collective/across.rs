@@ -4,8 +4,8 @@
 //! shares together (tensor parallelism over two 8-card nodes uses 8 cards). Rings carry the algorithm's bytes once
 //! through every domain's cards; trees halve latency at some bandwidth; all-to-all sends only what leaves the domain.
 
-use super::local::Local;
 use super::CollectiveTime;
+use super::local::Local;
 use psim_hardware::profile::{FabricProfile, Provenance};
 use psim_hardware::{Cluster, GroupShape, Node};
 use psim_models::operator::CollectiveKind;
@@ -81,7 +81,13 @@ impl Across {
     }
 
     /// Time of a collective.
-    pub fn time(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape, local: &Local) -> CollectiveTime {
+    pub fn time(
+        &self,
+        kind: CollectiveKind,
+        bytes: f64,
+        group: &GroupShape,
+        local: &Local,
+    ) -> CollectiveTime {
         let (roofline, fixed, moving) = match kind {
             CollectiveKind::AllReduce | CollectiveKind::AllGather | CollectiveKind::ReduceScatter => {
                 self.reduction(kind, bytes, group, local)
@@ -110,7 +116,13 @@ impl Across {
     }
 
     /// Ring or tree through all domains: lower bound, fixed and moving part.
-    fn reduction(&self, kind: CollectiveKind, bytes: f64, group: &GroupShape, local: &Local) -> (f64, f64, f64) {
+    fn reduction(
+        &self,
+        kind: CollectiveKind,
+        bytes: f64,
+        group: &GroupShape,
+        local: &Local,
+    ) -> (f64, f64, f64) {
         let ranks = f64::from(group.ranks);
         let per_domain = f64::from(group.per_domain);
         let domains = f64::from(group.domains());
@@ -123,7 +135,8 @@ impl Across {
         let inside = if per_domain > 1.0 { local.roofline(kind, bytes, per_domain) } else { 0.0 };
         let roofline = (outside / cards).max(inside);
 
-        let driven = self.share * per_domain.min(self.profile.lanes) * self.scale(domains) / self.congestion(group, false);
+        let driven = self.share * per_domain.min(self.profile.lanes) * self.scale(domains)
+            / self.congestion(group, false);
         let step = self.step(group);
         let fill = self.fill(bytes, per_domain);
         let ring = (

@@ -160,11 +160,14 @@ impl Local {
         let n = f64::from(ranks);
         match (below, above) {
             (Some(low), Some(high)) => {
-                let position = (n / f64::from(low.ranks)).ln() / (f64::from(high.ranks) / f64::from(low.ranks)).ln();
+                let position =
+                    (n / f64::from(low.ranks)).ln() / (f64::from(high.ranks) / f64::from(low.ranks)).ln();
                 let (a, b) = (low.for_ranks(bytes, n), high.for_ranks(bytes, n));
                 Some((a.powf(1.0 - position) * b.powf(position), false, low.sigma))
             }
-            (Some(curve), None) | (None, Some(curve)) => Some((curve.for_ranks(bytes, n), false, curve.sigma)),
+            (Some(curve), None) | (None, Some(curve)) => {
+                Some((curve.for_ranks(bytes, n), false, curve.sigma))
+            }
             (None, None) => None,
         }
     }
@@ -173,7 +176,9 @@ impl Local {
     fn law(&self, kind: CollectiveKind, bytes: f64, n: f64) -> f64 {
         let steps = match kind {
             CollectiveKind::AllReduce => 2.0 * n.log2().ceil(),
-            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => n.log2().ceil(),
+            CollectiveKind::AllGather | CollectiveKind::ReduceScatter | CollectiveKind::Broadcast => {
+                n.log2().ceil()
+            }
             CollectiveKind::AllToAll | CollectiveKind::SendRecv => 1.0,
         };
         // PCIe: 38 GB/s of 64 between two cards, 24-26 among four and eight (RTX PRO 6000 rows).
@@ -183,7 +188,8 @@ impl Local {
             ScaleUpTopology::Pcie | ScaleUpTopology::None if n <= 2.0 => 0.6,
             ScaleUpTopology::Pcie | ScaleUpTopology::None => 0.4,
         };
-        6e-6 + steps * (self.latency + 1.5e-6) + bytes * wire_factor(kind, n, false) / (share * self.link_rate(n))
+        6e-6 + steps * (self.latency + 1.5e-6)
+            + bytes * wire_factor(kind, n, false) / (share * self.link_rate(n))
     }
 }
 
@@ -203,7 +209,8 @@ impl Curve {
             return f64::from(self.times[0]).exp();
         }
         if x >= self.sizes[last] {
-            return f64::from(self.times[last]).exp() + self.marginal * (bytes - f64::from(self.sizes[last]).exp()).max(0.0);
+            return f64::from(self.times[last]).exp()
+                + self.marginal * (bytes - f64::from(self.sizes[last]).exp()).max(0.0);
         }
         let line = self.sizes.partition_point(|&s| s <= x) - 1;
         let fraction = (x - self.sizes[line]) / (self.sizes[line + 1] - self.sizes[line]);
