@@ -60,7 +60,7 @@ fn each_rule_names_itself_and_the_numbers() {
         ("context-parallel slices", "128", killer(|_, p| (p.cp, p.tp, p.pp, p.dp) = (64, 1, 1, 1))),
         ("experts", "no experts", killer(|_, p| p.ep = 2)),
         ("experts", "60", killer(|f, p| (f.experts, p.ep) = (Some((60, 1024)), 8))),
-        ("layers per stage", "96", killer(|_, p| (p.vpp, p.schedule) = (7, Schedule::Interleaved))),
+        ("layers per stage", "96", killer(|_, p| (p.vpp, p.schedule) = (25, Schedule::Interleaved))),
         ("schedule", "vpp", killer(|_, p| p.schedule = Schedule::Interleaved)),
         ("schedule", "vpp = 1", killer(|_, p| p.vpp = 2)),
         ("global batch over replicas", "63", killer(|_, p| p.global_batch = 63)),

@@ -168,7 +168,7 @@ impl Walk<'_> {
         let recompute = self.recompute_choices(plan);
         for &precision in &self.space.precision {
             for &sequence_parallel in self.sequence_choices(plan) {
-                for &sharding in &self.space.sharding {
+                for sharding in self.sharding_choices(plan) {
                     let legal = Plan { precision, sequence_parallel, sharding, ..plan.clone() };
                     let weight = recompute.len() as u64;
                     if !self.passes(Stage::Execution, &legal, |_| weight) {
@@ -188,7 +188,7 @@ impl Walk<'_> {
         match schedule {
             Schedule::Interleaved if plan.pp == 1 => Vec::new(),
             Schedule::Interleaved => {
-                let mut list = self.space.vpp.values(self.facts.layers / plan.pp.max(1));
+                let mut list = self.space.vpp.values(self.facts.layers.div_ceil(plan.pp.max(1)));
                 list.retain(|&v| v > 1);
                 list
             }
@@ -231,6 +231,17 @@ impl Walk<'_> {
         }
     }
 
+    /// What the rules would refuse anyway is no candidate, unless nothing else was asked for.
+    fn sharding_choices(&self, plan: &Plan) -> Vec<Sharding> {
+        let possible = |s: &Sharding| match s {
+            Sharding::None => true,
+            Sharding::Optimizer => plan.dp * plan.cp > 1,
+            Sharding::Gradients | Sharding::Parameters => plan.dp * plan.cp > 1 && plan.pp == 1,
+        };
+        let list: Vec<Sharding> = self.space.sharding.iter().copied().filter(possible).collect();
+        if list.is_empty() { self.space.sharding.clone() } else { list }
+    }
+
     fn recompute_choices(&self, plan: &Plan) -> Vec<Recompute> {
         let mut list = self.space.recompute.clone();
         if self.space.recompute_quarters {
@@ -249,7 +260,9 @@ impl Walk<'_> {
         (self.space.ep.len() * self.space.etp.len()) as u64
     }
     fn execution_count(&self, plan: &Plan) -> u64 {
-        let each = self.space.precision.len() * self.space.sharding.len() * self.sequence_choices(plan).len();
+        let each = self.space.precision.len()
+            * self.sharding_choices(plan).len()
+            * self.sequence_choices(plan).len();
         (each * self.recompute_choices(plan).len()) as u64
     }
     fn batch_count(&self, plan: &Plan) -> u64 {
