@@ -18,6 +18,8 @@ pub struct CostKey {
     pub precision: Precision,
     /// Weight gradients run apart.
     pub split: bool,
+    /// The output layer is spread over the stages.
+    pub vocabulary_parallel: bool,
 }
 
 impl CostKey {
@@ -29,6 +31,7 @@ impl CostKey {
             sequence_parallel: plan.sequence_parallel,
             precision: plan.precision,
             split: matches!(plan.schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV),
+            vocabulary_parallel: plan.vocabulary_parallel,
         }
     }
 }
@@ -44,6 +47,8 @@ pub struct MeshKey {
     pub sharding: Sharding,
     /// Arithmetic.
     pub precision: Precision,
+    /// The output layer is spread over the stages.
+    pub vocabulary_parallel: bool,
     /// Layers per chunk, where uneven.
     pub stage_layers: Vec<u32>,
 }
@@ -56,6 +61,7 @@ impl MeshKey {
             schedule: plan.schedule,
             sharding: plan.sharding,
             precision: plan.precision,
+            vocabulary_parallel: plan.vocabulary_parallel,
             stage_layers: plan.stage_layers.clone(),
         }
     }

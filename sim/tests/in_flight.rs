@@ -24,6 +24,7 @@ fn plan(pp: u32, vpp: u32, m: u32, schedule: Schedule) -> Plan {
         cp_kind: ContextParallel::Ring,
         precision: Precision::Bf16,
         stage_layers: Vec::new(),
+        vocabulary_parallel: false,
     }
 }
 
