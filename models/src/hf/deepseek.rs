@@ -111,9 +111,10 @@ pub(super) fn kimi_linear(r: &Reader<'_>) -> Read<Model> {
         Some(latent) if r.flag(&["latent_moe_use_norm"], false)? => latent,
         _ => 0,
     };
-    let Some(full) = linear.integers("full_attn_layers")? else {
+    if !linear.has("full_attn_layers") {
         return linear.missing(&["full_attn_layers"]);
-    };
+    }
+    let full = linear.integer_set("full_attn_layers")?;
     let layers = layers(r)?;
     for (layer, has_experts) in sparse_layers(r, layers)?.into_iter().enumerate() {
         // The list counts layers from 1.

@@ -32,14 +32,14 @@ pub(super) fn qwen3_next(r: &Reader<'_>) -> Read<Model> {
     let layers = layers(r)?;
     let types = r.per_layer("layer_types", layers)?;
     let interval = r.size_or(&["full_attention_interval"], 4)?;
-    for layer in 0..layers {
+    for (layer, has_experts) in qwen_sparse(r, layers)?.into_iter().enumerate() {
         let is_full = match types {
-            Some(types) => types[layer as usize].as_str() == Some("full_attention"),
-            None => (layer + 1).is_multiple_of(interval),
+            Some(types) => types[layer].as_str() == Some("full_attention"),
+            None => (layer as u64 + 1).is_multiple_of(interval),
         };
         let mixer = if is_full { Mixer::Attention(full.clone()) } else { Mixer::Linear(delta.clone()) };
         let ffn = match &moe {
-            Some(moe) if qwen_sparse(r, layer)? => Ffn::Moe(moe.clone()),
+            Some(moe) if has_experts => Ffn::Moe(moe.clone()),
             _ => plain_gated(r)?,
         };
         push(&mut model, block(mixer, ffn));

@@ -31,11 +31,11 @@ pub(super) fn mixtral(r: &Reader<'_>) -> Read<Model> {
     Ok(model)
 }
 
-/// Whether a layer of a Qwen model has experts (`decoder_sparse_step`, `mlp_only_layers`).
-pub(super) fn qwen_sparse(r: &Reader<'_>, layer: u64) -> Read<bool> {
-    let dense_only = r.integers("mlp_only_layers")?.unwrap_or_default();
+/// Which layers of a Qwen model have experts (`decoder_sparse_step`, `mlp_only_layers`).
+pub(super) fn qwen_sparse(r: &Reader<'_>, layers: u64) -> Read<Vec<bool>> {
+    let dense_only = r.integer_set("mlp_only_layers")?;
     let step = r.size_or(&["decoder_sparse_step"], 1)?;
-    Ok(!dense_only.contains(&layer) && (layer + 1).is_multiple_of(step))
+    Ok((0..layers).map(|layer| !dense_only.contains(&layer) && (layer + 1).is_multiple_of(step)).collect())
 }
 
 /// Experts of a Qwen model with the shared expert and its gate, where it has one.
@@ -51,10 +51,10 @@ pub(super) fn qwen_experts(r: &Reader<'_>) -> Read<Moe> {
 fn qwen(r: &Reader<'_>, model: &mut Model, attention: &Attention) -> Read<()> {
     let moe = qwen_experts(r)?;
     let layers = layers(r)?;
-    for layer in 0..layers {
+    for (layer, has_experts) in qwen_sparse(r, layers)?.into_iter().enumerate() {
         let mut a = attention.clone();
-        a.window = window(r, layer, layers)?;
-        let ffn = if qwen_sparse(r, layer)? { Ffn::Moe(moe.clone()) } else { plain_gated(r)? };
+        a.window = window(r, layer as u64, layers)?;
+        let ffn = if has_experts { Ffn::Moe(moe.clone()) } else { plain_gated(r)? };
         push(model, block(Mixer::Attention(a), ffn));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Typed access to the keys of a configuration, with errors that name file, line and key.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::error::{HfError, HfProblem};
@@ -166,6 +168,11 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+    }
+
+    /// A list of whole numbers as a set; empty where absent.
+    pub(super) fn integer_set(&self, key: &'a str) -> Read<BTreeSet<u64>> {
+        Ok(self.integers(key)?.unwrap_or_default().into_iter().collect())
     }
 
     /// Entries of a list of objects, each read as the same family.

@@ -1,5 +1,7 @@
 //! Mixture-of-experts families whose layers differ in attention: windows, block sparsity, per-layer heads.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::moe::{EXPERTS, TOP_K, sparse_layers};
@@ -226,9 +228,9 @@ pub(super) fn step3p7(r: &Reader<'_>) -> Read<Model> {
 }
 
 /// The layers with experts, written as numbers separated by commas.
-fn listed_layers(r: &Reader<'_>) -> Read<Option<Vec<u64>>> {
+fn listed_layers(r: &Reader<'_>) -> Read<Option<BTreeSet<u64>>> {
     let Some(list) = r.string("moe_layers_enum")? else { return Ok(None) };
-    match list.split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<u64>>>() {
+    match list.split(',').map(|n| n.trim().parse().ok()).collect::<Option<BTreeSet<u64>>>() {
         Some(listed) => Ok(Some(listed)),
         None => r.bad("moe_layers_enum", "layer numbers separated by commas"),
     }

@@ -19,6 +19,8 @@ pub(super) const FFN: &[&str] = &["intermediate_size", "n_inner", "ffn_hidden_si
 pub(crate) const LARGEST: u64 = 1 << 40;
 /// More layers than this are a mistake.
 pub(crate) const MOST_LAYERS: u64 = 1 << 16;
+/// More kinds of layers than this are a mistake; searched models have a few dozen.
+const MOST_KINDS: usize = 512;
 /// More parameters than this are a mistake.
 const MOST_PARAMETERS: u64 = 1 << 60;
 
@@ -66,10 +68,13 @@ pub(crate) fn push(model: &mut Model, block: Block) {
     model.pattern.push(kind);
 }
 
-/// Index of a block kind, adding it when new.
+/// Index of a block kind, adding it when new. Past [`MOST_KINDS`] nothing is added and [`check`] refuses the model.
 pub(super) fn kind(model: &mut Model, block: Block) -> u16 {
-    let at = model.kinds.iter().position(|k| *k == block).unwrap_or_else(|| {
-        model.kinds.push(block);
+    let known = model.kinds.iter().position(|k| *k == block);
+    let at = known.unwrap_or_else(|| {
+        if model.kinds.len() <= MOST_KINDS {
+            model.kinds.push(block);
+        }
         model.kinds.len() - 1
     });
     at as u16
@@ -146,8 +151,8 @@ pub(crate) fn check(file: &str, model: Model) -> Read<Model> {
     if model.pattern.is_empty() {
         return fail("the model has no layers".to_owned());
     }
-    if model.kinds.len() > usize::from(u16::MAX) {
-        return fail(format!("{} different kinds of layers", model.kinds.len()));
+    if model.kinds.len() > MOST_KINDS {
+        return fail(format!("more than {MOST_KINDS} different kinds of layers"));
     }
     for block in &model.kinds {
         if let Mixer::Attention(a) = &block.mixer

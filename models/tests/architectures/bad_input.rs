@@ -106,6 +106,24 @@ fn python_constants_do_not_break_a_file() {
 }
 
 #[test]
+fn absurd_lists_are_refused_quickly() {
+    let start = std::time::Instant::now();
+    let kv_heads: Vec<String> = (1..=65_536).map(|n| n.to_string()).collect();
+    let deci = with("model_type", "\"deci\"").replace(
+        "\"vocab_size\"",
+        &format!("\"num_key_value_heads_per_layer\": [{}], \"vocab_size\"", kv_heads.join(",")),
+    );
+    let error = import("c", &deci.replace(": 32,\n  \"num_key", ": 65536,\n  \"num_key")).unwrap_err();
+    assert!(error.to_string().contains("more than 512 different kinds of layers"), "{error}");
+    let dense: Vec<String> = (0..300_000).map(|n| n.to_string()).collect();
+    let mut qwen: Value = presets::configuration("qwen3-30b-a3b").unwrap();
+    qwen["num_hidden_layers"] = json!(65_536);
+    qwen["mlp_only_layers"] = serde_json::from_str(&format!("[{}]", dense.join(","))).unwrap();
+    assert!(!import("c", &qwen.to_string()).unwrap().is_moe());
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+}
+
+#[test]
 fn too_many_experts_per_token_are_refused() {
     let text = with("model_type", "\"mixtral\"")
         .replace("\"vocab_size\"", "\"num_local_experts\": 4, \"num_experts_per_tok\": 5, \"vocab_size\"");
