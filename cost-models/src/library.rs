@@ -2,7 +2,7 @@
 
 use crate::{builtin, defaults, relatives, stacks, sustained};
 use psim_hardware::Accelerator;
-use psim_hardware::profile::sustained::Sustained;
+use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use psim_hardware::profile::{AcceleratorProfile, FabricProfile, Provenance, StackProfile};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ pub struct ProfileLibrary {
     fabrics: Vec<Arc<FabricProfile>>,
     stacks: Vec<StackProfile>,
     sustained: Vec<Sustained>,
+    fabric_shares: Vec<FabricShare>,
 }
 
 /// An accelerator profile found for a machine.
@@ -31,7 +32,8 @@ impl ProfileLibrary {
             accelerators: Vec::new(),
             fabrics: Vec::new(),
             stacks: stacks::built_in(),
-            sustained: sustained::built_in().to_vec(),
+            sustained: sustained::built_in().accelerator.clone(),
+            fabric_shares: sustained::built_in().fabric.clone(),
         }
     }
 
@@ -51,6 +53,17 @@ impl ProfileLibrary {
     pub fn add_stack(&mut self, profile: StackProfile) {
         self.stacks.retain(|p| p.name != profile.name);
         self.stacks.push(profile);
+    }
+
+    /// Adds or replaces the sustained share of one kind of fabric.
+    pub fn add_fabric_share(&mut self, share: FabricShare) {
+        self.fabric_shares.retain(|s| s.kind != share.kind);
+        self.fabric_shares.push(share);
+    }
+
+    /// Sustained share of a kind of fabric; 1 where nothing is known.
+    pub fn fabric_share(&self, kind: &str) -> f64 {
+        self.fabric_shares.iter().find(|s| s.kind == kind).map_or(1.0, |s| s.share)
     }
 
     /// Adds or replaces the sustained shares of one accelerator.
@@ -104,11 +117,21 @@ impl ProfileLibrary {
 
     /// The profile of a kind of fabric, else documented defaults.
     pub fn fabric(&self, kind: &str) -> Arc<FabricProfile> {
-        self.fabrics
+        let found = self
+            .fabrics
             .iter()
             .find(|p| p.kind == kind)
             .cloned()
             .or_else(|| builtin::fabric(kind))
-            .unwrap_or_else(|| Arc::new(defaults::fabric(kind)))
+            .unwrap_or_else(|| Arc::new(defaults::fabric(kind)));
+        let share = self.fabric_share(kind);
+        if share == 1.0 {
+            return found;
+        }
+        let mut scaled = (*found).clone();
+        for rate in [&mut scaled.ring, &mut scaled.tree, &mut scaled.all_to_all, &mut scaled.send_recv] {
+            *rate = (*rate * share).min(1.0);
+        }
+        Arc::new(scaled)
     }
 }

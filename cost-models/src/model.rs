@@ -194,10 +194,12 @@ impl CostModel {
     pub fn memory(&self, class: MemoryClass, bytes: u64, kernels: u32, flops: f64) -> Cost {
         let law = &self.memory[class as usize];
         let seconds = law.seconds(self.bandwidth, bytes as f64, f64::from(kernels));
+        let moved = matches!(class, MemoryClass::Permute | MemoryClass::Quantize);
+        let efficiency = self.efficiency.memory * if moved { self.efficiency.permute } else { 1.0 };
         // Scans and their like run on the plain units, taken at a tenth of the 16-bit matrix peak.
         let arithmetic = flops / (0.1 * self.peaks[DType::Bf16 as usize]);
         self.finish(
-            (seconds / self.efficiency.memory).max(arithmetic),
+            (seconds / efficiency).max(arithmetic),
             flops / self.peaks[DType::Bf16 as usize],
             bytes as f64,
             true,

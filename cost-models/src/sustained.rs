@@ -1,21 +1,26 @@
 //! The built-in sustained shares, one small file for all accelerators.
 
-use psim_hardware::profile::sustained::Sustained;
+use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use serde::Deserialize;
 use std::sync::OnceLock;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub(crate) struct File {
     #[cfg_attr(not(test), expect(dead_code, reason = "only a test looks at it"))]
     schema: u32,
-    accelerator: Vec<Sustained>,
+    #[serde(default)]
+    pub(crate) accelerator: Vec<Sustained>,
+    #[serde(default)]
+    pub(crate) fabric: Vec<FabricShare>,
 }
 
 /// Every built-in entry; a file that does not parse counts as empty (a test asserts that it does).
-pub(crate) fn built_in() -> &'static [Sustained] {
-    static PARSED: OnceLock<Vec<Sustained>> = OnceLock::new();
-    PARSED.get_or_init(|| parse().map(|f| f.accelerator).unwrap_or_default())
+pub(crate) fn built_in() -> &'static File {
+    static PARSED: OnceLock<File> = OnceLock::new();
+    PARSED.get_or_init(|| {
+        parse().unwrap_or(File { schema: 1, accelerator: Vec::new(), fabric: Vec::new() })
+    })
 }
 
 fn parse() -> Result<File, toml::de::Error> {

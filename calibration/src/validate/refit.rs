@@ -17,7 +17,7 @@ use super::{Mapped, convention};
 use free::Slot;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
-use psim_hardware::profile::sustained::Sustained;
+use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -45,6 +45,8 @@ pub struct State {
     pub stacks: BTreeMap<String, StackProfile>,
     /// Sustained shares by accelerator.
     pub sustained: BTreeMap<String, Sustained>,
+    /// Sustained shares by kind of fabric.
+    pub fabrics: BTreeMap<String, f64>,
 }
 
 /// Rows, parameters and their defaults.
@@ -78,6 +80,8 @@ impl Problem {
         for row in &self.rows {
             let name = &row.mapped.cluster.slowest_node().accelerator.name;
             let shares = self.base.sustained(&row.mapped.cluster.slowest_node().accelerator);
+            let kind = &row.mapped.cluster.fabric.kind;
+            state.fabrics.entry(kind.clone()).or_insert(self.base.fabric_share(kind));
             state.sustained.entry(name.clone()).or_insert(Sustained { accelerator: name.clone(), ..shares });
         }
         state
@@ -88,6 +92,9 @@ impl Problem {
         let mut library = self.base.clone();
         for shares in state.sustained.values() {
             library.add_sustained(shares.clone());
+        }
+        for (kind, share) in &state.fabrics {
+            library.add_fabric_share(FabricShare { kind: kind.clone(), share: *share });
         }
         let predictor = Predictor::new(library);
         let releases = release_profiles(state);
@@ -213,6 +220,7 @@ impl State {
         Self {
             stacks: library.stacks().map(|s| (s.name.clone(), s.clone())).collect(),
             sustained: BTreeMap::new(),
+            fabrics: BTreeMap::new(),
         }
     }
 }

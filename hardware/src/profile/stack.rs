@@ -62,6 +62,10 @@ pub struct Overlap {
     pub cp: bool,
     /// Units gathered ahead by FSDP / ZeRO-3 (0: gather just in time, exposed).
     pub fsdp_prefetch: u32,
+    /// A token goes once to each domain that holds experts of its choice and is forwarded inside (DeepEP, HybridEP),
+    /// instead of once per expert.
+    #[serde(default)]
+    pub deduplicated_dispatch: bool,
     /// Size at which a gradient bucket is sent.
     pub bucket: Bytes,
 }
@@ -80,6 +84,10 @@ pub struct Host {
     pub per_step: Seconds,
     /// Host synchronisation per MoE layer and pass (token counts read back).
     pub moe_sync: Seconds,
+    /// Kernels launched per local expert and grouped product (one GEMM call per expert and its casts); 0: one fused
+    /// kernel for all experts.
+    #[serde(default)]
+    pub expert_launches: f64,
     /// The step is replayed from CUDA graphs: launches cost nothing.
     pub cuda_graphs: bool,
 }
@@ -130,10 +138,17 @@ pub struct Efficiency {
     pub network: f64,
     /// Grouped GEMM over dense GEMM of the same rows.
     pub grouped_gemm: f64,
+    /// Expert permutation and low-precision casts over other memory-bound operators.
+    #[serde(default = "one")]
+    pub permute: f64,
     /// Compute slow-down while a collective runs beside it (SMs and memory bandwidth taken), fraction.
     pub contention: f64,
     /// Relative step-time growth per doubling of nodes (stragglers, jitter).
     pub straggler: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// One release of a stack, with at most three changed parameters.

@@ -26,6 +26,21 @@ pub struct Sustained {
     pub attention: f64,
 }
 
+/// Share of the tabled or default rate that a fabric sustains inside a training step (routing, shared switches).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FabricShare {
+    /// Kind of fabric.
+    pub kind: String,
+    /// Share of every rate of its profile.
+    pub share: f64,
+}
+
+impl FabricShare {
+    /// Smallest and largest meaningful share.
+    pub const BOUNDS: (f64, f64) = (0.2, 1.15);
+}
+
 fn one() -> f64 {
     1.0
 }

@@ -41,7 +41,8 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     };
     // Dispatch.
     permute(b, "permute", copy(routed, 2), copy(routed, 2));
-    exchange(b, "dispatch", routed as f64 * row);
+    let sent = routed as f64 * row * copies_sent(b, m.top_k);
+    exchange(b, "dispatch", sent);
     expert_tensor_gather(b, rows as f64 * row);
     if shape.ep > 1 || experts_here > 1 {
         permute(b, "sort", copy(rows, 2), copy(rows, 2));
@@ -64,7 +65,7 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
         permute(b, "unsort", copy(rows, 2), copy(rows, 2));
     }
     expert_tensor_scatter(b, rows as f64 * row);
-    exchange(b, "combine", routed as f64 * row);
+    exchange(b, "combine", sent);
     permute(b, "unpermute", copy(routed, 2), copy(routed, 3));
     if let Some(latent) = m.latent {
         linear::replicated(b, "latent-up", tokens, latent, width);
@@ -77,6 +78,17 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
 fn permute(b: &mut Builder<'_>, name: &'static str, forward: OperatorKind, backward: OperatorKind) {
     b.forward(name, forward);
     b.backward(vec![compute(name, backward, Phase::InputGradient)]);
+}
+
+/// Copies on the wire over copies computed on: with deduplicated dispatch a token crosses to each domain once. Of `k`
+/// experts drawn evenly over `d` domains, `d·(1 − (1 − 1/d)^k)` distinct domains are expected.
+fn copies_sent(b: &Builder<'_>, top_k: u64) -> f64 {
+    let domains = b.shape.groups.ep.domains() as f64;
+    if !b.shape.overlap.deduplicated_dispatch || domains < 2.0 {
+        return 1.0;
+    }
+    let k = top_k.max(1) as f64;
+    (domains * (1.0 - (1.0 - 1.0 / domains).powf(k)) / k).min(1.0)
 }
 
 /// All-to-all over the expert group, forward and (the reverse way) backward.

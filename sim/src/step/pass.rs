@@ -7,6 +7,7 @@
 
 use super::Parts;
 use psim_cost_models::{Bound, CostModel};
+use psim_hardware::profile::stack::Host;
 use psim_hardware::profile::{Provenance, StackProfile};
 use psim_models::operator::{Dimension, MemoryClass, Operator, OperatorKind, Sync};
 
@@ -50,10 +51,10 @@ impl Pass {
 }
 
 /// Kernels that an operator launches.
-fn kernels(kind: &OperatorKind) -> f64 {
+fn kernels(kind: &OperatorKind, host: &Host) -> f64 {
     match kind {
         OperatorKind::Gemm { .. } => 1.0,
-        OperatorKind::GroupedGemm { .. } => 2.0,
+        OperatorKind::GroupedGemm { groups, .. } => 2.0 + *groups as f64 * host.expert_launches,
         OperatorKind::Attention { backward, .. } => {
             if *backward {
                 3.0
@@ -94,7 +95,7 @@ pub fn run_pass(
     for op in operators.iter().filter(|o| keep(o)) {
         let price = cost.price(&op.kind);
         let time = price.time.0;
-        host += kernels(&op.kind) * stack.host.launch.0;
+        host += kernels(&op.kind, &stack.host) * stack.host.launch.0;
         out.variance += time * time * price.sigma * price.sigma;
         if price.provenance <= Provenance::Transferred {
             out.unmeasured += time;
@@ -144,7 +145,7 @@ pub fn run_pass(
         } else {
             parts.memory += time;
         }
-        let gaps = gap * kernels(&op.kind);
+        let gaps = gap * kernels(&op.kind, &stack.host);
         parts.launch += gaps;
         let mut duration = time;
         if matrix && let Some((transfer, dimension, chunks)) = pending.take() {

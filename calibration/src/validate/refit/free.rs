@@ -2,7 +2,7 @@
 
 use super::{FitRow, State};
 use psim_hardware::profile::stack::Parameter;
-use psim_hardware::profile::sustained::Sustained;
+use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use std::collections::BTreeSet;
 
 /// Where a free number lives.
@@ -23,6 +23,11 @@ pub enum Place {
         release: usize,
         /// Dotted key.
         key: String,
+    },
+    /// Sustained share of a kind of fabric.
+    Fabric {
+        /// Kind.
+        kind: String,
     },
     /// A sustained share of an accelerator.
     Accelerator {
@@ -56,6 +61,15 @@ const STACK_KEYS: &[(&str, f64, f64)] =
 const ERA_DEFAULTS: &[(f64, &str, f64)] =
     &[(2022.9, "efficiency.memory", 0.75), (2022.9, "efficiency.network", 0.85)];
 
+/// Further free numbers of stacks whose rows hold mixtures of experts: stack, key, default, spread, logarithmic.
+const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
+    ("megatron-bridge-2025", "efficiency.grouped_gemm", 1.0, 0.2, true),
+    ("megatron-bridge-2025", "efficiency.permute", 1.0, 0.3, true),
+    ("megatron-bridge-2025", "host.launch", 5e-6, 0.4, true),
+    ("nemo-25", "efficiency.grouped_gemm", 1.0, 0.2, true),
+    ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
+];
+
 /// Every free number that at least one row touches.
 pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
     let mut slots = Vec::new();
@@ -72,12 +86,19 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
             let place = Place::Stack { stack: name.clone(), key };
             slots.push(Slot { place, default, spread: *spread, log: true });
         }
+        for (stack, key, default, spread, log) in EXTRA {
+            if stack == name {
+                let place = Place::Stack { stack: name.clone(), key };
+                slots.push(Slot { place, default: *default, spread: *spread, log: *log });
+            }
+        }
         for (release, delta) in profile.releases.iter().enumerate() {
             for key in delta.deltas.keys() {
                 // A release's default is its stack's own number.
+                let log = !key.starts_with("host.expert_launches");
                 let default = profile.number(key).unwrap_or(1.0);
                 let place = Place::Release { stack: name.clone(), release, key: key.clone() };
-                slots.push(Slot { place, default, spread: 0.3, log: default > 0.0 });
+                slots.push(Slot { place, default, spread: if log { 0.3 } else { 3.0 }, log });
             }
         }
     }
@@ -88,6 +109,11 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
             let place = Place::Accelerator { name: name.to_owned(), key };
             slots.push(Slot { place, default: 1.0, spread: 0.12, log: true });
         }
+    }
+    let fabrics: BTreeSet<&str> = rows.iter().map(|r| r.mapped.cluster.fabric.kind.as_str()).collect();
+    for kind in fabrics {
+        let place = Place::Fabric { kind: kind.to_owned() };
+        slots.push(Slot { place, default: 1.0, spread: 0.2, log: true });
     }
     slots.retain(|slot| rows.iter().any(|row| slot.touches(row)));
     slots
@@ -100,6 +126,7 @@ impl Slot {
             Place::Stack { stack, key } => format!("{stack}: {key}"),
             Place::Release { stack, release, key } => format!("{stack} release {release}: {key}"),
             Place::Accelerator { name, key } => format!("{name}: sustained {key}"),
+            Place::Fabric { kind } => format!("{kind}: sustained rate"),
         }
     }
 
@@ -109,6 +136,9 @@ impl Slot {
         match &self.place {
             Place::Stack { stack, .. } => *stack == row.stack,
             Place::Release { stack, release, .. } => *stack == row.stack && Some(*release) == row.release,
+            Place::Fabric { kind } => {
+                *kind == row.mapped.cluster.fabric.kind && row.mapped.cluster.nodes() > 1
+            }
             Place::Accelerator { name, key } => {
                 *name == row.mapped.cluster.slowest_node().accelerator.name
                     && match *key {
@@ -130,6 +160,7 @@ impl Slot {
                 .and_then(|s| s.releases.get(*release))
                 .and_then(|r| r.deltas.get(key).copied()),
             Place::Accelerator { name, key } => state.sustained.get(name).and_then(|s| s.share(key)),
+            Place::Fabric { kind } => state.fabrics.get(kind).copied(),
         };
         found.unwrap_or(self.default)
     }
@@ -144,6 +175,14 @@ impl Slot {
                 let inside = Parameter::find(key).is_some_and(|p| value >= p.low && value <= p.high);
                 let found = state.stacks.get_mut(stack).and_then(|s| s.releases.get_mut(*release));
                 found.filter(|_| inside).map(|r| r.deltas.insert(key.clone(), value)).is_some()
+            }
+            Place::Fabric { kind } => {
+                let (low, high) = FabricShare::BOUNDS;
+                let inside = value >= low && value <= high;
+                if inside {
+                    state.fabrics.insert(kind.clone(), value);
+                }
+                inside
             }
             Place::Accelerator { name, key } => {
                 state.sustained.get_mut(name).is_some_and(|s| s.set_share(key, value))

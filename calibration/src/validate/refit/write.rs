@@ -20,7 +20,7 @@ pub fn stacks(files: &BTreeMap<String, String>, slots: &[Slot], state: &State) -
                     *text = set_delta(text, *release, key, value);
                 }
             }
-            Place::Accelerator { .. } => {}
+            Place::Accelerator { .. } | Place::Fabric { .. } => {}
         }
     }
     texts
@@ -40,6 +40,9 @@ pub fn sustained(state: &State) -> String {
             short(s.fp4),
             short(s.attention)
         );
+    }
+    for (kind, share) in &state.fabrics {
+        text += &format!("\n[[fabric]]\nkind = \"{kind}\"\nshare = {}\n", short(*share));
     }
     text
 }
