@@ -23,6 +23,8 @@ pub use groups::Groups;
 pub use head::padded_vocab;
 pub use shape::Shape;
 
+use psim_hardware::DType;
+use crate::plan::Precision;
 use crate::arch::{Block, Ffn, Mixer, Model};
 use crate::operator::{Operator, Phase};
 use builder::Builder;
@@ -98,7 +100,15 @@ pub fn lower_embedding(model: &Model, shape: &Shape) -> LayerProgram {
 
 /// Lowers the final norm, output layer and loss (last stage).
 pub fn lower_head(model: &Model, shape: &Shape) -> LayerProgram {
-    let mut b = Builder::new(shape);
+    // Every framework keeps the output layer in the base format: low-precision logits spoil the loss.
+    let mut wide = shape.clone();
+    wide.gemm = shape.base;
+    wide.precision = match shape.base {
+        DType::Fp32 => Precision::Fp32,
+        DType::Fp16 => Precision::Fp16,
+        _ => Precision::Bf16,
+    };
+    let mut b = Builder::new(&wide);
     head::head(&mut b, model);
     b.finish()
 }

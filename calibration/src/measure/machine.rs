@@ -119,6 +119,7 @@ pub fn threads_stack() -> StackProfile {
             moe_permute: true,
         },
         overlap: Overlap {
+            deduplicated_dispatch: false,
             tp: false,
             grad_reduce: false,
             param_gather: false,
@@ -129,6 +130,7 @@ pub fn threads_stack() -> StackProfile {
             bucket: Bytes(40_000_000),
         },
         host: Host {
+            expert_launches: 1.0,
             launch: Seconds(0.0),
             gap: Seconds(0.0),
             per_micro_batch: Seconds(0.0),
@@ -146,6 +148,7 @@ pub fn threads_stack() -> StackProfile {
         },
         memory: MemoryOverheads { context: Bytes(0), per_communicator: Bytes(0), fragmentation: 0.0 },
         efficiency: Efficiency {
+            permute: 1.0,
             gemm: 1.0,
             attention: 1.0,
             memory: 1.0,

@@ -52,7 +52,12 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     grouped(b, "expert-up", experts_here, rows, matrices * inner, expert_width);
     let activations = (rows * inner) as f64 * element;
     let (forward, backward) = ffn::activation_traffic(m.gated);
-    let (factor, kernels) = if shape.fusion.activation { (1.0, 1) } else { (2.2, 3) };
+    // Bias and clamp of gpt-oss experts run as separate operators before and after the activation.
+    let (factor, kernels) = match (shape.fusion.activation, m.bias) {
+        (true, false) => (1.0, 1),
+        (false, false) => (2.2, 3),
+        (_, true) => (3.5, 6),
+    };
     b.memory(
         "expert-activation",
         MemoryClass::Activation,

@@ -5,6 +5,9 @@ use super::data_parallel::{exposed_gather, exposed_reduction};
 use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
 use super::{LayerTimes, Pass, SimError};
+use crate::pipeline::vocabulary::{
+    VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,
+};
 use crate::pipeline::{ChunkCost, ChunkMemory, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
 use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
 use psim_cost_models::{CostModel, ProfileLibrary};
@@ -140,8 +143,16 @@ impl<'a> StepModel<'a> {
         if plan.pp <= 1 {
             return 0.0;
         }
-        let bytes = shape.base.size() * (shape.sharded_tokens * self.model.hidden) as f64;
-        self.cost.collective(CollectiveKind::SendRecv, bytes.ceil() as u64, &groups.pp).time.0
+        let tokens = shape.base.size() * (shape.tokens * self.model.hidden) as f64;
+        // Every tensor-parallel rank sends its own part. Without sequence parallelism the receivers gather the parts
+        // again inside the node (Narayanan et al. 2021, section 4.1).
+        let part = (tokens / shape.tp as f64).ceil() as u64;
+        let send = self.cost.collective(CollectiveKind::SendRecv, part, &groups.pp).time.0;
+        if shape.tp > 1 && !shape.sequence_parallel {
+            send + self.cost.collective(CollectiveKind::AllGather, tokens.ceil() as u64, &groups.tp).time.0
+        } else {
+            send
+        }
     }
 
     /// The replicas of a hybrid shard group.
@@ -243,6 +254,11 @@ impl<'a> StepModel<'a> {
         } else {
             (sim.run(&spec, &costs).map_err(failed)?, None)
         };
+        let result = if plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule) {
+            self.vocabulary_passes(plan, layers, &prepared).map_err(failed)?
+        } else {
+            result
+        };
         let makespan = result.makespan.seconds().0;
         let without_p2p = if prepared.p2p > 0.0 {
             let free = PipelineCosts { p2p: Time::ZERO, ..costs.clone() };
@@ -270,6 +286,35 @@ impl<'a> StepModel<'a> {
         let value = unscaled * (1.0 + self.straggler(plan));
         breakdown.bubble += Seconds(value) - breakdown.total();
         self.report(plan, level, &prepared, &result, &mean, breakdown, value, timeline)
+    }
+
+    /// The step with the output layer's S and T passes on every stage (Vocab-1 of arXiv 2411.05288).
+    fn vocabulary_passes(
+        &self,
+        plan: &Plan,
+        layers: &LayerTimes,
+        prepared: &Prepared<'_>,
+    ) -> Result<PipelineResult, crate::pipeline::PipelineError> {
+        let share = 1.0 / f64::from(plan.pp);
+        let (head, embedding) = (&layers.head, &layers.embedding);
+        let time = |seconds: f64| Time::from(Seconds(seconds.max(0.0)));
+        let stages = prepared
+            .chunks
+            .iter()
+            .map(|chunk| VocabularyStageCost {
+                forward: time(chunk.forward.time - share * (head.forward.time + embedding.forward.time)),
+                backward: time(chunk.backward.time - share * (head.backward.time + embedding.backward.time)),
+                softmax: time(share * head.forward.time),
+                gradient: time(share * head.backward.time),
+                input_layer: time(share * (embedding.forward.time + embedding.backward.time)),
+                activation: Bytes(0),
+            })
+            .collect();
+        let shape = &prepared.shape;
+        let bytes = (shape.base.size() * (shape.tokens * self.model.hidden) as f64).ceil() as u64;
+        let barrier = self.cost.collective(CollectiveKind::Broadcast, bytes, &shape.groups.pp).time;
+        let costs = VocabularyCosts { stages, p2p: time(prepared.p2p), barrier: Time::from(barrier) };
+        simulate_vocabulary(VocabularySchedule::TwoBarriers, &costs, plan.micro_batches().max(1))
     }
 
     /// End of the last reduction and gathering, with the exposed communication and the slow-down behind it.
