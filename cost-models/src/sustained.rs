@@ -18,9 +18,7 @@ pub(crate) struct File {
 /// Every built-in entry; a file that does not parse counts as empty (a test asserts that it does).
 pub(crate) fn built_in() -> &'static File {
     static PARSED: OnceLock<File> = OnceLock::new();
-    PARSED.get_or_init(|| {
-        parse().unwrap_or(File { schema: 1, accelerator: Vec::new(), fabric: Vec::new() })
-    })
+    PARSED.get_or_init(|| parse().unwrap_or(File { schema: 1, accelerator: Vec::new(), fabric: Vec::new() }))
 }
 
 fn parse() -> Result<File, toml::de::Error> {

@@ -23,11 +23,11 @@ pub use groups::Groups;
 pub use head::padded_vocab;
 pub use shape::Shape;
 
-use psim_hardware::DType;
-use crate::plan::Precision;
 use crate::arch::{Block, Ffn, Mixer, Model};
 use crate::operator::{Operator, Phase};
+use crate::plan::Precision;
 use builder::Builder;
+use psim_hardware::DType;
 
 /// Operators of one block (or of the embedding, or of the output layer) for one micro-batch on one rank.
 #[derive(Debug, Clone, PartialEq, Default)]
