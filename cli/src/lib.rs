@@ -27,7 +27,7 @@ use std::ffi::OsString;
 #[command(
     name = "psim",
     version,
-    max_term_width = 100,
+    term_width = 100,
     arg_required_else_help = true,
     after_help = "Exit codes: 0 done; 1 no feasible plan (the reasons are printed, largest first); 2 bad input, or a \
                   command that is not built yet.\n\nExample: psim plan --model 70b --cluster h100x64.toml"

@@ -1,16 +1,19 @@
 //! "Did you mean": the known name nearest to what somebody typed.
 
+use std::cmp::Reverse;
+
 /// The candidate with the smallest edit distance to `name`, if it is near enough to be a slip of the fingers.
 pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let typed: Vec<char> = name.to_lowercase().chars().take(64).collect();
     let limit = (typed.len() / 3).max(2);
-    let mut best: Option<((usize, usize), &str)> = None;
+    let mut best: Option<((usize, Reverse<usize>, usize), &str)> = None;
     for candidate in candidates {
         let lower: Vec<char> = candidate.to_lowercase().chars().collect();
-        // A name left unfinished is likelier than any slip; among equals the one of the most similar length.
+        // A name left unfinished is likelier than any slip; among equals a longer common beginning, then similar length.
         let unfinished = !typed.is_empty() && lower.starts_with(&typed);
         let distance = if unfinished { 0 } else { edit_distance(&typed, &lower) };
-        let rank = (distance, lower.len().abs_diff(typed.len()));
+        let common = typed.iter().zip(&lower).take_while(|(a, b)| a == b).count();
+        let rank = (distance, Reverse(common), lower.len().abs_diff(typed.len()));
         if distance <= limit && best.is_none_or(|(r, _)| rank < r) {
             best = Some((rank, candidate));
         }
@@ -46,6 +49,7 @@ mod tests {
         assert_eq!(closest("h10", known), Some("h100"));
         assert_eq!(closest("mi30x", known), Some("mi300x"));
         assert_eq!(closest("gb200-nlv72x8", known), Some("gb200-nvl72x8"));
+        assert_eq!(closest("tpp", ["vpp", "tp"]), Some("tp"));
         assert_eq!(closest("cerebras", known), None);
         assert_eq!(closest("", ["abc"]), None);
     }

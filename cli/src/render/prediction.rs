@@ -49,13 +49,14 @@ pub(crate) fn level_name(level: Level) -> &'static str {
 pub(crate) fn header(job: &Job) -> String {
     let parameters = job.model.parameters().total;
     let first = format!(
-        "{} ({} parameters) on {}: {} x {}, {} nodes",
+        "{} ({} parameters) on {}: {} x {}, {} {}",
         job.model.name,
         short(parameters as f64),
         job.cluster.name,
         grouped(u64::from(job.cluster.accelerators())),
         parts(job),
         grouped(u64::from(job.cluster.nodes())),
+        if job.cluster.nodes() == 1 { "node" } else { "nodes" },
     );
     let batch = match job.global_batch {
         (low, high) if low == high => grouped(u64::from(low)),

@@ -1,0 +1,10 @@
+//! The command line, run in-process: exit code, stdout and stderr of every case.
+
+#[path = "cli_suite/bad_inputs.rs"]
+mod bad_inputs;
+#[path = "cli_suite/harness.rs"]
+mod harness;
+#[path = "cli_suite/output.rs"]
+mod output;
+#[path = "cli_suite/snapshots.rs"]
+mod snapshots;

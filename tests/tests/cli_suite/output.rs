@@ -1,0 +1,252 @@
+//! What the commands print when all is well.
+
+use crate::harness::{directory, psim, psim_in};
+use serde_json::Value;
+
+const PLAN: &[u8] = b"schema = 1\ntp = 8\npp = 2\ndp = 4\nmicro_batch = 1\nglobal_batch = 512\n";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+#[test]
+fn the_first_command_prints_a_table_of_100_columns() {
+    let run = psim("plan --model 70b --cluster h100x64.toml");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    for line in run.out.lines() {
+        assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+    }
+    for part in [
+        "llama3-70b",
+        "64 x H100-SXM-80GB",
+        "assumed:",
+        "step s",
+        "MFU%",
+        "bound by:",
+        "searched",
+        "$/Btok",
+        "days",
+    ] {
+        assert!(run.out.contains(part), "{part}\n{}", run.out);
+    }
+}
+
+#[test]
+fn plan_json_keeps_its_contract() {
+    let run = psim("plan --model 8b --cluster h100x8 --json --top 3");
+    let value = json(&run.out);
+    for key in ["schema", "question", "plans", "searched", "pruned", "optimality"] {
+        assert!(!value[key].is_null(), "{key}");
+    }
+    let best = &value["plans"][0];
+    for key in [
+        "step_time_s",
+        "tokens_per_s_per_gpu",
+        "mfu",
+        "peak_mem_gb",
+        "mem_capacity_gb",
+        "bubble",
+        "exposed_comm",
+        "cost_usd_per_btok",
+        "energy_j_per_token",
+        "days",
+        "bound_by",
+        "provenance",
+    ] {
+        assert!(!best[key].is_null(), "{key}");
+    }
+    for key in [
+        "tp",
+        "pp",
+        "dp",
+        "cp",
+        "ep",
+        "etp",
+        "vpp",
+        "micro_batch",
+        "global_batch",
+        "recompute",
+        "sharding",
+        "schedule",
+        "precision",
+    ] {
+        assert!(!best["plan"][key].is_null(), "plan.{key}");
+    }
+    let time = &best["step_time_s"];
+    let number = |key: &str| time[key].as_f64().unwrap();
+    assert!(number("low") <= number("value") && number("value") <= number("high"));
+}
+
+#[test]
+fn one_and_two_threads_answer_alike() {
+    let one = psim("plan --model 8b --cluster h100x64 --json --threads 1");
+    let two = psim("plan --model 8b --cluster h100x64 --json --threads 2");
+    assert_eq!(one.out, two.out);
+}
+
+#[test]
+fn a_planned_plan_simulates_to_the_same_time() {
+    let run = psim("plan --model 8b --cluster h100x64 --json --top 1");
+    let best = &json(&run.out)["plans"][0];
+    let files = directory(&[]);
+    let emitted = psim_in(&files, "plan --model 8b --cluster h100x64 --top 1 --emit out");
+    assert_eq!(emitted.code, 0, "{}", emitted.transcript());
+    let again = psim_in(&files, "simulate --model 8b --cluster h100x64 --plan out/plan.toml --json");
+    assert_eq!(again.code, 0, "{}", again.transcript());
+    let (a, b) = (
+        best["step_time_s"]["value"].as_f64().unwrap(),
+        json(&again.out)["step_time_s"]["value"].as_f64().unwrap(),
+    );
+    assert!((a - b).abs() <= 1e-9 * a, "{a} {b}");
+    let names: Vec<String> = std::fs::read_dir(files.path().join("out"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.contains(&"megatron.sh".to_owned()), "{names:?}");
+    assert!(names.iter().all(|n| !n.contains(".tmp")), "{names:?}");
+}
+
+#[test]
+fn levels_are_ordered() {
+    let files = directory(&[("p.toml", PLAN)]);
+    let time = |level: &str, key: &str| {
+        let run = psim_in(
+            &files,
+            &format!("simulate --model 70b --cluster h100x64 --plan p.toml --json --level {level}"),
+        );
+        assert_eq!(run.code, 0, "{}", run.transcript());
+        json(&run.out)["step_time_s"][key].as_f64().unwrap()
+    };
+    let (bound, exact) = (time("l0", "low"), time("l2", "value"));
+    assert!(bound <= exact, "{bound} {exact}");
+    assert!(bound > 0.3 * exact, "a bound that says nothing: {bound} of {exact}");
+}
+
+#[test]
+fn a_trace_has_the_length_of_the_pipeline() {
+    let files = directory(&[("p.toml", PLAN)]);
+    let run = psim_in(&files, "simulate --model 70b --cluster h100x64 --plan p.toml --json --trace t.json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let step = json(&run.out)["step_time_s"]["value"].as_f64().unwrap();
+    let trace = json(&std::fs::read_to_string(files.path().join("t.json")).unwrap());
+    let events = trace["traceEvents"].as_array().unwrap();
+    let end = |e: &Value| e["ts"].as_f64().unwrap_or(0.0) + e["dur"].as_f64().unwrap_or(0.0);
+    let last = events.iter().map(end).fold(0.0, f64::max) * 1e-6;
+    assert!(last <= step * 1.000_001 && last > 0.8 * step, "trace of {last} s, step of {step} s");
+    assert!(events.iter().filter(|e| e["ph"] == "X").count() >= 512);
+}
+
+#[test]
+fn explain_accounts_for_the_whole_gap() {
+    let files = directory(&[("p.toml", PLAN)]);
+    let run = psim_in(&files, "explain --model 70b --cluster h100x64 --plan p.toml --json");
+    let value = json(&run.out);
+    let falls = value["waterfall"].as_array().unwrap();
+    let peak = falls[0]["tflops_left"].as_f64().unwrap();
+    let lost: f64 = falls.iter().map(|f| f["tflops_lost"].as_f64().unwrap()).sum();
+    let achieved = value["model_tflops_per_gpu"].as_f64().unwrap();
+    assert!((peak - 989.0).abs() < 1.0, "{peak}");
+    assert!((peak - lost - achieved).abs() < 1e-3 * (peak - achieved), "{peak} - {lost} is not {achieved}");
+}
+
+#[test]
+fn compare_terms_sum_to_the_gap() {
+    let other =
+        b"schema = 1\ntp = 8\npp = 8\ndp = 1\nmicro_batch = 1\nglobal_batch = 64\nrecompute = \"full\"\n";
+    let files = directory(&[("p.toml", PLAN), ("q.toml", other)]);
+    let run = psim_in(&files, "compare --model 70b --cluster h100x64 --plan p.toml --to-plan q.toml --json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let value = json(&run.out);
+    let terms = value["terms"].as_array().unwrap();
+    let sum: f64 = terms.iter().map(|t| t["difference"].as_f64().unwrap()).sum();
+    let total = value["total"]["difference"].as_f64().unwrap();
+    assert!((sum - total).abs() <= 1e-3 * total.abs());
+    assert!(total > 0.0, "full recomputation and eight stages cost time");
+}
+
+#[test]
+fn a_setting_moves_the_prediction_the_right_way() {
+    let files = directory(&[("p.toml", PLAN)]);
+    let step = |extra: &str| {
+        let run =
+            psim_in(&files, &format!("simulate --model 70b --cluster h100x64 --plan p.toml --json {extra}"));
+        assert_eq!(run.code, 0, "{}", run.transcript());
+        json(&run.out)["step_time_s"]["value"].as_f64().unwrap()
+    };
+    assert!(step("--set overlap.tp=false") >= step("--set overlap.tp=true"));
+    assert!(step("--set efficiency.gemm=0.5") > step("--set efficiency.gemm=0.9"));
+}
+
+#[test]
+fn reports_are_pages() {
+    let files = directory(&[]);
+    let run = psim_in(&files, "report --model 8b --cluster h100x8 --out r.html");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let page = std::fs::read_to_string(files.path().join("r.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("</html>"));
+    assert!(!page.replace("http://www.w3.org/2000/svg", "").contains("http"), "an outside address");
+}
+
+#[test]
+fn a_throughput_curve_over_a_range() {
+    let run = psim("plan --model 8b --cluster h100x64 --global-batch 128..1024 --json");
+    let value = json(&run.out);
+    let curve = value["throughput_curve"].as_array().unwrap();
+    assert!(curve.len() >= 4, "{}", curve.len());
+}
+
+#[test]
+fn listings_are_data() {
+    for topic in ["models", "accelerators", "systems", "clusters", "profiles"] {
+        let text = psim(&format!("show {topic}"));
+        assert_eq!(text.code, 0, "{}", text.transcript());
+        assert!(text.out.lines().count() > 5, "{topic}");
+        let value = json(&psim(&format!("show {topic} --json")).out);
+        assert_eq!(value["schema"], 1, "{topic}");
+    }
+    for (topic, name) in
+        [("models", "70b"), ("accelerators", "h100"), ("systems", "dgx-h100"), ("clusters", "h100x64")]
+    {
+        let run = psim(&format!("show {topic} {name}"));
+        assert_eq!(run.code, 0, "{}", run.transcript());
+    }
+}
+
+#[test]
+fn a_shown_cluster_is_a_file_to_start_from() {
+    let shown = psim("show clusters gb200-nvl72x8").out;
+    let files = directory(&[("mine.toml", shown.as_bytes())]);
+    let run = psim_in(&files, "plan --model 8b --cluster mine.toml --json --top 1");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let built_in = psim("plan --model 8b --cluster gb200-nvl72x8 --json --top 1");
+    assert_eq!(json(&run.out)["plans"], json(&built_in.out)["plans"]);
+}
+
+#[test]
+fn what_is_not_built_says_so() {
+    for command in ["calibrate --device cpu --out x", "execute", "gallery gpipe"] {
+        let run = psim(command);
+        assert_eq!(run.code, 2, "{}", run.transcript());
+        assert!(run.err.contains("not built yet") && run.err.contains("hint: "), "{}", run.err);
+    }
+}
+
+#[test]
+fn completions_for_the_usual_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let run = psim(&format!("completions {shell}"));
+        assert_eq!(run.code, 0);
+        assert!(run.out.contains("simulate") && run.out.contains("psim"), "{shell}");
+    }
+}
+
+#[test]
+fn import_counts_parameters() {
+    let config =
+        br#"{"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": false, "max_position_embeddings": 8192}"#;
+    let files = directory(&[("config.json", config)]);
+    let run = psim_in(&files, "import config.json");
+    assert!(run.out.contains("8,030,261,248"), "{}", run.transcript());
+}
