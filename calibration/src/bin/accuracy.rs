@@ -1,10 +1,15 @@
 //! Predicts every published row and writes the accuracy report.
 //!
 //! `--inspect PREFIX` prints plan, memory and breakdown of the rows whose id starts so;
-//! `accuracy ROWS.jsonl` prints the table; `--rows [SOURCE]` the rows, worst first; `--json` the full report.
+//! `accuracy ROWS.jsonl` prints the table; `--rows [SOURCE]` the rows, worst first; `--json` the full report;
+//! `--write DIR` writes `DIR/accuracy.md` with its plots and updates the table between the markers of `DIR/../README.md`;
+//! `--loso` refits without each source for it (minutes).
 
-use psim_calibration::validate::{self, Predictor};
+use psim_calibration::validate::accuracy::{markdown, plot, readme_table, replace_between_markers};
+use psim_calibration::validate::refit::Problem;
+use psim_calibration::validate::{self, Predictor, Report, row};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -33,6 +38,9 @@ fn run(arguments: &[String]) -> Result<String, String> {
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
     if has("--json") {
         return Ok(format!("{:#}\n", report.json()));
+    }
+    if let Some(folder) = arguments.iter().position(|a| a == "--write").and_then(|at| arguments.get(at + 1)) {
+        write(Path::new(folder), &text, &report, has("--loso"))?;
     }
     let mut out = report.table();
     out += &format!("{} rows in {:.2} s\n", report.rows.len(), elapsed.as_secs_f64());
@@ -113,4 +121,29 @@ fn inspect(text: &str, prefix: &str) -> Result<String, String> {
         out += &format!("  {}\n", terms.join(", "));
     }
     Ok(out)
+}
+
+fn write(folder: &Path, text: &str, report: &Report, leave_out: bool) -> Result<(), String> {
+    let rows = row::read(text).map_err(|e| e.to_string())?;
+    let problem = Problem::new(&rows);
+    let left_out = leave_out.then(|| {
+        problem.leave_one_out(&rows, 20, &mut |source| {
+            let _ = writeln!(std::io::stderr(), "refitting without {source}");
+        })
+    });
+    let save = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    save("accuracy.md", markdown(report, &problem, left_out.as_ref()))?;
+    save("accuracy-times.svg", plot::times(report)?)?;
+    save("accuracy-errors.svg", plot::errors(report)?)?;
+    let readme = folder.join("..").join("README.md");
+    if let Ok(document) = std::fs::read_to_string(&readme)
+        && let Some(new) = replace_between_markers(&document, &readme_table(report, left_out.as_ref()))
+    {
+        std::fs::write(&readme, new).map_err(|e| format!("{}: {e}", readme.display()))?;
+    }
+    Ok(())
 }

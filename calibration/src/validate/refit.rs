@@ -13,6 +13,7 @@ use super::predict::Predictor;
 use super::row::{Row, source_of};
 use super::score::percentile;
 use super::stack;
+use super::accuracy::LeftOut;
 use super::{Mapped, convention};
 use free::Slot;
 use psim_cost_models::ProfileLibrary;
@@ -194,6 +195,40 @@ impl Problem {
 
     fn pull(&self, state: &State) -> f64 {
         self.slots.iter().map(|s| PULL * (s.distance(state) / s.spread).powi(2)).sum::<f64>()
+    }
+
+    /// A predictor with the values of `state`.
+    pub fn predictor(&self, state: &State) -> Predictor {
+        let mut library = self.base.clone();
+        for shares in state.sustained.values() {
+            library.add_sustained(shares.clone());
+        }
+        for (kind, share) in &state.fabrics {
+            library.add_fabric_share(FabricShare { kind: kind.clone(), share: *share });
+        }
+        for stack in state.stacks.values() {
+            library.add_stack(stack.clone());
+        }
+        Predictor::new(library)
+    }
+
+    /// Refits without each source in turn and scores that source's rows.
+    pub fn leave_one_out(&self, rows: &[Row], sweeps: usize, progress: &mut dyn FnMut(&str)) -> LeftOut {
+        let start = self.start();
+        let mut names: Vec<&str> = self.rows.iter().map(|r| r.source.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut out = LeftOut::default();
+        for source in names {
+            progress(source);
+            let state = self.fit(start.clone(), Some(source), sweeps, &mut |_, _| {});
+            let own: Vec<Row> = rows.iter().filter(|r| source_of(&r.id) == source).cloned().collect();
+            let report = super::run_rows(&own, &self.predictor(&state));
+            if let Some(summary) = report.sources.get(source) {
+                out.sources.insert(source.to_owned(), summary.clone());
+            }
+        }
+        out
     }
 
     /// Median absolute error per source, percent.

@@ -313,7 +313,9 @@ impl<'a> StepModel<'a> {
         let shape = &prepared.shape;
         let bytes = (shape.base.size() * (shape.tokens * self.model.hidden) as f64).ceil() as u64;
         let barrier = self.cost.collective(CollectiveKind::Broadcast, bytes, &shape.groups.pp).time;
-        let costs = VocabularyCosts { stages, p2p: time(prepared.p2p), barrier: Time::from(barrier) };
+        // Every barrier waits for the slowest host as well.
+        let barrier = time(barrier.0 + self.stack.host.per_micro_batch.0 / 2.0);
+        let costs = VocabularyCosts { stages, p2p: time(prepared.p2p), barrier };
         simulate_vocabulary(VocabularySchedule::TwoBarriers, &costs, plan.micro_batches().max(1))
     }
 

@@ -1,7 +1,7 @@
 //! Which numbers are free, their bounds, spreads and documented defaults.
 
 use super::{FitRow, State};
-use psim_hardware::profile::stack::Parameter;
+use psim_hardware::profile::stack::{AttentionKernel, Parameter};
 use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use std::collections::BTreeSet;
 
@@ -66,6 +66,7 @@ const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
     ("megatron-bridge-2025", "efficiency.grouped_gemm", 1.0, 0.2, true),
     ("megatron-bridge-2025", "efficiency.permute", 1.0, 0.3, true),
     ("megatron-bridge-2025", "host.launch", 5e-6, 0.4, true),
+    ("vocabulary-parallelism", "host.per_micro_batch", 100e-6, 1.5, true),
     ("nemo-25", "efficiency.grouped_gemm", 1.0, 0.2, true),
     ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
 ];
@@ -79,6 +80,9 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
             continue;
         }
         for (key, default, spread) in STACK_KEYS {
+            if *key == "efficiency.attention" && profile.attention == AttentionKernel::Unfused {
+                continue;
+            }
             let default = ERA_DEFAULTS
                 .iter()
                 .find(|(before, k, _)| k == key && profile.era < *before)
@@ -128,6 +132,11 @@ impl Slot {
             Place::Accelerator { name, key } => format!("{name}: sustained {key}"),
             Place::Fabric { kind } => format!("{kind}: sustained rate"),
         }
+    }
+
+    /// A delta of a release (counted apart).
+    pub fn is_release(&self) -> bool {
+        matches!(self.place, Place::Release { .. })
     }
 
     /// Whether a row's prediction depends on it.
