@@ -161,12 +161,16 @@ fn memory(out: &mut String, report: &Report) {
             percent(m.median_ape)
         );
     }
-    let wrong: Vec<&RowResult> =
-        report.rows.iter().filter(|r| !r.weak && r.fits.is_some() && r.ran.is_some() && r.fits != r.ran).collect();
+    let wrong: Vec<&RowResult> = report
+        .rows
+        .iter()
+        .filter(|r| !r.weak && r.fits.is_some() && r.ran.is_some() && r.fits != r.ran)
+        .collect();
     if !wrong.is_empty() {
         *out += "\nJudged wrong:\n\n";
         for row in wrong.iter().take(40) {
-            let verdict = if row.fits == Some(true) { "said to fit, ran out" } else { "said not to fit, ran" };
+            let verdict =
+                if row.fits == Some(true) { "said to fit, ran out" } else { "said not to fit, ran" };
             let _ = writeln!(out, "- `{}`: {verdict}", row.id);
         }
     }

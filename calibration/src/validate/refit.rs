@@ -8,12 +8,12 @@
 pub mod free;
 pub mod write;
 
+use super::accuracy::LeftOut;
 use super::map::map;
 use super::predict::Predictor;
 use super::row::{Row, source_of};
 use super::score::percentile;
 use super::stack;
-use super::accuracy::LeftOut;
 use super::{Mapped, convention};
 use free::Slot;
 use psim_cost_models::ProfileLibrary;

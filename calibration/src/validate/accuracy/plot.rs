@@ -115,8 +115,11 @@ pub fn errors(report: &Report) -> Result<String, String> {
             if let (Some(low), Some(middle), Some(high)) =
                 (percentile(&errors, 0.1), percentile(&errors, 0.5), percentile(&errors, 0.9))
             {
-                let bar = |y: f64, half: f64| PathElement::new([(at - half, y), (at + half, y)], RED.stroke_width(2));
-                let stem = PathElement::new([(at, low.max(-60.0)), (at, high.min(60.0))], RED.stroke_width(1));
+                let bar = |y: f64, half: f64| {
+                    PathElement::new([(at - half, y), (at + half, y)], RED.stroke_width(2))
+                };
+                let stem =
+                    PathElement::new([(at, low.max(-60.0)), (at, high.min(60.0))], RED.stroke_width(1));
                 chart
                     .draw_series([bar(low, 0.12), bar(middle, 0.3), bar(high, 0.12), stem])
                     .map_err(|e| e.to_string())?;
