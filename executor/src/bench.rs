@@ -79,6 +79,48 @@ fn run(
     Ok(())
 }
 
+/// Speed of each of `1..=threads` threads that multiply matrices at the same time, relative to one alone: what cores,
+/// shared execution units and other programs leave. Medians of short runs.
+pub fn concurrency(threads: usize) -> Vec<f64> {
+    use psim_kernels::{Device, Gemm, cpu::CpuDevice};
+    let size = 192;
+    let work = |barrier: &Barrier| -> f64 {
+        let device = CpuDevice::new();
+        let operands =
+            || device.upload(&(0..size * size).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect::<Vec<_>>());
+        let (Ok(a), Ok(b), Ok(mut c)) = (operands(), operands(), operands()) else { return f64::NAN };
+        let shape = Gemm::new(size, size, size);
+        barrier.wait();
+        let start = Instant::now();
+        for _ in 0..60 {
+            let _ = device.gemm(&shape, &a, &b, &mut c);
+        }
+        start.elapsed().as_secs_f64()
+    };
+    let mean = |count: usize| -> f64 {
+        let barrier = Barrier::new(count);
+        let times: Vec<f64> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..count).map(|_| scope.spawn(|| work(&barrier))).collect();
+            handles.into_iter().filter_map(|h| h.join().ok()).collect()
+        });
+        times.iter().sum::<f64>() / times.len().max(1) as f64
+    };
+    let median = |count: usize| {
+        let mut runs: Vec<f64> = (0..5).map(|_| mean(count)).collect();
+        runs.sort_by(f64::total_cmp);
+        runs[2]
+    };
+    let alone = median(1);
+    let mut speeds = Vec::with_capacity(threads);
+    let mut slowest = 1.0_f64;
+    for count in 1..=threads {
+        // More threads never run faster each.
+        slowest = slowest.min(if count == 1 { 1.0 } else { alone / median(count) });
+        speeds.push(slowest);
+    }
+    speeds
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

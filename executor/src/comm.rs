@@ -85,6 +85,11 @@ impl<T: Transport> Comm<T> {
         self.accounts.borrow().values().map(|a| a.total).sum()
     }
 
+    /// Seconds blocked on peers of one dimension so far.
+    pub fn waited(&self, dimension: Dimension) -> f64 {
+        self.accounts.borrow().get(&dimension).map_or(0.0, |a| a.wait)
+    }
+
     /// Starts a new account.
     pub fn reset(&self) {
         self.accounts.borrow_mut().clear();

@@ -37,6 +37,9 @@ pub enum ExecutorError {
     /// The schedule cannot run.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// The simulator refuses the plan.
+    #[error("no prediction: {0}")]
+    Prediction(String),
     /// A device call failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

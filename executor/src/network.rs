@@ -186,6 +186,12 @@ impl Network {
         if matches!(plan.sharding, Sharding::Parameters | Sharding::Gradients) || plan.shard_group != 0 {
             return unsupported("ZeRO-2, ZeRO-3 (FSDP) or sharding groups", "set `sharding = \"optimizer\"`");
         }
+        if plan.vocabulary_parallel {
+            return unsupported(
+                "a vocabulary spread over pipeline stages",
+                "set `vocabulary_parallel = false`",
+            );
+        }
         if plan.cp > 1 && plan.cp_kind == ContextParallel::Ulysses {
             return unsupported("Ulysses context parallelism", "set `cp_kind = \"ring\"`");
         }

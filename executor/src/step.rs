@@ -24,6 +24,8 @@ pub struct PassTime {
     pub end: f64,
     /// Seconds of it in communication.
     pub communication: f64,
+    /// Seconds of it waiting for another stage.
+    pub pipeline_wait: f64,
 }
 
 /// A step on one rank.
@@ -75,6 +77,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             let key = (pass.micro_batch, chunk);
             let start = begin.elapsed().as_secs_f64();
             let communication = self.comm.total();
+            let waited = self.comm.waited(Dimension::Pp);
             match pass.kind {
                 PassKind::Forward => {
                     let saved =
@@ -108,7 +111,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
             self.device.synchronize()?;
             let end = begin.elapsed().as_secs_f64();
             let communication = self.comm.total() - communication;
-            record.passes.push(PassTime { pass, start, end, communication });
+            let pipeline_wait = self.comm.waited(Dimension::Pp) - waited;
+            record.passes.push(PassTime { pass, start, end, communication, pipeline_wait });
         }
         let start = begin.elapsed().as_secs_f64();
         let communication = self.comm.total();

@@ -17,22 +17,34 @@ use crate::device::{
 };
 use half::bf16;
 use psim_hardware::DType;
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Bytes held by the buffers of one device.
+/// Bytes held by the buffers of one device, and freed fp32 storage kept for the next buffer of the same length: fresh
+/// pages from the system cost more than most operators on them.
 #[derive(Debug, Default)]
 struct Ledger {
     live: AtomicU64,
     peak: AtomicU64,
+    free: Mutex<BTreeMap<usize, Vec<Vec<f32>>>>,
 }
 
 impl Ledger {
     fn take(&self, bytes: u64) {
         let live = self.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(live, Ordering::Relaxed);
+    }
+
+    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Vec<f32>>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Storage with undefined contents.
+    fn storage(&self, len: usize) -> Vec<f32> {
+        self.free().get_mut(&len).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; len])
     }
 }
 
@@ -80,6 +92,10 @@ impl CpuBuffer {
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
         self.ledger.live.fetch_sub(self.bytes(), Ordering::Relaxed);
+        if let Data::F32(values) = &mut self.data {
+            let values = std::mem::take(values);
+            self.ledger.free().entry(values.len()).or_default().push(values);
+        }
     }
 }
 
@@ -94,12 +110,18 @@ fn unsupported(operator: &str) -> DeviceError {
 #[derive(Debug, Default, Clone)]
 pub struct CpuDevice {
     ledger: Arc<Ledger>,
+    poison: bool,
 }
 
 impl CpuDevice {
     /// A device with its own memory count.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A device that fills every new buffer with NaN, so that a forgotten write is noticed.
+    pub fn poisoning() -> Self {
+        Self { poison: true, ..Self::default() }
     }
 
     fn wrap(&self, data: Data) -> CpuBuffer {
@@ -159,16 +181,24 @@ impl Device for CpuDevice {
         self.ledger.peak.store(self.ledger.live.load(Ordering::Relaxed), Ordering::Relaxed);
     }
     fn alloc(&self, dtype: DType, len: usize) -> Result<CpuBuffer> {
-        // Poison where a forgotten write would otherwise pass as zero.
-        let poison = if cfg!(debug_assertions) { f32::NAN } else { 0.0 };
         match dtype {
-            DType::Fp32 => Ok(self.wrap(Data::F32(vec![poison; len]))),
-            DType::Bf16 => Ok(self.wrap(Data::Bf16(vec![bf16::from_f32(poison); len]))),
+            DType::Fp32 => {
+                let mut values = self.ledger.storage(len);
+                if self.poison {
+                    values.fill(f32::NAN);
+                }
+                Ok(self.wrap(Data::F32(values)))
+            }
+            DType::Bf16 => {
+                Ok(self.wrap(Data::Bf16(vec![if self.poison { bf16::NAN } else { bf16::ZERO }; len])))
+            }
             other => Err(DeviceError::Unsupported { device: self.name(), what: format!("{other} buffers") }),
         }
     }
     fn upload(&self, values: &[f32]) -> Result<CpuBuffer> {
-        Ok(self.wrap(Data::F32(values.to_vec())))
+        let mut storage = self.ledger.storage(values.len());
+        storage.copy_from_slice(values);
+        Ok(self.wrap(Data::F32(storage)))
     }
     fn upload_index(&self, values: &[u32]) -> Result<Vec<u32>> {
         Ok(values.to_vec())

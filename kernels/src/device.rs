@@ -344,7 +344,7 @@ pub trait Device {
     /// Starts a new peak.
     fn reset_peak(&self);
 
-    /// A buffer of `len` elements. Contents are undefined (the CPU fills it with NaN in builds with debug assertions).
+    /// A buffer of `len` elements. Contents are undefined.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Self::Buffer>;
     /// An fp32 buffer with these contents.
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;

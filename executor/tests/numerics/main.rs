@@ -66,7 +66,7 @@ fn check(model: &Model, plans: &[Plan]) {
     let mut expected: Option<(f64, reference::Tensors)> = None;
     for plan in plans {
         let name = format!("{} {}", model.name, short(plan));
-        let run = run_threads(model, plan, &models::workload(), &settings(1), |_| Ok(CpuDevice::new()))
+        let run = run_threads(model, plan, &models::workload(), &settings(1), |_| Ok(CpuDevice::poisoning()))
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let gradients = assemble(run.ranks.iter().flat_map(|r| r.gradients.clone()));
         let (loss, tensors) = expected.get_or_insert_with(|| {
@@ -113,7 +113,7 @@ fn mixture_plans_equal_the_reference() {
 fn later_steps_agree_whatever_the_sharding() {
     let model = models::llama(2);
     let run = |plan: Plan| {
-        run_threads(&model, &plan, &models::workload(), &settings(3), |_| Ok(CpuDevice::new()))
+        run_threads(&model, &plan, &models::workload(), &settings(3), |_| Ok(CpuDevice::poisoning()))
             .unwrap()
             .losses
     };
@@ -135,19 +135,18 @@ fn later_steps_agree_whatever_the_sharding() {
 #[test]
 fn unsupported_plans_are_refused() {
     use psim_models::plan::{ContextParallel, Precision, Sharding};
-    let refuse =
-        |plan: Plan| {
-            let error = run_threads(&models::llama(2), &plan, &models::workload(), &settings(1), |_| {
-                Ok(CpuDevice::new())
-            })
-            .unwrap_err();
-            let text = error.to_string();
-            assert!(
-                matches!(error, ExecutorError::Unsupported { .. } | ExecutorError::Indivisible { .. }),
-                "{text}"
-            );
-            text
-        };
+    let refuse = |plan: Plan| {
+        let error = run_threads(&models::llama(2), &plan, &models::workload(), &settings(1), |_| {
+            Ok(CpuDevice::poisoning())
+        })
+        .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, ExecutorError::Unsupported { .. } | ExecutorError::Indivisible { .. }),
+            "{text}"
+        );
+        text
+    };
     assert!(refuse(Plan { dp: 2, sharding: Sharding::Parameters, ..models::base() }).contains("hint:"));
     assert!(refuse(Plan { cp: 2, cp_kind: ContextParallel::Ulysses, ..models::base() }).contains("Ulysses"));
     assert!(refuse(Plan { precision: Precision::Fp8, ..models::base() }).contains("fp8"));
