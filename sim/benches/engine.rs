@@ -63,10 +63,10 @@ fn pipelines(criterion: &mut Criterion) {
         group.bench_function(format!("{name}, makespan only"), |bencher| {
             bencher.iter(|| simulator.makespan(&spec, black_box(&costs)).expect("a legal pipeline"));
         });
-        group.bench_function(format!("{name}, known order"), |bencher| {
+        group.bench_function(format!("{name}, known schedule"), |bencher| {
             bencher.iter(|| simulator.run(&spec, black_box(&costs)).expect("a legal pipeline"));
         });
-        group.bench_function(format!("{name}, new order"), |bencher| {
+        group.bench_function(format!("{name}, new schedule"), |bencher| {
             bencher.iter(|| {
                 simulator.forget();
                 simulator.run(&spec, black_box(&costs)).expect("a legal pipeline")

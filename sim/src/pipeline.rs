@@ -1,8 +1,8 @@
 //! Pipeline-level simulation (L1): micro-batches flow through stages under a schedule.
 //!
 //! Every schedule is a fixed order of passes per stage ([`crate::schedule`]); times follow from that order and from
-//! the dependencies by one relaxation pass ([`PipelineSim`]): exact, without an event queue, a few nanoseconds per
-//! pass. The general executor of [`crate::stream`] is its oracle in the tests.
+//! the dependencies by one relaxation ([`PipelineSim`]): exact, without an event queue, a few nanoseconds per pass.
+//! The general executor of [`crate::stream`] is its oracle in the tests.
 //!
 //! ```
 //! use psim_hardware::Time;
@@ -17,6 +17,7 @@
 //! ```
 
 mod error;
+mod program;
 mod relax;
 pub mod vocabulary;
 mod wavefront;
@@ -60,7 +61,7 @@ pub struct ChunkCost {
 }
 
 /// What is scheduled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct PipelineSpec {
     /// Schedule.
     pub schedule: Schedule,
@@ -146,5 +147,14 @@ impl PipelineResult {
     /// step instead of before (Qi et al. 2024, §4); otherwise the step takes [`Self::makespan`].
     pub fn period(&self) -> Time {
         self.stages.iter().map(|stage| stage.last_end - stage.first_start).max().unwrap_or_default()
+    }
+
+    /// Time of one step: [`Self::period`] for the zero-bubble schedules, whose runtime lets stages run on into the next
+    /// step, and [`Self::makespan`] for all others.
+    pub fn step(&self, schedule: Schedule) -> Time {
+        match schedule {
+            Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV => self.period(),
+            Schedule::Gpipe | Schedule::OneFOneB | Schedule::Interleaved => self.makespan,
+        }
     }
 }
