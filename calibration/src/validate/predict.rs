@@ -7,6 +7,7 @@ use super::score::{Entry, RowResult, Status};
 use super::stack;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
+use psim_models::plan::Recompute;
 use psim_sim::step::{StepInput, predict_step};
 use psim_sim::{Level, StepPrediction};
 
@@ -71,6 +72,20 @@ impl Predictor {
         predict_step(&input, self.level).map_err(|e| e.to_string())
     }
 
+    /// A row that does not say what it recomputes fits if some recomputation makes it fit.
+    fn fits_with_recomputation(&self, result: &mut RowResult, mapped: &Mapped) {
+        let mut lighter = mapped.clone();
+        lighter.plan.recompute = Recompute::Full;
+        let fits = self
+            .stack_of(&lighter)
+            .and_then(|(stack, _)| self.predict(&lighter, &stack))
+            .is_ok_and(|prediction| prediction.fits);
+        if fits {
+            result.fits = Some(true);
+            result.notes.push("fits with recomputation, about which the row says nothing".to_owned());
+        }
+    }
+
     /// Predicts one row and restates the prediction in its metrics.
     pub fn row(&self, row: &Row) -> RowResult {
         let mut result = blank(row);
@@ -91,7 +106,12 @@ impl Predictor {
         });
         match outcome {
             Err(why) => result.status = Status::Incomplete(why),
-            Ok(prediction) => fill(&mut result, row, &mapped, &prediction),
+            Ok(prediction) => {
+                fill(&mut result, row, &mapped, &prediction);
+                if !prediction.fits && row.config.recompute.is_none() {
+                    self.fits_with_recomputation(&mut result, &mapped);
+                }
+            }
         }
         result.notes.extend(mapped.notes);
         result

@@ -71,6 +71,10 @@ const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
     ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
 ];
 
+/// Defaults of one stack: the first ZeRO-3 gathered every parameter by itself, far below the link rate. Only its own
+/// rows show how far, so the value counts as fitted.
+const STACK_DEFAULTS: &[(&str, &str, f64)] = &[("deepspeed-zero", "efficiency.network", 0.2)];
+
 /// Every free number that at least one row touches.
 pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
     let mut slots = Vec::new();
@@ -87,6 +91,8 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
                 .iter()
                 .find(|(before, k, _)| k == key && profile.era < *before)
                 .map_or(*default, |d| d.2);
+            let default =
+                STACK_DEFAULTS.iter().find(|(n, k, _)| n == name && k == key).map_or(default, |d| d.2);
             let place = Place::Stack { stack: name.clone(), key };
             slots.push(Slot { place, default, spread: *spread, log: true });
         }
