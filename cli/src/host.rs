@@ -41,7 +41,7 @@ impl Host<'_> {
 
     /// Writes data as JSON, indented.
     pub(crate) fn json(&mut self, value: &impl serde::Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string_pretty(value).map_err(|e| Failure::defect(e))?;
+        let text = serde_json::to_string_pretty(value).map_err(Failure::defect)?;
         self.line(text)
     }
 

@@ -2,11 +2,14 @@
 
 use std::cmp::Reverse;
 
+/// Edit distance, common beginning, difference in length: smaller is nearer.
+type Nearness = (usize, Reverse<usize>, usize);
+
 /// The candidate with the smallest edit distance to `name`, if it is near enough to be a slip of the fingers.
 pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let typed: Vec<char> = name.to_lowercase().chars().take(64).collect();
     let limit = (typed.len() / 3).max(2);
-    let mut best: Option<((usize, Reverse<usize>, usize), &str)> = None;
+    let mut best: Option<(Nearness, &str)> = None;
     for candidate in candidates {
         let lower: Vec<char> = candidate.to_lowercase().chars().collect();
         // A name left unfinished is likelier than any slip; among equals a longer common beginning, then similar length.

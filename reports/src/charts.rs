@@ -5,12 +5,14 @@ mod canvas;
 mod curve;
 mod memory;
 mod pareto;
+mod timeline;
 mod waterfall;
 
 pub use bars::{Bar, bars};
 pub use curve::curve;
 pub use memory::memory;
 pub use pareto::{ParetoMark, pareto};
+pub use timeline::timeline;
 pub use waterfall::waterfall;
 
 /// The colour of series `index`, as CSS.

@@ -92,9 +92,21 @@ fn search(job: &Job, arguments: &SearchArguments, host: &Host<'_>) -> Result<Pla
     })
 }
 
-/// Writes the HTML report.
-pub(crate) fn write_report(report: &PlanReport, path: &Path, host: &mut Host<'_>) -> Result<(), Failure> {
-    write_atomically(host, path, psim_reports::plan_page(report).as_bytes())?;
+/// Writes the HTML report, with the timeline of the best plan.
+pub(crate) fn write_report(
+    job: &Job,
+    report: &PlanReport,
+    path: &Path,
+    host: &mut Host<'_>,
+) -> Result<(), Failure> {
+    let mut report = report.clone();
+    if let Some(best) = report.plans.first_mut() {
+        // The search keeps no timelines; a plan it ranked can be simulated again.
+        if let Ok(prediction) = super::simulate::predict(job, &best.plan, best.level, true) {
+            best.prediction.timeline = prediction.timeline;
+        }
+    }
+    write_atomically(host, path, psim_reports::plan_page(&report).as_bytes())?;
     host.say(format_args!("wrote {}", path.display()));
     Ok(())
 }
@@ -103,7 +115,7 @@ pub(crate) fn write_report(report: &PlanReport, path: &Path, host: &mut Host<'_>
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     let (job, report) = answer(&arguments.search, host)?;
     if let Some(path) = &arguments.report {
-        write_report(&report, path, host)?;
+        write_report(&job, &report, path, host)?;
     }
     if let (Some(directory), Some(best)) = (&arguments.emit, report.plans.first()) {
         super::emit::write_all(&job, &best.plan, directory, None, host)?;

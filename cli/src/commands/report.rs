@@ -19,8 +19,8 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
-    let (_, report) = answer(&arguments.search, host)?;
-    write_report(&report, &arguments.out, host)?;
+    let (job, report) = answer(&arguments.search, host)?;
+    write_report(&job, &report, &arguments.out, host)?;
     if arguments.search.common.json {
         host.json(&json!({ "schema": 1, "written": [arguments.out.display().to_string()] }))?;
     }

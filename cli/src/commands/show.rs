@@ -59,7 +59,7 @@ fn unknown(error: &catalogue::CatalogueError) -> Failure {
 
 /// A value as TOML text.
 fn as_toml(value: &impl serde::Serialize) -> Result<String, Failure> {
-    toml::to_string(value).map_err(|e| Failure::defect(e))
+    toml::to_string(value).map_err(Failure::defect)
 }
 
 /// A preset problem as a failure.

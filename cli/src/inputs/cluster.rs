@@ -26,13 +26,36 @@ pub(crate) fn load(host: &Host<'_>, given: &str) -> Result<Cluster, Failure> {
             "check the path, or give the plain name of a built-in cluster (`psim show clusters`)",
         ));
     }
+    if let Some(cluster) = by_size(given)? {
+        return Ok(cluster);
+    }
     catalogue::cluster(given).cloned().map_err(|error| {
         let hint = match &error {
             catalogue::CatalogueError::Unknown { suggestion: Some(near), .. } => {
                 format!("did you mean `{near}`? `psim show clusters` lists the built-in ones")
             }
-            _ => "`psim show clusters` lists the built-in ones".to_owned(),
+            _ => "`psim show clusters` lists the built-in ones; ACCELERATORxNUMBER (h100x128) also works".to_owned(),
         };
         Failure::input(format!("there is no file `{given}` and no built-in cluster of that name"), hint)
     })
+}
+
+/// `h100x128`: that many accelerators in their usual nodes, unless a built-in cluster has the name.
+fn by_size(given: &str) -> Result<Option<Cluster>, Failure> {
+    let stem = given.strip_suffix(".toml").unwrap_or(given);
+    let Some((part, number)) = stem.rsplit_once(['x', 'X']) else { return Ok(None) };
+    let Ok(number) = number.parse::<u32>() else { return Ok(None) };
+    if catalogue::cluster(given).is_ok() || catalogue::datasheet(part).is_err() {
+        return Ok(None);
+    }
+    if u64::from(number) > schema::MAX_ACCELERATORS {
+        return Err(Failure::input(
+            format!("`{given}` has {number} accelerators, at most {} are supported", schema::MAX_ACCELERATORS),
+            "check the number",
+        ));
+    }
+    let mut cluster = catalogue::homogeneous(part, number, &catalogue::HomogeneousOptions::default())
+        .map_err(|e| Failure::input(format!("`{given}`: {e}"), e.hint()))?;
+    stem.clone_into(&mut cluster.name);
+    Ok(Some(cluster))
 }

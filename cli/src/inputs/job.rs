@@ -62,7 +62,7 @@ fn parse_length(text: &str) -> Result<u64, String> {
     if value < 1.0 || value.fract() != 0.0 {
         return Err(wrong("it must be a whole number of at least 1"));
     }
-    if !(value <= MAX_SEQUENCE) {
+    if value > MAX_SEQUENCE {
         return Err(wrong("more than 134217728 tokens in one sequence is not believable"));
     }
     Ok(value as u64)
@@ -114,6 +114,9 @@ impl JobArguments {
             assumptions.push(Assumption { name: name.to_owned(), value, why: why.to_owned() });
         };
 
+        if cluster.source.starts_with("catalogue: ") {
+            assume("cluster", cluster.description.clone(), "the usual node, one full-bisection switch; --cluster FILE");
+        }
         let file = self.workload.as_deref().map(|path| read_workload(host, path)).transpose()?;
         let table = match model.position {
             Position::Learned(rows) => Some(rows),

@@ -13,19 +13,15 @@ pub(crate) fn apply(stack: &StackProfile, setting: &str) -> Result<StackProfile,
         ));
     };
     let (key, value) = (key.trim(), value.trim());
-    if psim_hardware::profile::stack::Parameter::find(key).is_some() {
-        if let Ok(number) = value.parse::<f64>() {
-            let mut changed = stack.clone();
-            changed.set_number(key, number).map_err(|e| {
-                Failure::input(
-                    format!("`--set {setting}`: {e}"),
-                    "`psim show profiles NAME` prints the present values",
-                )
-            })?;
-            return Ok(changed);
-        }
+    let bounded = psim_hardware::profile::stack::Parameter::find(key).is_some();
+    if let (true, Ok(number)) = (bounded, value.parse::<f64>()) {
+        let mut changed = stack.clone();
+        changed.set_number(key, number).map_err(|e| {
+            Failure::input(format!("`--set {setting}`: {e}"), "`psim show profiles NAME` prints the present values")
+        })?;
+        return Ok(changed);
     }
-    let mut table = toml::Table::try_from(stack).map_err(|e| Failure::defect(e))?;
+    let mut table = toml::Table::try_from(stack).map_err(Failure::defect)?;
     let known = keys(&table, "");
     if !known.iter().any(|k| k == key) {
         let hint = match closest(key, known.iter().map(String::as_str)) {

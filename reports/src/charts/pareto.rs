@@ -1,6 +1,6 @@
-//! Plans that no other beats: step time against memory, cost as the size of the mark.
+//! Plans that no other beats: step time against memory.
 
-use super::canvas::{FAINT, INK, PALETTE, draw, ink, scale, tick};
+use super::canvas::{FAINT, PALETTE, draw, ink, scale, tick};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -48,22 +48,24 @@ pub fn pareto(title: &str, x_label: &str, y_label: &str, marks: &[ParetoMark]) -
         area.draw(&Text::new(y_label.to_owned(), (LEFT, 4), style))?;
         let style = ink(13).pos(Pos::new(HPos::Center, VPos::Top));
         area.draw(&Text::new(x_label.to_owned(), ((LEFT + WIDTH - RIGHT) / 2, BASE + 26), style))?;
-        // Labels keep clear of those already drawn.
-        let mut taken: Vec<(i32, i32)> = Vec::new();
-        for mark in marks {
-            let (px, py) = (x(mark.x), y(mark.y));
+        // The winner is labelled first; others where their text meets neither a mark nor another text.
+        let place = |m: &ParetoMark| (x(m.x), y(m.y));
+        let mut order: Vec<&ParetoMark> = marks.iter().collect();
+        order.sort_by_key(|m| !m.best);
+        for mark in &order {
             let colour = if mark.best { PALETTE[5] } else { PALETTE[0] };
-            area.draw(&Circle::new((px, py), if mark.best { 7 } else { 5 }, colour.filled()))?;
-            let clear = |candidate: i32, taken: &[(i32, i32)]| {
-                taken.iter().all(|(tx, ty)| (tx - px).abs() > 220 || (ty - candidate).abs() >= 15)
-            };
-            if let Some(ly) = [0, -15, 15, -30, 30].iter().map(|d| py + d).find(|c| clear(*c, &taken)) {
-                taken.push((px, ly));
-                if ly != py {
-                    area.draw(&PathElement::new(vec![(px, py), (px + 10, ly)], INK.mix(0.4)))?;
-                }
+            area.draw(&Circle::new(place(mark), if mark.best { 7 } else { 5 }, colour.filled()))?;
+        }
+        let mut boxes: Vec<(i32, i32, i32)> = Vec::new();
+        for mark in order {
+            let (px, py) = place(mark);
+            let (from, to) = (px + 10, px + 14 + 7 * mark.label.chars().count() as i32);
+            let meets_mark = marks.iter().map(place).any(|(mx, my)| mx > from - 4 && mx < to && (my - py).abs() < 9);
+            let meets_text = boxes.iter().any(|(a, b, ty)| from < *b && *a < to && (ty - py).abs() < 15);
+            if mark.best || !(meets_mark || meets_text) {
+                boxes.push((from, to, py));
                 let style = ink(12).pos(Pos::new(HPos::Left, VPos::Center));
-                area.draw(&Text::new(mark.label.clone(), (px + 12, ly), style))?;
+                area.draw(&Text::new(mark.label.clone(), (px + 12, py), style))?;
             }
         }
         Ok(())

@@ -64,6 +64,12 @@ fn winner(best: &RankedPlan) -> Markup {
         h2 { "Where the time goes" }
         (figure(charts::waterfall("step time by term", "s", &terms),
             "From ideal compute at the datasheet rate to the step time; every bar starts where the one above ends."))
+        @if let Some(timeline) = &prediction.timeline {
+            h2 { "The step as a timeline" }
+            (figure(charts::timeline("timeline of the step", timeline),
+                "Forward passes blue, backward passes green, weight gradients light blue, communication orange; one line per stage. \
+                 `psim simulate --trace` writes the same for the Perfetto viewer."))
+        }
         (memory_section(best))
         @if !prediction.notes.is_empty() {
             h2 { "Remarks" }
@@ -175,11 +181,27 @@ fn pareto(report: &PlanReport) -> Markup {
             best: p.rank == Some(0),
         })
         .collect();
+    let rows: Vec<Vec<Cell>> = report
+        .pareto
+        .iter()
+        .map(|p| {
+            vec![
+                words(plan_label(&p.plan)),
+                number(p.step_time_s, three(p.step_time_s)),
+                number(p.peak_mem_gb, format!("{:.1}", p.peak_mem_gb)),
+                number(p.cost_usd_per_btok, three(p.cost_usd_per_btok)),
+            ]
+        })
+        .collect();
     html! {
         @if marks.len() > 1 {
             h2 { "Time against memory" }
             (figure(charts::pareto("Pareto set", "step time, s", "peak memory, GB", &marks),
-                "Plans that no other beats in time, memory and cost at once."))
+                "Plans that no other beats in time, memory and cost at once; the marked one is the best."))
+            details {
+                summary { "All " (marks.len()) " plans of the set" }
+                (table(&[("plan", false), ("step s", true), ("memory GB", true), ("$/B tokens", true)], &rows))
+            }
         }
     }
 }

@@ -223,6 +223,16 @@ fn a_shown_cluster_is_a_file_to_start_from() {
 }
 
 #[test]
+fn clusters_by_size() {
+    let run = psim("plan --model 8b --cluster h100x128 --json --top 1");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let question = &json(&run.out)["question"];
+    assert_eq!(question["accelerators"], 128);
+    let said = question["assumptions"].as_array().unwrap();
+    assert!(said.iter().any(|a| a["name"] == "cluster"), "the usual node is an assumption that is said");
+}
+
+#[test]
 fn what_is_not_built_says_so() {
     for command in ["calibrate --device cpu --out x", "execute", "gallery gpipe"] {
         let run = psim(command);
