@@ -34,7 +34,8 @@ pub(crate) fn load(host: &Host<'_>, given: &str) -> Result<Cluster, Failure> {
             catalogue::CatalogueError::Unknown { suggestion: Some(near), .. } => {
                 format!("did you mean `{near}`? `psim show clusters` lists the built-in ones")
             }
-            _ => "`psim show clusters` lists the built-in ones; ACCELERATORxNUMBER (h100x128) also works".to_owned(),
+            _ => "`psim show clusters` lists the built-in ones; ACCELERATORxNUMBER (h100x128) also works"
+                .to_owned(),
         };
         Failure::input(format!("there is no file `{given}` and no built-in cluster of that name"), hint)
     })
@@ -50,7 +51,10 @@ fn by_size(given: &str) -> Result<Option<Cluster>, Failure> {
     }
     if u64::from(number) > schema::MAX_ACCELERATORS {
         return Err(Failure::input(
-            format!("`{given}` has {number} accelerators, at most {} are supported", schema::MAX_ACCELERATORS),
+            format!(
+                "`{given}` has {number} accelerators, at most {} are supported",
+                schema::MAX_ACCELERATORS
+            ),
             "check the number",
         ));
     }

@@ -115,7 +115,11 @@ impl JobArguments {
         };
 
         if cluster.source.starts_with("catalogue: ") {
-            assume("cluster", cluster.description.clone(), "the usual node, one full-bisection switch; --cluster FILE");
+            assume(
+                "cluster",
+                cluster.description.clone(),
+                "the usual node, one full-bisection switch; --cluster FILE",
+            );
         }
         let file = self.workload.as_deref().map(|path| read_workload(host, path)).transpose()?;
         let table = match model.position {

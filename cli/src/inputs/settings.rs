@@ -17,7 +17,10 @@ pub(crate) fn apply(stack: &StackProfile, setting: &str) -> Result<StackProfile,
     if let (true, Ok(number)) = (bounded, value.parse::<f64>()) {
         let mut changed = stack.clone();
         changed.set_number(key, number).map_err(|e| {
-            Failure::input(format!("`--set {setting}`: {e}"), "`psim show profiles NAME` prints the present values")
+            Failure::input(
+                format!("`--set {setting}`: {e}"),
+                "`psim show profiles NAME` prints the present values",
+            )
         })?;
         return Ok(changed);
     }

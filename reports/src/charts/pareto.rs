@@ -60,7 +60,8 @@ pub fn pareto(title: &str, x_label: &str, y_label: &str, marks: &[ParetoMark]) -
         for mark in order {
             let (px, py) = place(mark);
             let (from, to) = (px + 10, px + 14 + 7 * mark.label.chars().count() as i32);
-            let meets_mark = marks.iter().map(place).any(|(mx, my)| mx > from - 4 && mx < to && (my - py).abs() < 9);
+            let meets_mark =
+                marks.iter().map(place).any(|(mx, my)| mx > from - 4 && mx < to && (my - py).abs() < 9);
             let meets_text = boxes.iter().any(|(a, b, ty)| from < *b && *a < to && (ty - py).abs() < 15);
             if mark.best || !(meets_mark || meets_text) {
                 boxes.push((from, to, py));

@@ -56,7 +56,11 @@ pub fn timeline(title: &str, timeline: &Timeline) -> String {
             area.draw(&Rectangle::new([(a, y + 2), (b, y + row - 2)], colour.filled()))?;
         }
         let style = ink(12).pos(Pos::new(HPos::Center, VPos::Top));
-        let part = if shown.len() < spans.len() { format!(" (the first {:.0} %)", end / whole * 100.0) } else { String::new() };
+        let part = if shown.len() < spans.len() {
+            format!(" (the first {:.0} %)", end / whole * 100.0)
+        } else {
+            String::new()
+        };
         area.draw(&Text::new(format!("seconds{part}"), ((LEFT + WIDTH - RIGHT) / 2, base + 20), style))?;
         Ok(())
     })
