@@ -26,6 +26,9 @@ pub(crate) fn explain(
     nearest_memory: Option<&(Bytes, Plan)>,
     progress: &dyn Progress,
 ) -> Infeasible {
+    if !request.advice {
+        return Infeasible { constraints: kills.ranked(), nearest: Vec::new() };
+    }
     progress.report("looking for the nearest feasible change", 0, 4);
     let mut nearest: Vec<NearestChange> = fewer_accelerators(request, question, progress)
         .into_iter()

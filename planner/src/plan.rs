@@ -3,6 +3,7 @@
 use crate::evaluator::Evaluator;
 use crate::infeasible;
 use crate::objective::Scorer;
+use crate::parallel;
 use crate::pareto;
 use crate::progress::Progress;
 use crate::ranked;
@@ -258,22 +259,7 @@ fn report(
     }
     let tokens = request.workload.tokens;
     let plans = ranked::rows(state.found, &question.scorer, question.facts.accelerators, tokens);
-    let pareto = pareto::join(state.front)
-        .into_iter()
-        .map(|(plan, f)| {
-            let rank = plans.iter().position(|p| p.plan == plan);
-            let shown = rank.map(|r| &plans[r]);
-            ParetoPoint {
-                step_time_s: shown.map_or(f.l1.seconds().0, |p| p.step_time_s.value),
-                time_per_token_s: f.time,
-                peak_mem_gb: shown.map_or(f.memory as f64 / 1e9, |p| p.peak_mem_gb),
-                cost_usd_per_btok: f.cost,
-                level: if shown.is_some() { Level::L2 } else { Level::L1 },
-                rank,
-                plan,
-            }
-        })
-        .collect();
+    let pareto = pareto_points(question, &plans, pareto::join(state.front));
     let is_range = question.batches.len() > 1;
     let removed = state.considered.saturating_sub(state.simulated);
     Ok(PlanReport {
@@ -289,6 +275,45 @@ fn report(
         throughput_curve: if is_range { state.curve } else { Vec::new() },
         infeasible,
     })
+}
+
+/// The front at L2; plans that fit in closed form but not under the simulated schedule are left out.
+fn pareto_points(
+    question: &Question<'_>,
+    plans: &[crate::result::RankedPlan],
+    front: Vec<(Plan, pareto::FrontPoint)>,
+) -> Vec<ParetoPoint> {
+    let scorer = &question.scorer;
+    let simulated = parallel::map_long(&front, |(plan, _)| question.evaluator.l2(plan));
+    let mut points: Vec<ParetoPoint> = front
+        .into_iter()
+        .zip(simulated)
+        .filter_map(|((plan, _), outcome)| {
+            let prediction = outcome.ok().filter(|p| p.fits)?;
+            let step = prediction.step_time.value;
+            Some(ParetoPoint {
+                step_time_s: step,
+                time_per_token_s: step / scorer.tokens(&plan),
+                peak_mem_gb: prediction.peak_memory().as_f64() / 1e9,
+                cost_usd_per_btok: scorer.cost_per_btok(&plan, step),
+                level: Level::L2,
+                rank: plans.iter().position(|p| p.plan == plan),
+                plan,
+            })
+        })
+        .collect();
+    // L2 may tell two neighbours apart differently than L1.
+    points.sort_by(|a, b| a.time_per_token_s.total_cmp(&b.time_per_token_s));
+    let mut kept: Vec<ParetoPoint> = Vec::new();
+    for point in points {
+        let covered = kept
+            .iter()
+            .any(|k| k.peak_mem_gb <= point.peak_mem_gb && k.cost_usd_per_btok <= point.cost_usd_per_btok);
+        if !covered {
+            kept.push(point);
+        }
+    }
+    kept
 }
 
 fn asked(request: &PlanRequest<'_>, question: &Question<'_>) -> AskedQuestion {

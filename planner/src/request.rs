@@ -42,6 +42,8 @@ pub struct PlanRequest<'a> {
     pub space: Option<SearchSpace>,
     /// Also find the plans that no other beats in time, memory and cost at once.
     pub pareto: bool,
+    /// Look for the nearest feasible change when nothing fits.
+    pub advice: bool,
     /// Defaults that the caller took, for the report.
     pub assumptions: Vec<Assumption>,
 }
@@ -67,6 +69,7 @@ impl<'a> PlanRequest<'a> {
             precision: vec![Precision::Bf16],
             space: None,
             pareto: true,
+            advice: true,
             assumptions: Vec::new(),
         }
     }

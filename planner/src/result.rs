@@ -146,7 +146,7 @@ pub struct RankedPlan {
     pub bubble: f64,
     /// Share of the step in exposed communication.
     pub exposed_comm: f64,
-    /// US dollars per 10⁹ tokens, the whole cluster paid.
+    /// US dollars per 10⁹ tokens; every node with a rank on it is paid for as a whole.
     pub cost_usd_per_btok: f64,
     /// Joules per token, PUE included.
     pub energy_j_per_token: f64,
