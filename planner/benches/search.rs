@@ -1,6 +1,7 @@
 //! The speed job: GPT-3 175B on 512 A100-80G, every layout of the grid, the proven ten best.
 //!
 //! Runs on one thread, so that wall-clock seconds are CPU-seconds.
+#![expect(clippy::print_stdout, reason = "the figures are for the person who runs it")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use psim_cost_models::{ProfileLibrary, stacks};

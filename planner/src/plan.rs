@@ -193,8 +193,7 @@ fn finish_batch(
         (Some(Optimality::Proven { resimulated: a, gap }), Optimality::Proven { resimulated: b, .. }) => {
             Optimality::Proven { resimulated: a + b, gap }
         }
-        (Some(worst @ Optimality::Heuristic { .. }), _) => worst,
-        (Some(_), worst) => worst,
+        (Some(worst @ Optimality::Heuristic { .. }), _) | (Some(_), worst) => worst,
     });
 }
 
@@ -231,7 +230,7 @@ fn roomiest(
                 plans.push(Resimulated { plan, l1: s.l1, prediction, score });
             }
             Ok(_) => {
-                kills.add("memory under the simulated schedule", 1, || "exceeds the accelerator".to_owned())
+                kills.add("memory under the simulated schedule", 1, || "exceeds the accelerator".to_owned());
             }
             Err(cause) => kills.add("cannot be simulated", 1, || cause),
         }

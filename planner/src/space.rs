@@ -66,7 +66,7 @@ pub fn divisors(n: u32) -> Vec<u32> {
     let mut high = Vec::new();
     let mut d = 1u32;
     while d.checked_mul(d).is_some_and(|square| square <= n) {
-        if n % d == 0 {
+        if n.is_multiple_of(d) {
             low.push(d);
             if d != n / d {
                 high.push(n / d);

@@ -1,4 +1,5 @@
 //! What `plan` and `capacity` answer.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
@@ -193,7 +194,8 @@ fn better_hardware_never_makes_the_optimum_slower() {
             .value
     };
     let before = time(&base);
-    let better: [(&str, fn(&mut Cluster)); 5] = [
+    type Change = fn(&mut Cluster);
+    let better: [(&str, Change); 5] = [
         ("scale-up links", |c| c.groups[0].node.scale_up.bandwidth = BytesPerSec(6e11)),
         ("network", |c| c.groups[0].node.nics.rate = BytesPerSec(1e11)),
         ("compute", |c| {

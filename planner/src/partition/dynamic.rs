@@ -42,7 +42,7 @@ impl Partitioner for DynamicProgram {
             }
         }
         let mut cut = vec![vec![0u32; layers + 1]; stages];
-        for s in 1..stages {
+        for (s, cuts) in cut.iter_mut().enumerate().skip(1) {
             let mut next = vec![IMPOSSIBLE; layers + 1];
             for i in s + 1..=layers {
                 // Growing segments: neither time nor memory falls, so the scan ends at the first that is too long.
@@ -54,7 +54,7 @@ impl Partitioner for DynamicProgram {
                     let value = best[j].max(own);
                     if value < next[i] {
                         next[i] = value;
-                        cut[s][i] = j as u32;
+                        cuts[i] = j as u32;
                     }
                 }
             }

@@ -18,7 +18,7 @@ impl Rule for Context {
     }
     fn permits(&self, facts: &Facts, plan: &Plan) -> bool {
         let slices = 2 * u64::from(plan.cp);
-        plan.cp == 1 || (facts.seq_len % slices == 0 && facts.seq_len / slices >= SHORTEST_SLICE)
+        plan.cp == 1 || (facts.seq_len.is_multiple_of(slices) && facts.seq_len / slices >= SHORTEST_SLICE)
     }
     fn explain(&self, facts: &Facts, plan: &Plan) -> String {
         let slices = 2 * plan.cp;

@@ -13,7 +13,7 @@ impl Rule for DataBatch {
         Stage::Batch
     }
     fn permits(&self, _facts: &Facts, plan: &Plan) -> bool {
-        plan.dp > 0 && plan.global_batch >= plan.dp && plan.global_batch % plan.dp == 0
+        plan.dp > 0 && plan.global_batch >= plan.dp && plan.global_batch.is_multiple_of(plan.dp)
     }
     fn explain(&self, _facts: &Facts, plan: &Plan) -> String {
         format!(

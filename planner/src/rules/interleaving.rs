@@ -15,7 +15,7 @@ impl Rule for Interleaving {
         Stage::Batch
     }
     fn permits(&self, _facts: &Facts, plan: &Plan) -> bool {
-        plan.schedule != Schedule::Interleaved || plan.micro_batches() % plan.pp.max(1) == 0
+        plan.schedule != Schedule::Interleaved || plan.micro_batches().is_multiple_of(plan.pp.max(1))
     }
     fn explain(&self, _facts: &Facts, plan: &Plan) -> String {
         format!(

@@ -14,7 +14,7 @@ impl Rule for MicroBatch {
     }
     fn permits(&self, _facts: &Facts, plan: &Plan) -> bool {
         let local = plan.global_batch / plan.dp.max(1);
-        plan.micro_batch > 0 && local % plan.micro_batch == 0 && local >= plan.micro_batch
+        plan.micro_batch > 0 && local.is_multiple_of(plan.micro_batch) && local >= plan.micro_batch
     }
     fn explain(&self, _facts: &Facts, plan: &Plan) -> String {
         let local = plan.global_batch / plan.dp.max(1);

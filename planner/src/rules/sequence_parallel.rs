@@ -14,7 +14,7 @@ impl Rule for SequenceParallel {
     }
     fn permits(&self, facts: &Facts, plan: &Plan) -> bool {
         let tokens = facts.seq_len * u64::from(plan.micro_batch) / u64::from(plan.cp.max(1));
-        if plan.sequence_parallel { tokens % u64::from(plan.tp) == 0 } else { true }
+        if plan.sequence_parallel { tokens.is_multiple_of(u64::from(plan.tp)) } else { true }
     }
     fn explain(&self, facts: &Facts, plan: &Plan) -> String {
         let tokens = facts.seq_len * u64::from(plan.micro_batch) / u64::from(plan.cp.max(1));

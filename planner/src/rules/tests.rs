@@ -52,7 +52,7 @@ fn a_sound_plan_passes_every_rule() {
 
 #[test]
 fn each_rule_names_itself_and_the_numbers() {
-    let cases: Vec<(&str, &str, Option<(&str, String)>)> = vec![
+    let cases = vec![
         ("cluster size", "7", killer(|f, _| f.accelerators = 7)),
         ("attention heads", "12", killer(|f, p| (f.heads, p.tp, p.dp) = (vec![12], 16, 1))),
         ("key-value heads", "6", killer(|f, _| f.kv_heads = vec![6])),

@@ -171,6 +171,36 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn the_pareto_set_is_exactly_what_nothing_covers(
+        seed in any::<u32>(),
+        looseness in 0.0..0.9f64,
+        capacity in 0u64..1000,
+    ) {
+        let evaluator = Synthetic { seed: seed.into(), looseness, capacity };
+        let scorer = scorer(Objective::Time);
+        let prepared = prepare(&evaluator, &scorer, enumerate(&space(), &facts(), 64), true, &Silent).unwrap();
+        let mut stream = Stream::new(&evaluator, &scorer, &prepared);
+        stream.by_ref().take(3).count();
+        let front = crate::pareto::front(&scorer, &prepared, &stream, true);
+        // Every candidate's point, from scratch.
+        let all: Vec<(f64, u64, f64)> = prepared.candidates.iter().map(|c| {
+            let l1 = evaluator.l1(&CostKey::of(&c.plan), &MeshKey::of(&c.plan), &c.plan);
+            (scorer.time_per_token(&c.plan, l1), c.memory.0, scorer.cost_per_btok(&c.plan, l1.seconds().0))
+        }).collect();
+        let covers = |p: &(f64, u64, f64), q: &(f64, u64, f64)| p.0 <= q.0 && p.1 <= q.1 && p.2 <= q.2;
+        let mut oracle: Vec<(f64, u64, f64)> =
+            all.iter().filter(|q| !all.iter().any(|p| covers(p, q) && p != *q)).copied().collect();
+        oracle.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        oracle.dedup();
+        let found: Vec<(f64, u64, f64)> = front.iter().map(|f| (f.time, f.memory, f.cost)).collect();
+        prop_assert_eq!(found, oracle);
+    }
+}
+
 #[test]
 fn tight_bounds_spare_most_simulations() {
     let evaluator = Synthetic { seed: 7, looseness: 0.01, capacity: 1000 };

@@ -22,7 +22,11 @@ impl SearchSpace {
             (0..31).map(|e| 1u32 << e).take_while(|&p| p <= most.min(world)).collect()
         };
         let mut tp = powers(scale_up_domain.max(8).saturating_mul(2).min(64));
-        tp.extend(divisors(scale_up_domain).into_iter().filter(|&d| d <= world && world % d == 0 && d <= 16));
+        tp.extend(
+            divisors(scale_up_domain)
+                .into_iter()
+                .filter(|&d| d <= world && world.is_multiple_of(d) && d <= 16),
+        );
         tp.sort_unstable();
         tp.dedup();
         let pp = divisors(world).into_iter().filter(|&p| p <= facts.layers.min(128)).collect();

@@ -80,7 +80,7 @@ pub fn enumerate(space: &SearchSpace, facts: &Facts, global_batch: u32) -> Enume
                 }
                 let exchanges = if cp > 1 { &space.cp_kind[..] } else { &[ContextParallel::Ring] };
                 for &cp_kind in exchanges {
-                    walk.mesh(Plan {
+                    walk.mesh(&Plan {
                         tp,
                         pp,
                         cp,
@@ -121,8 +121,8 @@ impl Walk<'_> {
         false
     }
 
-    fn mesh(&mut self, plan: Plan) {
-        if !self.passes(Stage::Mesh, &plan, |w| w.expert_count() * w.below_experts(&plan)) {
+    fn mesh(&mut self, plan: &Plan) {
+        if !self.passes(Stage::Mesh, plan, |w| w.expert_count() * w.below_experts(plan)) {
             return;
         }
         for &ep in &self.space.ep {

@@ -97,6 +97,6 @@ pub(crate) fn with_space(
     let evaluator = StepEvaluator::new(&model, &workload, &cluster, stack, &library);
     let scorer = Scorer::new(space.objective, &cluster, space.seq_len, model.parameters().total);
     let enumeration = enumerate(&choices, &facts, space.global_batch);
-    let prepared = prepare(&evaluator, &scorer, enumeration, true, &Silent).unwrap();
+    let prepared = prepare(&evaluator, &scorer, enumeration, true, &Silent).expect("not cancelled");
     check(&evaluator, &scorer, &prepared);
 }
