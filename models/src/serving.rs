@@ -1,0 +1,23 @@
+//! Serving: what is asked for (requests, lengths, arrivals, service levels), how it is deployed, and what one engine
+//! step consists of.
+//!
+//! - [`workload`]: the TOML description of traffic and service levels; [`traffic`] turns it into requests;
+//! - [`trace`]: request traces in the layouts that are published;
+//! - [`deployment`]: replicas, parallel degrees, number formats;
+//! - [`lower`]: model and deployment to the linear layers, attention kinds, experts, collectives and bytes of a step.
+
+pub mod deployment;
+pub mod lengths;
+pub mod lower;
+pub mod rng;
+pub mod slo;
+pub mod trace;
+pub mod traffic;
+pub mod workload;
+
+pub use deployment::{Deployment, NumberFormat, Quantization};
+pub use lengths::Lengths;
+pub use lower::{ServingShape, lower};
+pub use slo::{Metric, Promise, ServiceLevel};
+pub use traffic::{Request, Traffic};
+pub use workload::{Arrival, ServingWorkload, Tenant};

@@ -1,0 +1,252 @@
+//! Request traces as published: CSV and JSON-lines layouts.
+//!
+//! | layout | columns |
+//! |---|---|
+//! | psim | `arrival_s, input_tokens, output_tokens` (more columns are ignored; `prefix_blocks_512` gives shared prefixes) |
+//! | Azure | `TIMESTAMP, ContextTokens, GeneratedTokens` |
+//! | BurstGPT | `Timestamp, Model, Request tokens, Response tokens` |
+//! | Vidur | `arrived_at, num_prefill_tokens, num_decode_tokens` (without `arrived_at`: lengths only) |
+//! | APEX | JSON lines `StartTimeOffset` (ns), `ContextTokens`, `GeneratedTokens` |
+//! | Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` |
+
+use super::traffic::Request;
+use psim_hardware::{Seconds, Time};
+use std::collections::BTreeMap;
+
+/// Tokens of one Mooncake prefix block.
+const BLOCK: u32 = 512;
+
+/// A trace, by arrival.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Trace {
+    /// Requests; without arrival times all arrive at zero.
+    pub requests: Vec<Request>,
+    /// The file has arrival times.
+    pub timed: bool,
+}
+
+/// Why a trace cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {message}")]
+pub struct TraceError {
+    /// File as named by the user.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Reads a trace; the layout follows from the header or the first object. Times start at the first arrival.
+///
+/// # Errors
+/// A layout that is not known, a missing column, a value that is not a number, an empty file.
+pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
+    let fail = |line: usize, message: String| TraceError { file: file.to_owned(), line, message };
+    let mut rows: Vec<(f64, u32, u32, Option<u64>)> = Vec::new();
+    let mut lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
+    let Some((_, first)) = lines.next() else { return Err(fail(1, "the trace is empty".to_owned())) };
+    let timed;
+    if first.trim_start().starts_with('{') {
+        timed = true;
+        for (index, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+            rows.push(json_row(line).map_err(|m| fail(index + 1, m))?);
+        }
+    } else {
+        let columns = Columns::find(first).map_err(|m| fail(1, m))?;
+        timed = columns.arrival.is_some();
+        for (index, line) in lines {
+            rows.push(columns.row(line).map_err(|m| fail(index + 1, m))?);
+        }
+    }
+    if rows.is_empty() {
+        return Err(fail(1, "the trace has a header and no requests".to_owned()));
+    }
+    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let start = rows[0].0;
+    // The longest run of leading blocks seen before is not kept here: a request shares its first block's group.
+    let mut groups: BTreeMap<u64, u32> = BTreeMap::new();
+    let requests = rows
+        .into_iter()
+        .map(|(time, input, output, block)| {
+            let group = block.map_or(0, |b| {
+                let next = groups.len() as u32 + 1;
+                *groups.entry(b).or_insert(next)
+            });
+            Request {
+                arrival: Time::from(Seconds(time - start)),
+                input: input.max(1),
+                output: output.max(1),
+                prefix: if group > 0 { BLOCK.min(input) } else { 0 },
+                prefix_group: group,
+                tenant: 0,
+            }
+        })
+        .collect();
+    Ok(Trace { requests, timed })
+}
+
+struct Columns {
+    arrival: Option<usize>,
+    input: usize,
+    output: usize,
+    blocks: Option<usize>,
+    /// Seconds per unit of the arrival column; `None`: a date and time.
+    unit: Option<f64>,
+}
+
+impl Columns {
+    fn find(header: &str) -> Result<Self, String> {
+        let names: Vec<String> =
+            header.trim_start_matches('\u{feff}').split(',').map(|n| n.trim().to_lowercase()).collect();
+        let at = |wanted: &[&str]| names.iter().position(|n| wanted.contains(&n.as_str()));
+        let input =
+            at(&["input_tokens", "contexttokens", "num_prefill_tokens", "request tokens", "input_length"]);
+        let output = at(&[
+            "output_tokens",
+            "generatedtokens",
+            "num_decode_tokens",
+            "response tokens",
+            "output_length",
+        ]);
+        let (Some(input), Some(output)) = (input, output) else {
+            return Err(format!(
+                "the header `{}` is of no known trace layout; columns needed: arrival_s, input_tokens, output_tokens",
+                header.chars().take(120).collect::<String>()
+            ));
+        };
+        let seconds = at(&["arrival_s", "arrived_at"]);
+        let stamp = at(&["timestamp"]);
+        let burst = names.iter().any(|n| n == "request tokens");
+        let (arrival, unit) = match (seconds, stamp) {
+            (Some(i), _) => (Some(i), Some(1.0)),
+            (None, Some(i)) if burst => (Some(i), Some(1.0)),
+            (None, Some(i)) => (Some(i), None),
+            (None, None) => (None, Some(1.0)),
+        };
+        Ok(Self { arrival, input, output, blocks: at(&["prefix_blocks_512"]), unit })
+    }
+
+    fn row(&self, line: &str) -> Result<(f64, u32, u32, Option<u64>), String> {
+        let cells: Vec<&str> = line.split(',').map(|c| c.trim().trim_matches('"')).collect();
+        let cell = |i: usize| cells.get(i).copied().ok_or_else(|| format!("column {} is missing", i + 1));
+        let tokens = |i: usize| -> Result<u32, String> {
+            let text = cell(i)?;
+            let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of tokens"))?;
+            if (0.0..=f64::from(1 << 24)).contains(&value) {
+                Ok(value as u32)
+            } else {
+                Err(format!("{text} tokens is out of range"))
+            }
+        };
+        let time = match (self.arrival, self.unit) {
+            (None, _) => 0.0,
+            (Some(i), Some(unit)) => {
+                let text = cell(i)?;
+                unit * text.parse::<f64>().map_err(|_| format!("`{text}` is not a time in seconds"))?
+            }
+            (Some(i), None) => date_seconds(cell(i)?)?,
+        };
+        if !time.is_finite() {
+            return Err("the arrival time is not finite".to_owned());
+        }
+        let block = self
+            .blocks
+            .and_then(|i| cells.get(i))
+            .and_then(|text| text.split([' ', ';', '-']).next())
+            .and_then(|first| first.parse().ok());
+        Ok((time, tokens(self.input)?, tokens(self.output)?, block))
+    }
+}
+
+/// Seconds since 1970 of `2023-11-16 18:15:46.6805900` (Azure), or a plain number.
+fn date_seconds(text: &str) -> Result<f64, String> {
+    if let Ok(number) = text.parse::<f64>() {
+        return Ok(number);
+    }
+    let bad = || format!("`{text}` is not a date like 2023-11-16 18:15:46.68");
+    let (date, clock) = text.split_once([' ', 'T']).ok_or_else(bad)?;
+    let whole = |t: &str| t.parse::<i64>().map_err(|_| bad());
+    let mut parts = date.splitn(3, '-');
+    let mut next = || whole(parts.next().unwrap_or(""));
+    let (year, month, day) = (next()?, next()?, next()?);
+    let clock = clock.trim_end_matches('Z');
+    let clock = clock.split('+').next().unwrap_or(clock);
+    let mut parts = clock.splitn(3, ':');
+    let (hour, minute) = (whole(parts.next().unwrap_or(""))?, whole(parts.next().unwrap_or(""))?);
+    let second: f64 = parts.next().unwrap_or("").parse().map_err(|_| bad())?;
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) {
+        return Err(bad());
+    }
+    // Days from civil date (Howard Hinnant's algorithm).
+    let y = if month <= 2 { year - 1 } else { year };
+    let era = y.div_euclid(400);
+    let year_of_era = y - era * 400;
+    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    Ok(days as f64 * 86_400.0 + hour as f64 * 3600.0 + minute as f64 * 60.0 + second)
+}
+
+fn json_row(line: &str) -> Result<(f64, u32, u32, Option<u64>), String> {
+    let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("not JSON: {e}"))?;
+    let number = |names: [&str; 2]| names.iter().find_map(|n| value.get(*n)?.as_f64());
+    let input =
+        number(["ContextTokens", "input_length"]).ok_or("neither ContextTokens nor input_length is given")?;
+    let output = number(["GeneratedTokens", "output_length"])
+        .ok_or("neither GeneratedTokens nor output_length is given")?;
+    let time = match (value.get("StartTimeOffset"), value.get("timestamp")) {
+        (Some(ns), _) => ns.as_f64().ok_or("StartTimeOffset is not a number")? * 1e-9,
+        (None, Some(ms)) => ms.as_f64().ok_or("timestamp is not a number")? * 1e-3,
+        _ => 0.0,
+    };
+    if !(0.0..=16_777_216.0).contains(&input) || !(0.0..=16_777_216.0).contains(&output) {
+        return Err("a length is out of range".to_owned());
+    }
+    let block = value.get("hash_ids").and_then(|ids| ids.get(0)).and_then(serde_json::Value::as_u64);
+    Ok((time, input as u32, output as u32, block))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(text: &str) -> Vec<(u64, u32, u32)> {
+        let trace = parse_trace("t", text).unwrap();
+        trace.requests.iter().map(|r| (r.arrival.0 / 1_000_000_000, r.input, r.output)).collect()
+    }
+
+    #[test]
+    fn every_layout_reads() {
+        let expected = vec![(0, 10, 3), (1500, 20, 4)];
+        for text in [
+            "arrival_s,input_tokens,output_tokens\n2,10,3\n3.5,20,4\n",
+            "arrived_at,num_prefill_tokens,num_decode_tokens\n3.5,20,4\n2,10,3\n",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.50,10,3\n2023-11-16 18:15:48.00,20,4\n",
+            "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,m,10,3,13,x\n6.5,m,20,4,24,x\n",
+            "{\"StartTimeOffset\":0,\"ContextTokens\":10,\"GeneratedTokens\":3}\n{\"StartTimeOffset\":1500000000,\"ContextTokens\":20,\"GeneratedTokens\":4}\n",
+            "{\"timestamp\":100,\"input_length\":10,\"output_length\":3,\"hash_ids\":[4]}\n{\"timestamp\":1600,\"input_length\":20,\"output_length\":4,\"hash_ids\":[4,5]}\n",
+        ] {
+            assert_eq!(summary(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn dates_cross_midnight_and_months() {
+        let day = date_seconds("2024-03-01 00:00:00").unwrap() - date_seconds("2024-02-28 00:00:00").unwrap();
+        assert_eq!(day, 2.0 * 86_400.0);
+    }
+
+    #[test]
+    fn faults_name_the_line() {
+        for (text, line) in [
+            ("", 1),
+            ("a,b\n1,2\n", 1),
+            ("arrival_s,input_tokens,output_tokens\n1,2,3\n1,x,3\n", 3),
+            ("arrival_s,input_tokens,output_tokens\n1,2\n", 2),
+            ("{\"timestamp\":1}\n", 1),
+        ] {
+            assert_eq!(parse_trace("t", text).unwrap_err().line, line, "{text}");
+        }
+    }
+}
