@@ -19,6 +19,7 @@ pub mod memory;
 pub mod model;
 pub mod power;
 pub mod relatives;
+pub mod serving;
 pub mod stacks;
 mod sustained;
 

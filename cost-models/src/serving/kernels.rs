@@ -1,0 +1,152 @@
+//! Laws of the serving kernels: launch floor, work per block of threads, memory and arithmetic rates.
+//!
+//! Each law is a roofline with measured efficiencies and a floor: the terms that overlap inside a kernel are joined by
+//! a fourth-power norm, which is within 19 % of their maximum and has no corner. Efficiencies are shares of datasheet
+//! rates, at most 1, so no law beats its roofline.
+
+use crate::gemm::overlap;
+use serde::{Deserialize, Serialize};
+
+/// Datasheet rates of a part.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Datasheet {
+    /// Dense 16-bit matrix rate, flop/s.
+    pub half: f64,
+    /// Matrix rate of the format at hand, flop/s.
+    pub peak: f64,
+    /// Device memory, bytes/s.
+    pub bandwidth: f64,
+}
+
+/// Decoding attention: one query token of each sequence against its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DecodeLaw {
+    /// Floor, microseconds.
+    pub launch_us: f64,
+    /// Time of one (sequence, key/value head) block over the whole part, nanoseconds.
+    pub block_ns: f64,
+    /// Reached share of memory bandwidth.
+    pub memory: f64,
+    /// Reached share of the 16-bit matrix rate.
+    pub compute: f64,
+    /// Standard deviation of ln(measured / predicted).
+    pub sigma: f64,
+}
+
+impl DecodeLaw {
+    /// Seconds for `blocks` = sequences · key/value heads, `bytes` of cache read and `flops`.
+    pub fn seconds(&self, rates: Datasheet, blocks: f64, bytes: f64, flops: f64) -> f64 {
+        let memory = bytes / (rates.bandwidth * self.memory);
+        let compute = flops / (rates.half * self.compute);
+        self.launch_us * 1e-6 + overlap(overlap(memory, compute), blocks * self.block_ns * 1e-9)
+    }
+}
+
+/// Prompt attention: a chunk of query tokens against the cache before and the chunk itself.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PromptLaw {
+    /// Floor, microseconds.
+    pub launch_us: f64,
+    /// Reached share of the matrix rate for long chunks.
+    pub compute: f64,
+    /// Chunk length at which half of that is reached, tokens.
+    pub half_length: f64,
+    /// Reached share of memory bandwidth.
+    pub memory: f64,
+    /// Standard deviation of ln(measured / predicted).
+    pub sigma: f64,
+}
+
+impl PromptLaw {
+    /// Seconds beyond the floor for `flops` (causal half only) in chunks of `length` tokens that move `bytes`.
+    pub fn work_seconds(&self, rates: Datasheet, flops: f64, length: f64, bytes: f64) -> f64 {
+        let reached = self.compute * length / (length + self.half_length);
+        overlap(flops / (rates.peak * reached.max(1e-6)), bytes / (rates.bandwidth * self.memory))
+    }
+}
+
+/// Fused experts of one layer on one rank.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MoeLaw {
+    /// Floor, microseconds.
+    pub launch_us: f64,
+    /// Reached share of memory bandwidth for expert weights.
+    pub memory: f64,
+    /// Reached share of the matrix rate.
+    pub compute: f64,
+    /// Rows that each touched expert is padded by, in the mean.
+    pub padding: f64,
+    /// Passes over the routed rows in memory (permute, quantise, combine).
+    pub passes: f64,
+    /// Standard deviation of ln(measured / predicted).
+    pub sigma: f64,
+}
+
+/// Shape of a fused expert call on one rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MoeCall {
+    /// Routed rows on this rank.
+    pub rows: f64,
+    /// Experts on this rank that get a row.
+    pub touched: f64,
+    /// Parameters of one expert on this rank.
+    pub parameters: f64,
+    /// Bytes of one parameter.
+    pub weight_bytes: f64,
+    /// Width that experts read and write.
+    pub hidden: f64,
+}
+
+impl MoeCall {
+    /// Experts of `local` that get at least one of `draws` routed rows spread evenly over `experts`.
+    pub fn touched(local: f64, experts: f64, draws: f64) -> f64 {
+        local * -((1.0 - 1.0 / experts.max(1.000_001)).ln() * draws).exp_m1()
+    }
+}
+
+impl MoeLaw {
+    /// Seconds of one call.
+    pub fn seconds(&self, rates: Datasheet, call: &MoeCall) -> f64 {
+        let weights = call.touched * call.parameters * call.weight_bytes;
+        let copies = self.passes * call.rows * call.hidden * 2.0 / rates.bandwidth;
+        let flops = 2.0 * call.parameters * (call.rows + self.padding * call.touched);
+        let memory = weights / (rates.bandwidth * self.memory);
+        let compute = flops / (rates.peak * self.compute);
+        self.launch_us * 1e-6 + copies + overlap(memory, compute)
+    }
+}
+
+/// Products with 4- or 8-bit integer weights and 16-bit arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WeightOnlyLaw {
+    /// Floor, microseconds.
+    pub launch_us: f64,
+    /// Reached share of memory bandwidth.
+    pub memory: f64,
+    /// Reached share of the 16-bit matrix rate.
+    pub compute: f64,
+    /// Standard deviation of ln(measured / predicted).
+    pub sigma: f64,
+}
+
+impl WeightOnlyLaw {
+    /// Seconds for `flops` and `bytes` of weights and activations.
+    pub fn seconds(&self, rates: Datasheet, flops: f64, bytes: f64) -> f64 {
+        let compute = flops / (rates.half * self.compute);
+        self.launch_us * 1e-6 + overlap(compute, bytes / (rates.bandwidth * self.memory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_touched() {
+        assert!((MoeCall::touched(8.0, 8.0, 1.0) - 1.0).abs() < 1e-9);
+        assert!((MoeCall::touched(8.0, 8.0, 1e6) - 8.0).abs() < 1e-9);
+        // 128 experts, 64 draws: 128 (1 - (127/128)^64).
+        let expected = 128.0 * (1.0 - (127.0f64 / 128.0).powi(64));
+        assert!((MoeCall::touched(128.0, 128.0, 64.0) - expected).abs() < 1e-9);
+    }
+}

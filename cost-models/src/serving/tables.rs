@@ -1,0 +1,178 @@
+//! The fitted laws and curves of every measured accelerator, embedded, parsed on first use.
+
+use super::kernels::{DecodeLaw, MoeLaw, PromptLaw, WeightOnlyLaw};
+use super::reduce::ReduceCurve;
+use crate::relatives;
+use psim_hardware::Accelerator;
+use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
+
+/// A law with the kernels it holds for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry<L> {
+    /// Kernel library: `trtllm`, `vllm`, `sglang`.
+    pub library: String,
+    /// What it computes in: `bf16`, `fp8`, `fp8-block`, `nvfp4`, `w4a16` …; of the cache for decoding.
+    pub format: String,
+    /// `gqa` or `mla`; empty where it does not matter.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub heads: String,
+    /// The law.
+    #[serde(flatten)]
+    pub law: L,
+}
+
+/// Everything fitted for one accelerator.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ServingTables {
+    /// Canonical accelerator name.
+    pub accelerator: String,
+    /// Decoding attention.
+    #[serde(default)]
+    pub decode: Vec<Entry<DecodeLaw>>,
+    /// Prompt attention.
+    #[serde(default)]
+    pub prompt: Vec<Entry<PromptLaw>>,
+    /// Fused experts.
+    #[serde(default)]
+    pub moe: Vec<Entry<MoeLaw>>,
+    /// Weight-only products.
+    #[serde(default)]
+    pub weight_only: Vec<Entry<WeightOnlyLaw>>,
+    /// All-reduce curves.
+    #[serde(default)]
+    pub all_reduce: Vec<ReduceCurve>,
+}
+
+/// The file of all accelerators.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TablesFile {
+    /// One table per accelerator.
+    #[serde(default)]
+    pub accelerator: Vec<ServingTables>,
+}
+
+static TABLES: OnceLock<TablesFile> = OnceLock::new();
+
+/// The built-in tables.
+pub fn built_in() -> &'static TablesFile {
+    TABLES.get_or_init(|| toml::from_str(include_str!("../../data/serving/kernels.toml")).unwrap_or_default())
+}
+
+/// A law and whether it was measured on this very accelerator.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found<L> {
+    /// The law.
+    pub law: L,
+    /// Measured on this accelerator (else on a relative, or a documented default).
+    pub own: bool,
+}
+
+/// Tables of an accelerator and of its measured relatives, nearest first.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    tables: Vec<&'static ServingTables>,
+    own: bool,
+}
+
+impl Lookup {
+    /// Finds the tables of an accelerator.
+    pub fn new(accelerator: &Accelerator) -> Self {
+        let find = |name: &str| built_in().accelerator.iter().find(|t| t.accelerator == name);
+        let mine = find(&accelerator.name);
+        let own = mine.is_some();
+        let mut tables: Vec<&'static ServingTables> = mine.into_iter().collect();
+        tables.extend(relatives::of(accelerator).filter_map(find));
+        Self { tables, own }
+    }
+
+    fn search<L: Copy>(
+        &self,
+        of: impl Fn(&'static ServingTables) -> &'static [Entry<L>],
+        library: &str,
+        formats: &[&str],
+        heads: &str,
+        default: L,
+    ) -> Found<L> {
+        let libraries = [library, "trtllm", "vllm", "sglang"];
+        for format in formats {
+            for (index, table) in self.tables.iter().enumerate() {
+                for library in libraries {
+                    let hit = of(table)
+                        .iter()
+                        .find(|e| e.library == library && e.format == *format && e.heads == heads);
+                    if let Some(entry) = hit {
+                        return Found { law: entry.law, own: self.own && index == 0 };
+                    }
+                }
+            }
+        }
+        Found { law: default, own: false }
+    }
+
+    /// Decoding attention with a cache of `kv_bits` bits.
+    pub fn decode(&self, library: &str, kv_bits: u64, latent: bool) -> Found<DecodeLaw> {
+        let formats: &[&str] = if kv_bits <= 8 { &["fp8", "bf16"] } else { &["bf16", "fp8"] };
+        // Defaults for parts without any measured relative: typical of the fitted ones.
+        let default =
+            DecodeLaw { launch_us: 8.0, block_ns: 30.0, memory: 0.7, compute: 0.3, sigma: 0.35 };
+        self.search(|t| &t.decode, library, formats, if latent { "mla" } else { "gqa" }, default)
+    }
+
+    /// Prompt attention in 16 or 8 bits.
+    pub fn prompt(&self, library: &str, eight_bits: bool, latent: bool) -> Found<PromptLaw> {
+        let formats: &[&str] = if eight_bits { &["fp8", "bf16"] } else { &["bf16"] };
+        let default =
+            PromptLaw { launch_us: 10.0, compute: 0.5, half_length: 600.0, memory: 0.6, sigma: 0.35 };
+        self.search(|t| &t.prompt, library, formats, if latent { "mla" } else { "gqa" }, default)
+    }
+
+    /// Fused experts; formats are tried in order.
+    pub fn moe(&self, library: &str, formats: &[&str]) -> Found<MoeLaw> {
+        let default =
+            MoeLaw { launch_us: 20.0, memory: 0.7, compute: 0.5, padding: 24.0, passes: 6.0, sigma: 0.4 };
+        self.search(|t| &t.moe, library, formats, "", default)
+    }
+
+    /// Weight-only products.
+    pub fn weight_only(&self, format: &str) -> Found<WeightOnlyLaw> {
+        let default = WeightOnlyLaw { launch_us: 4.0, memory: 0.65, compute: 0.55, sigma: 0.35 };
+        self.search(|t| &t.weight_only, "trtllm", &[format, "w4a16", "w8a16"], "", default)
+    }
+
+    /// All-reduce curve of a library, else of another; `None` where nothing is measured.
+    pub fn all_reduce(&self, library: &str, ranks: u32) -> Option<(&'static ReduceCurve, bool)> {
+        for (index, table) in self.tables.iter().enumerate() {
+            for library in [library, "trtllm", "vllm", "sglang", "nccl"] {
+                let hit = table.all_reduce.iter().find(|c| c.library == library && c.ranks == ranks);
+                if let Some(curve) = hit {
+                    return Some((curve, self.own && index == 0));
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_file_parses() {
+        let text = include_str!("../../data/serving/kernels.toml");
+        let parsed: Result<TablesFile, _> = toml::from_str(text);
+        assert!(parsed.is_ok(), "{:?}", parsed.err());
+        for table in &built_in().accelerator {
+            for e in &table.decode {
+                assert!(e.law.memory > 0.0 && e.law.memory <= 1.0 && e.law.compute <= 1.0, "{e:?}");
+            }
+            for e in &table.prompt {
+                assert!(e.law.compute <= 1.0 && e.law.memory <= 1.0, "{e:?}");
+            }
+            for e in &table.moe {
+                assert!(e.law.compute <= 1.0 && e.law.memory <= 1.0, "{e:?}");
+            }
+        }
+    }
+}
