@@ -1,6 +1,7 @@
 //! Measurement, import, fitting and validation of psim's profiles.
 
 pub mod fit;
+pub mod fit_serving;
 pub mod measure;
 pub mod tables;
 pub mod validate;

@@ -11,7 +11,9 @@ pub mod engine;
 pub mod kernels;
 pub mod reduce;
 pub mod step;
+
 pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
 pub use step::{Lane, PromptChunk, StepCost, StepCostError};
+

@@ -86,7 +86,7 @@ impl Lookup {
         Self { tables, own }
     }
 
-    fn search<L: Copy>(
+    fn search<L: Copy + 'static>(
         &self,
         of: impl Fn(&'static ServingTables) -> &'static [Entry<L>],
         library: &str,

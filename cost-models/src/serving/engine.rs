@@ -1,0 +1,308 @@
+//! Engine profiles: what a release of a serving engine does and what its host side costs.
+//!
+//! Files: `data/serving/engines/*.toml`, one per engine and era. Parameters are properties of the software on an
+//! accelerator (never of a model or a run); `[[accelerator]]` tables override them for parts whose names start with a
+//! text. Fitted ones are bounded by [`EngineParameters::BOUNDS`].
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// Batching policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// A batch is formed, prefilled and decoded to its last token before the next one starts.
+    Static,
+    /// Iteration-level batching with memory reserved for the whole answer at admission (Orca, Yu et al. 2022).
+    Orca,
+    /// Waiting prompts run first, whole, in steps of their own; decoding is paused (vLLM of 2023, Kwon et al. 2023).
+    PrefillPriority,
+    /// One token budget a step: decodes first, prompts in chunks with what is left (vLLM v1, Sarathi).
+    ChunkedPrefill,
+    /// As chunked prefill, but every step is filled to the same number of tokens (DeepSpeed-FastGen).
+    SplitFuse,
+    /// Prompts run first in chunks, matched against a radix tree of cached prefixes (SGLang).
+    Radix,
+    /// In-flight batching without eviction: a request is admitted when its longest answer fits (TensorRT-LLM).
+    InflightNoEvict,
+}
+
+/// Names of the field that are not built, with the reason.
+const NOT_BUILT: [(&str, &str); 6] = [
+    ("flover", "temporal fusion needs kernel fusion across requests, which no table covers"),
+    ("fastswitch", "priorities with preemption by context switch are not built"),
+    ("s-lora", "several adapters with unified paging are not built"),
+    ("flexllm", "co-serving with fine-tuning is not built"),
+    ("nanoflow", "overlap inside a device is not built"),
+    ("semi-pd", "phase-wise partition of multiprocessors is not built"),
+];
+
+impl Policy {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// A sentence: unknown, or known and not built with the reason.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        Ok(match name {
+            "static" => Self::Static,
+            "orca" => Self::Orca,
+            "prefill-priority" | "vllm-2023" => Self::PrefillPriority,
+            "chunked-prefill" | "sarathi" | "vllm-v1" => Self::ChunkedPrefill,
+            "splitfuse" => Self::SplitFuse,
+            "radix" | "sglang" => Self::Radix,
+            "inflight-no-evict" | "trtllm" => Self::InflightNoEvict,
+            other => {
+                return Err(match NOT_BUILT.iter().find(|(known, _)| *known == other) {
+                    Some((name, why)) => format!("policy `{name}` is not built: {why}"),
+                    None => format!(
+                        "`{other}` is not a policy; known: static, orca, prefill-priority, chunked-prefill, splitfuse, radix, inflight-no-evict"
+                    ),
+                });
+            }
+        })
+    }
+}
+
+/// Numbers of an engine on an accelerator.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineParameters {
+    /// Host time of a step that the accelerator waits for, microseconds.
+    pub step_us: f64,
+    /// The same per running sequence, microseconds.
+    pub sequence_us: f64,
+    /// The same per prompt chunk in the step, microseconds.
+    pub prompt_us: f64,
+    /// Idle between the kernels of one layer under a captured graph, microseconds.
+    pub layer_us: f64,
+    /// Host time to launch one layer without a captured graph; hidden where the kernels take longer, microseconds.
+    pub eager_layer_us: f64,
+    /// Most tokens of a step that runs as a captured graph; 0 without graphs.
+    pub graph_tokens: u32,
+    /// Constant part of the time to the first token (HTTP, tokenisation, first streaming), milliseconds.
+    pub ttft_ms: f64,
+    /// Reached over tabled rate of dense products.
+    pub gemm: f64,
+    /// The same of decoding attention.
+    pub decode: f64,
+    /// The same of prompt attention.
+    pub prompt: f64,
+    /// The same of fused experts.
+    pub moe: f64,
+    /// The same of all-reduces.
+    pub all_reduce: f64,
+    /// Share of the key/value reads that query heads of one group share: 1 reads each key once, 0 once per query head.
+    pub kv_reuse: f64,
+    /// Busiest over mean rank of experts spread over ranks.
+    pub expert_imbalance: f64,
+    /// Share of a pipeline's ideal overlap that is reached: 0 runs stages one after another.
+    pub pipeline: f64,
+}
+
+impl Default for EngineParameters {
+    fn default() -> Self {
+        Self {
+            step_us: 1000.0,
+            sequence_us: 5.0,
+            prompt_us: 100.0,
+            layer_us: 3.0,
+            eager_layer_us: 150.0,
+            graph_tokens: 512,
+            ttft_ms: 20.0,
+            gemm: 0.95,
+            decode: 0.9,
+            prompt: 0.9,
+            moe: 0.9,
+            all_reduce: 1.0,
+            kv_reuse: 1.0,
+            expert_imbalance: 1.1,
+            pipeline: 1.0,
+        }
+    }
+}
+
+impl EngineParameters {
+    /// Name, least and greatest value of every fitted parameter.
+    pub const BOUNDS: [(&'static str, f64, f64); 14] = [
+        ("step_us", 10.0, 40_000.0),
+        ("sequence_us", 0.1, 300.0),
+        ("prompt_us", 1.0, 20_000.0),
+        ("layer_us", 0.1, 200.0),
+        ("eager_layer_us", 10.0, 1500.0),
+        ("ttft_ms", 1.0, 400.0),
+        ("gemm", 0.35, 1.0),
+        ("decode", 0.25, 1.0),
+        ("prompt", 0.2, 1.0),
+        ("moe", 0.25, 1.3),
+        ("all_reduce", 0.3, 1.5),
+        ("kv_reuse", 0.0, 1.0),
+        ("expert_imbalance", 1.0, 2.0),
+        ("pipeline", 0.0, 1.0),
+    ];
+
+    /// A parameter by name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let mut copy = *self;
+        copy.slot(name).map(|s| *s)
+    }
+
+    /// Sets a parameter by name, within its bounds; unknown names and values that are not finite are refused.
+    pub fn set(&mut self, name: &str, value: f64) -> bool {
+        let Some((_, low, high)) = Self::BOUNDS.iter().find(|(n, ..)| *n == name) else { return false };
+        match self.slot(name) {
+            Some(slot) if value.is_finite() => {
+                *slot = value.clamp(*low, *high);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn slot(&mut self, name: &str) -> Option<&mut f64> {
+        Some(match name {
+            "step_us" => &mut self.step_us,
+            "sequence_us" => &mut self.sequence_us,
+            "prompt_us" => &mut self.prompt_us,
+            "layer_us" => &mut self.layer_us,
+            "eager_layer_us" => &mut self.eager_layer_us,
+            "ttft_ms" => &mut self.ttft_ms,
+            "gemm" => &mut self.gemm,
+            "decode" => &mut self.decode,
+            "prompt" => &mut self.prompt,
+            "moe" => &mut self.moe,
+            "all_reduce" => &mut self.all_reduce,
+            "kv_reuse" => &mut self.kv_reuse,
+            "expert_imbalance" => &mut self.expert_imbalance,
+            "pipeline" => &mut self.pipeline,
+            _ => return None,
+        })
+    }
+}
+
+/// Overrides for some accelerators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceleratorOverride {
+    /// The accelerator's canonical name starts with this.
+    pub name: String,
+    /// Parameter to value.
+    pub parameters: BTreeMap<String, f64>,
+}
+
+/// One engine in one era.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineProfile {
+    /// Schema version.
+    pub schema: u32,
+    /// Name (`vllm-v1`).
+    pub name: String,
+    /// Releases and time that it stands for, with the source of the behaviour.
+    pub era: String,
+    /// Kernel library of the laws: `trtllm`, `vllm`, `sglang`.
+    pub library: String,
+    /// Batching policy.
+    pub policy: Policy,
+    /// Most sequences that run at once, per attention copy.
+    pub max_sequences: u32,
+    /// Most tokens of a step.
+    pub token_budget: u32,
+    /// Share of the device memory that the engine fills.
+    pub memory_share: f64,
+    /// Activations, graphs and workspaces inside that share, GiB.
+    pub reserve_gib: f64,
+    /// Tokens of one cache block.
+    pub block_tokens: u32,
+    /// Numbers on any accelerator.
+    #[serde(default)]
+    pub parameters: EngineParameters,
+    /// Numbers that differ on some accelerators; the longest matching name wins.
+    #[serde(default)]
+    pub accelerator: Vec<AcceleratorOverride>,
+}
+
+impl EngineProfile {
+    /// The numbers on an accelerator, and whether a table of its own gave them.
+    pub fn on(&self, accelerator: &str) -> (EngineParameters, bool) {
+        let mut parameters = self.parameters;
+        let own = self
+            .accelerator
+            .iter()
+            .filter(|o| accelerator.starts_with(&o.name))
+            .max_by_key(|o| o.name.len());
+        if let Some(o) = own {
+            for (name, value) in &o.parameters {
+                parameters.set(name, *value);
+            }
+        }
+        (parameters, own.is_some())
+    }
+}
+
+/// Embedded engine files.
+const FILES: [(&str, &str); 14] = [
+    ("deepspeed-mii-2024", include_str!("../../data/serving/engines/deepspeed-mii-2024.toml")),
+    ("deepspeed-gaudi-2024", include_str!("../../data/serving/engines/deepspeed-gaudi-2024.toml")),
+    ("llama.cpp-2024", include_str!("../../data/serving/engines/llama.cpp-2024.toml")),
+    ("orca", include_str!("../../data/serving/engines/orca.toml")),
+    ("rocm-atom", include_str!("../../data/serving/engines/rocm-atom.toml")),
+    ("rocm-vllm-2024", include_str!("../../data/serving/engines/rocm-vllm-2024.toml")),
+    ("sglang", include_str!("../../data/serving/engines/sglang.toml")),
+    ("trtllm-0.10", include_str!("../../data/serving/engines/trtllm-0.10.toml")),
+    ("trtllm-0.14", include_str!("../../data/serving/engines/trtllm-0.14.toml")),
+    ("trtllm-1.0", include_str!("../../data/serving/engines/trtllm-1.0.toml")),
+    ("trtllm-static", include_str!("../../data/serving/engines/trtllm-static.toml")),
+    ("trtllm-static-2024", include_str!("../../data/serving/engines/trtllm-static-2024.toml")),
+    ("vllm-2024", include_str!("../../data/serving/engines/vllm-2024.toml")),
+    ("vllm-v1", include_str!("../../data/serving/engines/vllm-v1.toml")),
+];
+
+/// The engine of a serving question that names none.
+pub const DEFAULT_ENGINE: &str = "vllm-v1";
+
+static ENGINES: OnceLock<Vec<EngineProfile>> = OnceLock::new();
+
+/// Every built-in engine profile.
+pub fn engines() -> &'static [EngineProfile] {
+    ENGINES.get_or_init(|| FILES.iter().filter_map(|(_, text)| toml::from_str(text).ok()).collect())
+}
+
+/// A built-in engine by name.
+pub fn find(name: &str) -> Option<&'static EngineProfile> {
+    engines().iter().find(|e| e.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engine_file_parses_and_keeps_its_bounds() {
+        for (name, text) in FILES {
+            let parsed: Result<EngineProfile, _> = toml::from_str(text);
+            let engine = parsed.unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(engine.name, name);
+            for (parameter, low, high) in EngineParameters::BOUNDS {
+                let value = engine.parameters.get(parameter).unwrap();
+                assert!((low..=high).contains(&value), "{name}: {parameter} = {value}");
+                for o in &engine.accelerator {
+                    for (key, value) in &o.parameters {
+                        assert!(EngineParameters::default().get(key).is_some(), "{name}: {key}");
+                        if key == parameter {
+                            assert!((low..=high).contains(value), "{name} {}: {key} = {value}", o.name);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(find(DEFAULT_ENGINE).is_some());
+    }
+
+    #[test]
+    fn names_not_built_are_refused_with_the_reason() {
+        assert_eq!(Policy::parse("sarathi"), Ok(Policy::ChunkedPrefill));
+        assert!(Policy::parse("s-lora").unwrap_err().contains("not built"));
+        assert!(Policy::parse("quick").unwrap_err().contains("known"));
+    }
+}
