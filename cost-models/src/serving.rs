@@ -15,5 +15,5 @@ pub mod step;
 pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
-pub use step::{Lane, PromptChunk, StepCost, StepCostError};
+pub use step::{DecodeRun, KINDS, Lane, PromptChunk, StepCost, StepCostError};
 

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod pipeline;
 pub mod prediction;
 pub mod schedule;
+pub mod serving;
 pub mod step;
 pub mod stream;
 pub mod timeline;

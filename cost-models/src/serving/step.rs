@@ -128,6 +128,46 @@ struct Kind {
     kv_size: f64,
 }
 
+/// A run of decoding steps of one lane whose batch does not change: all that does not depend on the cache is summed.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeRun {
+    kinds: [RunKind; KINDS],
+    used: usize,
+    /// Everything but attention, seconds.
+    base: f64,
+    base_roofline: f64,
+    /// Launch floor of steps without a captured graph.
+    floor: f64,
+    host: f64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct RunKind {
+    layers: f64,
+    launch: f64,
+    /// Fourth power of the block term.
+    block4: f64,
+    /// Fourth power of the seconds of memory and arithmetic per token of context.
+    per_token4: f64,
+    index: f64,
+    roofline: f64,
+}
+
+impl DecodeRun {
+    /// Seconds of the step that reads this many cached tokens per attention kind.
+    pub fn seconds(&self, context: &[u64; KINDS]) -> f64 {
+        let (mut attention, mut roofline) = (0.0, self.base_roofline);
+        for (kind, context) in self.kinds[..self.used].iter().zip(context) {
+            let c = *context as f64;
+            let c2 = c * c;
+            let work = (kind.block4 + c2 * c2 * kind.per_token4).sqrt().sqrt();
+            attention += kind.layers * (kind.launch + work) + c * kind.index;
+            roofline += c * kind.roofline;
+        }
+        (self.base + attention).max(self.floor).max(roofline) + self.host
+    }
+}
+
 /// Prices the steps of one deployment.
 #[derive(Debug, Clone)]
 pub struct StepCost {
@@ -388,8 +428,58 @@ impl StepCost {
         }
     }
 
+    /// Prepares steps in which one lane of a replica with a single lane decodes `decoding` sequences.
+    pub fn decode_run(&self, decoding: u32) -> DecodeRun {
+        let p = &self.parameters;
+        let mut kinds = [RunKind::default(); KINDS];
+        for (slot, kind) in kinds.iter_mut().zip(&self.kinds) {
+            let memory = kind.bytes_per_token / (self.rates.bandwidth * kind.decode.memory);
+            let compute = kind.decode_flops / (self.rates.half * kind.decode.compute);
+            let block = f64::from(decoding) * kind.blocks_per_sequence * kind.decode.block_ns * 1e-9;
+            *slot = RunKind {
+                layers: kind.core.layers / p.decode,
+                launch: kind.decode.launch_us * 1e-6,
+                block4: block.powi(4),
+                per_token4: memory.powi(4) + compute.powi(4),
+                index: kind.core.layers * kind.index_bytes / (0.5 * self.rates.bandwidth),
+                roofline: kind.core.layers * kind.core.cache_elements as f64 * kind.kv_size
+                    / self.rates.bandwidth,
+            };
+        }
+        let states =
+            if self.shape.states.is_empty() { 0.0 } else { self.state_seconds(f64::from(decoding), 0.0) };
+        let layers = f64::from(self.shape.layers);
+        let eager = decoding > p.graph_tokens;
+        DecodeRun {
+            kinds,
+            used: self.kinds.len(),
+            base: self.local.at(decoding)
+                + self.head.at(decoding)
+                + self.shared.at(decoding)
+                + states
+                + layers * p.layer_us * 1e-6
+                + self.hops(decoding),
+            base_roofline: self.roofline_local.at(decoding)
+                + self.roofline_head.at(decoding)
+                + self.roofline_shared.at(decoding),
+            floor: if eager { layers * p.eager_layer_us * 1e-6 } else { 0.0 },
+            host: (p.step_us + p.sequence_us * f64::from(decoding)) * 1e-6,
+        }
+    }
+
+    /// Passing activations from stage to stage.
+    fn hops(&self, tokens: u32) -> f64 {
+        f64::from(self.stages.saturating_sub(1)) * (self.stage_hop.0 + self.stage_hop.1 * f64::from(tokens))
+    }
+
     /// Seconds of a step in which the lanes do this; the host's part is in it.
     pub fn seconds(&self, lanes: &[Lane<'_>]) -> f64 {
+        if let [lane] = lanes
+            && lane.chunks.is_empty()
+            && lane.decoding > 0
+        {
+            return self.decode_run(lane.decoding).seconds(&lane.context);
+        }
         let mut slowest = LaneTime::default();
         let mut all_tokens = 0;
         let (mut decoding, mut prompts) = (0u32, 0usize);
@@ -417,14 +507,12 @@ impl StepCost {
         };
         let p = &self.parameters;
         let mut gpu = slowest.gpu + self.shared.at(expert_tokens);
-        let mut roofline = slowest.roofline + self.roofline_shared.at(expert_tokens);
+        let roofline = slowest.roofline + self.roofline_shared.at(expert_tokens);
         if self.stages > 1 {
             // With `busy` batches in flight each stage waits for the others where the overlap is not ideal.
             let serial = (sum - slowest.gpu).max(0.0);
             gpu += (1.0 - p.pipeline) * serial;
-            let hops = f64::from(self.stages - 1);
-            gpu += hops * (self.stage_hop.0 + self.stage_hop.1 * f64::from(slowest.tokens));
-            roofline = roofline.max(0.0);
+            gpu += self.hops(slowest.tokens);
         }
         gpu += f64::from(self.shape.layers) * p.layer_us * 1e-6;
         if prompts > 0 || slowest.tokens > p.graph_tokens {

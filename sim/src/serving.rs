@@ -1,0 +1,86 @@
+//! Serving: engines that batch requests step by step, behind a router.
+//!
+//! [`simulate`] runs the requests of a [`psim_models::serving::Traffic`] through replicas of an engine. Time is integer
+//! picoseconds; a run depends on its inputs only. Decoding steps between two events (an arrival, a finished request, a
+//! full cache) form one event: their times are still computed one by one, so that a run with and without this is the
+//! same to the last bit.
+
+mod fleet;
+mod histogram;
+mod lane;
+mod replica;
+pub mod report;
+pub mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use fleet::{FleetOptions, Preemption, Router, ServingError, ServingInput, simulate};
+pub use histogram::Histogram;
+pub use report::{Percentiles, ServingReport};
+pub use rules::Rules;
+
+use psim_hardware::Time;
+use serde::Serialize;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// When its client sent it.
+    pub sent: Time,
+    /// When its first token came; equals `finish` for one token.
+    pub first_token: Time,
+    /// When its last token came.
+    pub finish: Time,
+    /// Times that it was thrown out of the cache.
+    pub preemptions: u32,
+    /// It can never fit the cache and was refused.
+    pub refused: bool,
+    /// Replica that served it.
+    pub replica: u32,
+}
+
+/// A point of the timeline of one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Sample {
+    /// When.
+    pub time: Time,
+    /// Replica.
+    pub replica: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Requests in the batch.
+    pub running: u32,
+    /// Share of the cache in use.
+    pub cache: f32,
+}
+
+/// A finished run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServingRun {
+    /// Per request, in the order of the traffic.
+    pub outcomes: Vec<Outcome>,
+    /// Gaps between tokens, picoseconds.
+    pub gaps: Histogram,
+    /// Engine steps of all replicas.
+    pub steps: u64,
+    /// Seconds that engines worked, summed over replicas.
+    pub busy: f64,
+    /// Integral of the requests in the system over time, request-seconds.
+    pub request_seconds: f64,
+    /// Prompt tokens computed (cached prefixes are not computed, recomputed ones are, again).
+    pub computed_prompt_tokens: u64,
+    /// Prompt tokens found in a cache.
+    pub cached_prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Highest share of the cache in use.
+    pub peak_cache: f64,
+    /// Requests in the system when the last one arrived.
+    pub backlog: u32,
+    /// First arrival.
+    pub start: Time,
+    /// Last token.
+    pub end: Time,
+    /// Timeline, if asked for.
+    pub samples: Vec<Sample>,
+}

@@ -1,0 +1,217 @@
+//! Figures of a run: percentiles, throughput, goodput, saturation.
+
+use super::ServingRun;
+use psim_models::serving::{Metric, ServiceLevel, Traffic};
+use serde::Serialize;
+
+/// Percentiles of a latency, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Percentiles {
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th.
+    pub p90: f64,
+    /// 95th.
+    pub p95: f64,
+    /// 99th.
+    pub p99: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Percentiles {
+    /// Of values in milliseconds; sorts them.
+    pub fn of(values: &mut [f64]) -> Self {
+        values.sort_by(f64::total_cmp);
+        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+        Self {
+            mean,
+            p50: at(values, 50.0),
+            p90: at(values, 90.0),
+            p95: at(values, 95.0),
+            p99: at(values, 99.0),
+            max: values.last().copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// Percentile of sorted values, by linear interpolation between order statistics.
+pub fn at(sorted: &[f64], percent: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let position = (percent / 100.0).clamp(0.0, 1.0) * last as f64;
+    let (below, above) = (sorted[position.floor() as usize], sorted[position.ceil() as usize]);
+    below + (above - below) * position.fract()
+}
+
+/// One promise and what was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Kept {
+    /// Which latency.
+    pub metric: Metric,
+    /// Percentile.
+    pub percentile: f64,
+    /// Limit, milliseconds.
+    pub limit_ms: f64,
+    /// Reached at that percentile, milliseconds.
+    pub reached_ms: f64,
+    /// The promise holds.
+    pub kept: bool,
+}
+
+/// Figures of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServingReport {
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests refused because they can never fit the cache.
+    pub refused: u64,
+    /// Seconds from the first request to the last token.
+    pub seconds: f64,
+    /// Requests answered a second.
+    pub requests_per_s: f64,
+    /// Prompt tokens a second.
+    pub input_tokens_per_s: f64,
+    /// Generated tokens a second.
+    pub output_tokens_per_s: f64,
+    /// Time to first token.
+    pub ttft_ms: Percentiles,
+    /// Time per output token after the first, per request.
+    pub tpot_ms: Percentiles,
+    /// Gap between two tokens.
+    pub itl_ms: Percentiles,
+    /// Whole answer.
+    pub e2e_ms: Percentiles,
+    /// Promises, all tenants.
+    pub promises: Vec<Kept>,
+    /// Requests a second that keep every limit of their tenant.
+    pub goodput: f64,
+    /// Share of the requests that keep every limit.
+    pub good_share: f64,
+    /// Requests come faster than they are answered: latencies grow with the length of the run and mean nothing.
+    pub saturated: bool,
+    /// Mean requests in the system.
+    pub mean_in_system: f64,
+    /// Highest share of the cache in use.
+    pub peak_cache: f64,
+    /// Sequences thrown out of the cache.
+    pub preemptions: u64,
+    /// Share of the prompt tokens found in the cache.
+    pub cache_hits: f64,
+    /// Engine steps.
+    pub steps: u64,
+}
+
+impl ServingReport {
+    /// Figures of a run of `traffic` with the service level of each tenant.
+    pub fn new(run: &ServingRun, traffic: &Traffic, levels: &[ServiceLevel]) -> Self {
+        let ms = 1e-9;
+        let n = run.outcomes.len();
+        let (mut ttft, mut tpot, mut e2e) =
+            (Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut good = 0u64;
+        let (mut refused, mut preemptions) = (0u64, 0u64);
+        let (mut inputs, mut outputs) = (0u64, 0u64);
+        for (o, r) in run.outcomes.iter().zip(&traffic.requests) {
+            if o.refused {
+                refused += 1;
+                continue;
+            }
+            preemptions += u64::from(o.preemptions);
+            inputs += u64::from(r.input);
+            outputs += u64::from(r.output);
+            let first = (o.first_token - o.sent).0 as f64 * ms;
+            let whole = (o.finish - o.sent).0 as f64 * ms;
+            ttft.push(first);
+            e2e.push(whole);
+            let per = if r.output > 1 {
+                let per = (o.finish - o.first_token).0 as f64 * ms / f64::from(r.output - 1);
+                tpot.push(per);
+                per
+            } else {
+                0.0
+            };
+            let keeps = levels.get(usize::from(r.tenant)).is_none_or(|level| {
+                level.promises.iter().all(|p| match p.metric {
+                    Metric::Ttft => first <= p.limit_ms,
+                    Metric::Tpot | Metric::Itl => per <= p.limit_ms,
+                    Metric::E2e => whole <= p.limit_ms,
+                })
+            });
+            good += u64::from(keeps);
+        }
+        let saturated = saturated(run, traffic, &ttft);
+        let answered = (n as u64) - refused;
+        let seconds = ((run.end - run.start).0 as f64 * 1e-12).max(1e-12);
+        let itl = |p: f64| run.gaps.percentile(p).unwrap_or(0.0) * ms;
+        let itl_ms = Percentiles {
+            mean: run.gaps.mean() * ms,
+            p50: itl(50.0),
+            p90: itl(90.0),
+            p95: itl(95.0),
+            p99: itl(99.0),
+            max: itl(100.0),
+        };
+        let (ttft_ms, tpot_ms, e2e_ms) =
+            (Percentiles::of(&mut ttft), Percentiles::of(&mut tpot), Percentiles::of(&mut e2e));
+        let promises = levels
+            .iter()
+            .flat_map(|l| &l.promises)
+            .map(|p| {
+                let reached_ms = match p.metric {
+                    Metric::Ttft => at(&ttft, p.percentile),
+                    Metric::Tpot => at(&tpot, p.percentile),
+                    Metric::Itl => itl(p.percentile),
+                    Metric::E2e => at(&e2e, p.percentile),
+                };
+                Kept {
+                    metric: p.metric,
+                    percentile: p.percentile,
+                    limit_ms: p.limit_ms,
+                    reached_ms,
+                    kept: reached_ms <= p.limit_ms && !saturated,
+                }
+            })
+            .collect();
+        let prompt_tokens = (run.computed_prompt_tokens + run.cached_prompt_tokens).max(1) as f64;
+        Self {
+            requests: answered,
+            refused,
+            seconds,
+            requests_per_s: answered as f64 / seconds,
+            input_tokens_per_s: inputs as f64 / seconds,
+            output_tokens_per_s: outputs as f64 / seconds,
+            ttft_ms,
+            tpot_ms,
+            itl_ms,
+            e2e_ms,
+            promises,
+            goodput: good as f64 / seconds,
+            good_share: good as f64 / answered.max(1) as f64,
+            saturated,
+            mean_in_system: run.request_seconds / seconds,
+            peak_cache: run.peak_cache,
+            preemptions,
+            cache_hits: run.cached_prompt_tokens as f64 / prompt_tokens,
+            steps: run.steps,
+        }
+    }
+}
+
+/// An open loop is saturated when its queue grows: requests of the last quarter wait three times as long as those of
+/// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives.
+fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
+    let span = match (traffic.requests.first(), traffic.requests.last()) {
+        (Some(first), Some(last)) => last.arrival.0 - first.arrival.0,
+        _ => 0,
+    };
+    if traffic.clients.is_some() || span == 0 || ttft.len() < 40 {
+        return false;
+    }
+    let n = ttft.len();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
+    let (early, late) = (mean(&ttft[n / 4..n / 2]), mean(&ttft[3 * n / 4..]));
+    let growing = late > 3.0 * early && late > early + 1000.0;
+    growing || f64::from(run.backlog) > 0.2 * n as f64 + 64.0
+}

@@ -1,0 +1,247 @@
+use super::*;
+use psim_cost_models::ProfileLibrary;
+use psim_cost_models::serving::engine::find;
+use psim_cost_models::serving::{EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost};
+use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+use psim_models::presets;
+use psim_models::serving::{
+    Arrival, Deployment, Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload, Traffic,
+};
+use proptest::prelude::*;
+
+const POLICIES: [Policy; 7] = [
+    Policy::Static,
+    Policy::Orca,
+    Policy::PrefillPriority,
+    Policy::ChunkedPrefill,
+    Policy::SplitFuse,
+    Policy::Radix,
+    Policy::InflightNoEvict,
+];
+
+fn cost(model: &str, gpu: &str, d: Deployment, engine: &EngineProfile) -> StepCost {
+    let cluster = homogeneous(gpu, 8, &HomogeneousOptions::default()).unwrap();
+    let model = presets::find(model).unwrap();
+    StepCost::new(&model, &d, &cluster, cluster.first_node(), engine, &ProfileLibrary::built_in()).unwrap()
+}
+
+fn bf16(tp: u32) -> Deployment {
+    Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16))
+}
+
+fn engine(policy: Policy) -> EngineProfile {
+    EngineProfile { policy, ..find("vllm-v1").unwrap().clone() }
+}
+
+fn workload(arrival: Arrival, requests: u32, input: Lengths, output: Lengths) -> Traffic {
+    let mut w = ServingWorkload::fixed("w", arrival, requests, 1, 1);
+    w.tenants[0].input = input;
+    w.tenants[0].output = output;
+    Traffic::generate(&w, 11)
+}
+
+fn serve(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic, options: FleetOptions) -> ServingRun {
+    simulate(&ServingInput { cost, engine, traffic, replicas: 2, options }).unwrap()
+}
+
+fn check_laws(run: &ServingRun, traffic: &Traffic) {
+    let mut sojourn = 0.0;
+    let mut generated = 0;
+    for (o, r) in run.outcomes.iter().zip(&traffic.requests) {
+        if !o.refused {
+            assert!(o.sent <= o.first_token && o.first_token <= o.finish, "{o:?}");
+            assert!(o.finish.0 > 0);
+            generated += u64::from(r.output);
+        }
+        sojourn += (o.finish - o.sent).0 as f64 * 1e-12;
+    }
+    assert_eq!(run.generated_tokens, generated);
+    assert!(run.peak_cache <= 1.0);
+    // Little: the time integral of the number in the system is the sum of the times in it.
+    assert!((run.request_seconds / sojourn - 1.0).abs() < 1e-9, "{} {sojourn}", run.request_seconds);
+    let preempted = run.outcomes.iter().any(|o| o.preemptions > 0);
+    let prompts: u64 =
+        run.outcomes.iter().zip(&traffic.requests).filter(|(o, _)| !o.refused).map(|(_, r)| u64::from(r.input)).sum();
+    let computed = run.computed_prompt_tokens + run.cached_prompt_tokens;
+    assert!(if preempted { computed >= prompts } else { computed == prompts }, "{computed} {prompts}");
+}
+
+#[test]
+fn coalesced_and_step_by_step_runs_are_the_same() {
+    let step_by_step = FleetOptions { coalesce: false, ..FleetOptions::default() };
+    for (model, d) in [
+        ("llama3-8b", bf16(1)),
+        ("gpt-oss-20b", bf16(1)),
+        ("llama3-8b", Deployment { pp: 2, ..bf16(1) }),
+        ("qwen3-30b-a3b", Deployment { attention_dp: 4, ep: 4, ..bf16(1) }),
+    ] {
+        for policy in POLICIES {
+            let mut engine = engine(policy);
+            let base = cost(model, "H100-SXM-80GB", d, &engine);
+            // A tight cache forces evictions and preemptions.
+            let gib = 1024f64.powi(3);
+            let spare = base.cache_bytes() / gib - 1.2 * f64::from(d.lanes());
+            engine.reserve_gib += spare.max(0.0);
+            let cost = cost(model, "H100-SXM-80GB", d, &engine);
+            let traffic = workload(
+                Arrival::Poisson { rate: 30.0 },
+                150,
+                Lengths::Uniform([20, 900]),
+                Lengths::Uniform([1, 300]),
+            );
+            let a = serve(&cost, &engine, &traffic, FleetOptions::default());
+            let b = serve(&cost, &engine, &traffic, step_by_step);
+            assert_eq!(a.outcomes, b.outcomes, "{model} {policy:?}");
+            assert_eq!((a.steps, a.generated_tokens, &a.gaps), (b.steps, b.generated_tokens, &b.gaps));
+            check_laws(&a, &traffic);
+        }
+    }
+}
+
+#[test]
+fn preemption_happens_and_is_survived() {
+    let mut engine = engine(Policy::PrefillPriority);
+    let wide = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    engine.reserve_gib += wide.cache_bytes() / 1024f64.powi(3) - 0.6;
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let traffic = workload(Arrival::Burst, 60, Lengths::Fixed(200), Lengths::Fixed(800));
+    let run = serve(&cost, &engine, &traffic, FleetOptions::default());
+    assert!(run.outcomes.iter().any(|o| o.preemptions > 0));
+    check_laws(&run, &traffic);
+    let whole = EngineProfile { policy: Policy::InflightNoEvict, ..engine };
+    let run = serve(&cost, &whole, &traffic, FleetOptions::default());
+    assert!(run.outcomes.iter().all(|o| o.preemptions == 0));
+    let long = workload(Arrival::Burst, 3, Lengths::Fixed(100_000), Lengths::Fixed(8));
+    assert!(serve(&cost, &whole, &long, FleetOptions::default()).outcomes.iter().all(|o| o.refused));
+}
+
+#[test]
+fn md1_queue() {
+    // One request at a time with a constant service time: mean wait is rho·S / (2 (1 − rho)).
+    let engine = EngineProfile { policy: Policy::Static, max_sequences: 1, ..engine(Policy::Static) };
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let delay = cost.parameters().ttft_ms * 1e-3;
+    let one = workload(Arrival::Burst, 1, Lengths::Fixed(500), Lengths::Fixed(20));
+    let input = |traffic| ServingInput { cost: &cost, engine: &engine, traffic, replicas: 1, options: FleetOptions::default() };
+    let alone = simulate(&input(&one)).unwrap();
+    let service = (alone.end - alone.start).0 as f64 * 1e-12 - delay;
+    for rho in [0.3, 0.6, 0.8] {
+        let n = 60_000;
+        let traffic = workload(Arrival::Poisson { rate: rho / service }, n, Lengths::Fixed(500), Lengths::Fixed(20));
+        let run = simulate(&input(&traffic)).unwrap();
+        let waits: Vec<f64> =
+            run.outcomes.iter().map(|o| (o.finish - o.sent).0 as f64 * 1e-12 - service - delay).collect();
+        // Batch means give the confidence interval of a correlated series.
+        let batches: Vec<f64> =
+            waits.chunks(n as usize / 30).map(|c| c.iter().sum::<f64>() / c.len() as f64).collect();
+        let mean = batches.iter().sum::<f64>() / batches.len() as f64;
+        let variance = batches.iter().map(|b| (b - mean).powi(2)).sum::<f64>() / (batches.len() - 1) as f64;
+        let half = 2.045 * (variance / batches.len() as f64).sqrt();
+        let theory = rho * service / (2.0 * (1.0 - rho));
+        assert!((mean - theory).abs() <= half, "rho {rho}: {mean} +- {half} against {theory}");
+    }
+}
+
+#[test]
+fn closed_loop() {
+    // With C clients and room for all, throughput = C / (time of one answer).
+    let engine = engine(Policy::ChunkedPrefill);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let traffic = workload(Arrival::ClosedLoop { concurrency: 16 }, 1600, Lengths::Fixed(200), Lengths::Uniform([50, 150]));
+    let run = simulate(&ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options: FleetOptions::default() }).unwrap();
+    check_laws(&run, &traffic);
+    let report = ServingReport::new(&run, &traffic, &[ServiceLevel::default()]);
+    let law = 16.0 / (report.e2e_ms.mean * 1e-3);
+    assert!((report.requests_per_s / law - 1.0).abs() < 0.02, "{} {law}", report.requests_per_s);
+    assert!(!report.saturated);
+}
+
+#[test]
+fn saturation_is_flagged() {
+    let engine = engine(Policy::ChunkedPrefill);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let report = |rate| {
+        let traffic = workload(Arrival::Poisson { rate }, 2000, Lengths::Fixed(1000), Lengths::Fixed(100));
+        let run = simulate(&ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options: FleetOptions::default() }).unwrap();
+        ServingReport::new(&run, &traffic, &[])
+    };
+    assert!(!report(2.0).saturated);
+    assert!(report(400.0).saturated);
+}
+
+#[test]
+fn shared_prefixes_are_computed_once() {
+    let engine = engine(Policy::Radix);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let mut w = ServingWorkload::fixed("w", Arrival::Poisson { rate: 5.0 }, 200, 100, 50);
+    w.tenants[0].prefix = Some(psim_models::serving::workload::SharedPrefix { tokens: 2000, groups: 1 });
+    let traffic = Traffic::generate(&w, 1);
+    for router in [Router::RoundRobin, Router::LeastLoad, Router::PrefixAware] {
+        let run = serve(&cost, &engine, &traffic, FleetOptions { router, ..FleetOptions::default() });
+        check_laws(&run, &traffic);
+        let hits = run.cached_prompt_tokens as f64 / traffic.input_tokens() as f64;
+        assert!(hits > 0.85, "{router:?}: {hits}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_step_beats_the_roofline(
+        decoding in 0u32..600,
+        mean in 1u64..20_000,
+        prompt in 0u32..9000,
+        before in 0u32..20_000,
+        which in 0usize..5,
+    ) {
+        let fp8 = Quantization::uniform(NumberFormat::Fp8Block);
+        let (model, gpu, d) = [
+            ("llama3-70b", "H100-SXM-80GB", bf16(4)),
+            ("deepseek-v3", "H200-SXM-141GB", Deployment { ep: 8, ..Deployment::tensor_parallel(8, fp8) }),
+            ("gpt-oss-120b", "B200-SXM", Deployment::tensor_parallel(2, Quantization { dense: NumberFormat::Bf16, attention: NumberFormat::Bf16, experts: NumberFormat::Mxfp4, kv: psim_hardware::DType::Fp8 })),
+            ("llama3-8b", "A100-SXM-80GB", Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::W4a16))),
+            ("mixtral-8x7b", "MI300X", bf16(1)),
+        ][which];
+        let engine = engine(Policy::ChunkedPrefill);
+        let cost = cost(model, gpu, d, &engine);
+        let chunks = [PromptChunk { tokens: prompt.max(1), before }];
+        let mut context = [0; KINDS];
+        for (slot, limit) in context.iter_mut().zip(cost.reads_at_most()) {
+            *slot = u64::from(decoding) * limit.map_or(mean, |w| mean.min(w));
+        }
+        let lane = Lane { decoding, context, chunks: if prompt > 0 { &chunks } else { &[] } };
+        let seconds = cost.seconds(&[lane]);
+        prop_assert!(seconds >= cost.roofline(&[lane]) * (1.0 - 1e-12));
+        // An independent bound: active weights once at memory speed where anything runs, useful flops at peak.
+        let shape = cost.shape();
+        let tokens = f64::from(decoding + prompt);
+        let node = homogeneous(gpu, 8, &HomogeneousOptions::default()).unwrap();
+        let peak = node.first_node().accelerator.peak.values().map(|f| f.0).fold(0.0, f64::max);
+        let head = 2.0 * shape.hidden as f64 * 300_000.0;
+        let flops = (2.0 * shape.active_parameters - head) * tokens / f64::from(d.tp);
+        prop_assert!(seconds >= flops / peak, "{seconds} {}", flops / peak);
+    }
+
+    #[test]
+    fn laws_hold_on_any_traffic(
+        seed in 0u64..1000,
+        rate in 1.0f64..200.0,
+        input in 1u64..3000,
+        output in 1u64..400,
+        policy in 0usize..7,
+        router in 0usize..3,
+    ) {
+        let engine = engine(POLICIES[policy]);
+        let cost = cost("llama3-8b", "A100-SXM-80GB", bf16(1), &engine);
+        let mut w = ServingWorkload::fixed("w", Arrival::Gamma { rate, cv: 2.0 }, 120, 1, 1);
+        w.tenants[0].input = Lengths::Uniform([1, input]);
+        w.tenants[0].output = Lengths::Geometric(output as f64);
+        let traffic = Traffic::generate(&w, seed);
+        let router = [Router::RoundRobin, Router::LeastLoad, Router::PrefixAware][router];
+        let options = FleetOptions { router, ..FleetOptions::default() };
+        let run = serve(&cost, &engine, &traffic, options);
+        check_laws(&run, &traffic);
+        prop_assert_eq!(&run, &serve(&cost, &engine, &traffic, options));
+    }
+}
