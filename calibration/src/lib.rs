@@ -5,3 +5,4 @@ pub mod fit_serving;
 pub mod measure;
 pub mod tables;
 pub mod validate;
+pub mod validate_serving;

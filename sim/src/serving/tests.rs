@@ -44,6 +44,10 @@ fn serve(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic, options: Fl
     simulate(&ServingInput { cost, engine, traffic, replicas: 2, options }).unwrap()
 }
 
+fn single(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic) -> ServingRun {
+    simulate(&ServingInput { cost, engine, traffic, replicas: 1, options: FleetOptions::default() }).unwrap()
+}
+
 fn check_laws(run: &ServingRun, traffic: &Traffic) {
     let mut sojourn = 0.0;
     let mut generated = 0;
@@ -122,13 +126,12 @@ fn md1_queue() {
     let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
     let delay = cost.parameters().ttft_ms * 1e-3;
     let one = workload(Arrival::Burst, 1, Lengths::Fixed(500), Lengths::Fixed(20));
-    let input = |traffic| ServingInput { cost: &cost, engine: &engine, traffic, replicas: 1, options: FleetOptions::default() };
-    let alone = simulate(&input(&one)).unwrap();
+    let alone = single(&cost, &engine, &one);
     let service = (alone.end - alone.start).0 as f64 * 1e-12 - delay;
     for rho in [0.3, 0.6, 0.8] {
         let n = 60_000;
         let traffic = workload(Arrival::Poisson { rate: rho / service }, n, Lengths::Fixed(500), Lengths::Fixed(20));
-        let run = simulate(&input(&traffic)).unwrap();
+        let run = single(&cost, &engine, &traffic);
         let waits: Vec<f64> =
             run.outcomes.iter().map(|o| (o.finish - o.sent).0 as f64 * 1e-12 - service - delay).collect();
         // Batch means give the confidence interval of a correlated series.
@@ -148,7 +151,7 @@ fn closed_loop() {
     let engine = engine(Policy::ChunkedPrefill);
     let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
     let traffic = workload(Arrival::ClosedLoop { concurrency: 16 }, 1600, Lengths::Fixed(200), Lengths::Uniform([50, 150]));
-    let run = simulate(&ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options: FleetOptions::default() }).unwrap();
+    let run = single(&cost, &engine, &traffic);
     check_laws(&run, &traffic);
     let report = ServingReport::new(&run, &traffic, &[ServiceLevel::default()]);
     let law = 16.0 / (report.e2e_ms.mean * 1e-3);
@@ -162,7 +165,7 @@ fn saturation_is_flagged() {
     let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
     let report = |rate| {
         let traffic = workload(Arrival::Poisson { rate }, 2000, Lengths::Fixed(1000), Lengths::Fixed(100));
-        let run = simulate(&ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options: FleetOptions::default() }).unwrap();
+        let run = single(&cost, &engine, &traffic);
         ServingReport::new(&run, &traffic, &[])
     };
     assert!(!report(2.0).saturated);

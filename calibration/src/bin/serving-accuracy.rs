@@ -1,0 +1,79 @@
+//! `serving-accuracy ROWS.jsonl [DUMP.csv]`: predicts published serving rows and prints the errors per source.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+
+use psim_calibration::validate::row;
+use psim_calibration::validate::score::Status;
+use psim_calibration::validate_serving::accuracy::{Class, FAMILIES, class, coverage, macro_median, scores};
+use psim_calibration::validate_serving::predict::ServingPredictor;
+use rayon::prelude::*;
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(path) = arguments.first() else {
+        eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv]");
+        return ExitCode::from(2);
+    };
+    let rows = match std::fs::read_to_string(path).map_err(|e| e.to_string()).and_then(|t| row::read(&t).map_err(|e| e.to_string())) {
+        Ok(rows) => rows,
+        Err(error) => {
+            eprintln!("error: {path}: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let rows: Vec<row::Row> = rows.into_iter().filter(|r| r.kind == "serve").collect();
+    let predictor = ServingPredictor::built_in();
+    let start = Instant::now();
+    let results: Vec<_> = rows.par_iter().map(|r| predictor.row(r)).collect();
+    println!("{} rows in {:.1} s", rows.len(), start.elapsed().as_secs_f64());
+    let (covered, all) = coverage(&rows, &results);
+    println!("coverage {covered} of {all} ({:.1} %)", 100.0 * covered as f64 / all.max(1) as f64);
+    for class in [Class::Aggregated, Class::Speculative, Class::Disaggregated] {
+        for (family, metrics) in FAMILIES {
+            let scores = scores(&rows, &results, class, metrics);
+            for (source, s) in &scores {
+                println!(
+                    "{class:?} {family:10} {source:10} {:5}/{:5} median {:6.1} % p90 {:6.1} % bias {:+6.1} %",
+                    s.covered, s.rows, s.median, s.p90, s.bias
+                );
+            }
+            if let Some((median, p90)) = macro_median(&scores) {
+                println!("{class:?} {family:10} MACRO median {median:.1} % p90 {p90:.1} %");
+            }
+        }
+    }
+    if let Some(dump) = arguments.get(1) {
+        let mut text = String::from("id,class,weak,engine,gpu,metric,measured,predicted,error,status\n");
+        for (row, r) in rows.iter().zip(&results) {
+            let status = match &r.status {
+                Status::Predicted => String::new(),
+                Status::Unsupported(why) => format!("unsupported: {why}"),
+                Status::Incomplete(why) => format!("incomplete: {why}"),
+            };
+            for e in &r.entries {
+                let predicted = e.predicted.map_or(f64::NAN, |p| p[0]);
+                let _ = writeln!(
+                    text,
+                    "{},{:?},{},{},{},{},{},{},{:.1},{}",
+                    r.id,
+                    class(row),
+                    r.weak,
+                    r.stack,
+                    row.hardware.gpu,
+                    e.metric,
+                    e.measured,
+                    predicted,
+                    e.error().unwrap_or(f64::NAN),
+                    status.replace([',', '\n'], ";")
+                );
+            }
+        }
+        if let Err(error) = std::fs::write(dump, text) {
+            eprintln!("error: {dump}: {error}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,24 @@
+//! Published serving measurements against simulated ones.
+//!
+//! A row is mapped to a model, a deployment, an engine profile and traffic ([`map`]), simulated ([`predict`]) and
+//! restated in its own metrics. Measured values are read by the scores only.
+//!
+//! # What stands in for a field that is not printed
+//!
+//! | field | default |
+//! |---|---|
+//! | `tp` | GPUs / (pp · attention DP); with attention DP the printed `tp` counts GPUs (InferenceMAX) |
+//! | engine | profile of the engine's name and release; else the nearest era, said in a note |
+//! | cache format | FP8 where TensorRT-LLM runs FP8 or FP4 matrices, and on Blackwell; else 16 bits |
+//! | FP8 scales | blocks of 128 for DeepSeek, Qwen3.5, GLM and MiniMax; per tensor otherwise |
+//! | FP4 | MXFP4 experts and 16-bit attention for gpt-oss; NVFP4 otherwise, attention of DeepSeek and Kimi in 16 bits |
+//! | lengths | uniform in 0.8 to 1.0 of the nominal ones for InferenceMAX, else fixed |
+//! | closed loop | 10 requests a client, all clients start at once |
+//! | offline | 30,000 requests of 128 + 128 tokens, 1,000 of 20,000 and more, else 3,000 |
+
+pub mod accuracy;
+pub mod map;
+pub mod predict;
+
+pub use map::{Mapped, map};
+pub use predict::{ServingPredictor, predict_row};
