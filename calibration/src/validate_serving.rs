@@ -17,6 +17,7 @@
 //! | offline | 30,000 requests of 128 + 128 tokens, 1,000 of 20,000 and more, else 3,000 |
 
 pub mod accuracy;
+pub mod fit;
 pub mod map;
 pub mod predict;
 

@@ -12,7 +12,7 @@ use psim_hardware::{Accelerator, DType};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Fewest rows that a law is fitted to.
-const FEWEST: usize = 30;
+const FEWEST: usize = 12;
 
 /// Datasheet rates for products in `dtype`.
 fn rates(accelerator: &Accelerator, dtype: DType) -> Datasheet {

@@ -75,6 +75,10 @@ fn flag(value: Option<&Value>) -> bool {
     text(value) == "true"
 }
 
+/// Models without printed dimensions whose blocks another preset shares.
+const SAME_SHAPE: [(&str, &str); 3] =
+    [("qwen2-7b", "qwen2.5-7b"), ("qwen2-72b", "qwen2.5-72b"), ("llama-7b", "llama2-7b")];
+
 /// Maps a row.
 ///
 /// # Errors
@@ -95,7 +99,14 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
         return Err(Reason::Unsupported("serving with LoRA adapters is not built".to_owned()));
     }
     let mut notes = Vec::new();
-    let (model, remarks) = model::map(&row.model, &row.config).map_err(Reason::Incomplete)?;
+    let mut fields = row.model.clone();
+    if fields.layers.is_none()
+        && let Some((_, same)) = SAME_SHAPE.iter().find(|(name, _)| *name == fields.name)
+    {
+        notes.push(format!("dimensions of {same} taken for {}", fields.name));
+        (*same).clone_into(&mut fields.name);
+    }
+    let (model, remarks) = model::map(&fields, &row.config).map_err(Reason::Incomplete)?;
     notes.extend(remarks);
     let gpu = row.hardware.gpu.as_str();
     let part = accelerator(gpu).map_err(|e| Reason::Unsupported(e.to_string()))?;
@@ -119,7 +130,9 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
     let total = gpus.unwrap_or(layout.accelerators_per_replica()).max(layout.accelerators_per_replica());
     let mut deployment =
         Deployment { replicas: (total / layout.accelerators_per_replica()).max(1), ..layout };
-    deployment.check(&model).map_err(|e| Reason::Incomplete(e.to_string()))?;
+    if disaggregated.is_none() {
+        deployment.check(&model).map_err(|e| Reason::Incomplete(e.to_string()))?;
+    }
     let pools = match disaggregated {
         Some(d) => Some(pools(d, quantization, &model)?),
         None => None,

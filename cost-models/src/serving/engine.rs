@@ -21,6 +21,7 @@ pub enum Policy {
     /// One token budget a step: decodes first, prompts in chunks with what is left (vLLM v1, Sarathi).
     ChunkedPrefill,
     /// As chunked prefill, but every step is filled to the same number of tokens (DeepSpeed-FastGen).
+    #[serde(rename = "splitfuse")]
     SplitFuse,
     /// Prompts run first in chunks, matched against a radix tree of cached prefixes (SGLang).
     Radix,
@@ -134,7 +135,7 @@ impl EngineParameters {
         ("gemm", 0.35, 1.0),
         ("decode", 0.25, 1.0),
         ("prompt", 0.2, 1.0),
-        ("moe", 0.25, 1.3),
+        ("moe", 0.25, 2.0),
         ("all_reduce", 0.3, 1.5),
         ("kv_reuse", 0.0, 1.0),
         ("expert_imbalance", 1.0, 2.0),

@@ -96,8 +96,9 @@ impl Lookup {
     ) -> Found<L> {
         let libraries = [library, "trtllm", "vllm", "sglang"];
         for format in formats {
-            for (index, table) in self.tables.iter().enumerate() {
-                for library in libraries {
+            // The engine's own kernels on a relative are nearer than another engine's on this part.
+            for library in libraries {
+                for (index, table) in self.tables.iter().enumerate() {
                     let hit = of(table)
                         .iter()
                         .find(|e| e.library == library && e.format == *format && e.heads == heads);
