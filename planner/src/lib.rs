@@ -21,6 +21,7 @@ pub mod request;
 pub mod result;
 pub mod rules;
 pub mod search;
+pub mod serving;
 pub mod space;
 pub mod step_evaluator;
 

@@ -1,0 +1,113 @@
+//! Serving: which layout carries the most requests within the service level, and how many accelerators a rate needs.
+//!
+//! A candidate layout is simulated on one replica at rising rates until a promise breaks; replicas behind a router
+//! multiply that rate. So the best rate never falls when accelerators are added.
+
+mod search;
+
+pub use search::{capacity, plan_serving};
+
+use psim_cost_models::ProfileLibrary;
+use psim_cost_models::serving::EngineProfile;
+use psim_hardware::Cluster;
+use psim_models::Model;
+use psim_models::serving::{Deployment, Quantization, ServingWorkload};
+use psim_sim::serving::ServingReport;
+use serde::Serialize;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct ServingRequest<'a> {
+    /// Model.
+    pub model: &'a Model,
+    /// Machines.
+    pub cluster: &'a Cluster,
+    /// Engine.
+    pub engine: &'a EngineProfile,
+    /// Traffic with service levels; rates are scaled.
+    pub workload: &'a ServingWorkload,
+    /// Number formats.
+    pub quantization: Quantization,
+    /// Profiles.
+    pub library: &'a ProfileLibrary,
+    /// Requests of one simulation; more narrow the percentiles. 400 is a good start.
+    pub requests: u32,
+    /// Seed of the traffic.
+    pub seed: u64,
+}
+
+/// Why nothing can be planned.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ServingPlanError {
+    /// No layout runs at all, with the reason of each.
+    #[error("no layout of {model} runs on {accelerator}: {}", reasons.join("; "))]
+    Infeasible {
+        /// Model.
+        model: String,
+        /// Accelerator.
+        accelerator: String,
+        /// Reasons, one a layout.
+        reasons: Vec<String>,
+    },
+    /// The workload is a closed loop, which has no rate to search for.
+    #[error("a closed loop has no rate to plan for; describe the traffic by its arrivals")]
+    ClosedLoop,
+    /// A rate that is not above zero.
+    #[error("the rate must be a number above zero, not {0}")]
+    Rate(f64),
+}
+
+/// One layout at the highest rate that keeps the service level.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServingPlan {
+    /// Layout; `replicas` fill the cluster, or are as many as a rate needs.
+    pub deployment: Deployment,
+    /// Accelerators in use.
+    pub accelerators: u32,
+    /// Requests a second that one replica carries within the service level; 0 where even a trickle breaks it.
+    pub rate_per_replica: f64,
+    /// Requests a second of all replicas.
+    pub rate: f64,
+    /// The same per accelerator.
+    pub rate_per_accelerator: f64,
+    /// Generated tokens a second per accelerator at that rate.
+    pub tokens_per_s_per_accelerator: f64,
+    /// Generated tokens a second that one user sees.
+    pub tokens_per_s_per_user: f64,
+    /// US dollars for a million generated tokens at that rate.
+    pub usd_per_million_tokens: f64,
+    /// No other plan has both more tokens per accelerator and more per user.
+    pub pareto: bool,
+    /// The simulation of one replica at that rate.
+    pub report: ServingReport,
+    /// Every kernel law was measured on this accelerator.
+    pub measured: bool,
+}
+
+/// Plans, best rate first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServingPlanReport {
+    /// Plans.
+    pub plans: Vec<ServingPlan>,
+    /// Layouts that do not run, with the reason.
+    pub rejected: Vec<(String, String)>,
+    /// Layouts tried.
+    pub searched: usize,
+}
+
+/// How many accelerators of one kind carry a rate.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServingCapacity {
+    /// Cluster whose nodes are used.
+    pub cluster: String,
+    /// Accelerator.
+    pub accelerator: String,
+    /// The cheapest plan.
+    pub plan: ServingPlan,
+    /// Replicas beyond those that the rate needs, kept for failures.
+    pub spare_replicas: u32,
+    /// Accelerators to rent, spares included.
+    pub accelerators: u32,
+    /// US dollars an hour.
+    pub usd_per_hour: f64,
+}
