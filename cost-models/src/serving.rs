@@ -16,4 +16,3 @@ pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
 pub use step::{DecodeRun, KINDS, Lane, PromptChunk, StepCost, StepCostError};
-

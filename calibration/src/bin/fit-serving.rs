@@ -23,7 +23,10 @@ fn main() -> ExitCode {
 fn run(measured: &Path, out: &Path) -> Result<(), FitError> {
     let (file, lines) = fit(measured)?;
     for line in &lines {
-        println!("{:60} {:6} rows  median {:5.1} %  p90 {:6.1} %", line.what, line.rows, line.median, line.p90);
+        println!(
+            "{:60} {:6} rows  median {:5.1} %  p90 {:6.1} %",
+            line.what, line.rows, line.median, line.p90
+        );
     }
     let text = toml::to_string(&file).map_err(|e| FitError::Write(e.to_string()))?;
     let header = "# Written by fit-serving from the measured tables; do not edit.\n\n";

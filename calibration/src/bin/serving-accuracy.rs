@@ -16,7 +16,10 @@ fn main() -> ExitCode {
         eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out]]");
         return ExitCode::from(2);
     };
-    let rows = match std::fs::read_to_string(path).map_err(|e| e.to_string()).and_then(|t| row::read(&t).map_err(|e| e.to_string())) {
+    let rows = match std::fs::read_to_string(path)
+        .map_err(|e| e.to_string())
+        .and_then(|t| row::read(&t).map_err(|e| e.to_string()))
+    {
         Ok(rows) => rows,
         Err(error) => {
             eprintln!("error: {path}: {error}");
@@ -25,8 +28,10 @@ fn main() -> ExitCode {
     };
     let rows: Vec<row::Row> = rows.into_iter().filter(|r| r.kind == "serve").collect();
     let held_out = arguments.get(2).is_some_and(|a| a == "held-out");
-    let rows: Vec<row::Row> =
-        rows.into_iter().filter(|r| !held_out || !psim_calibration::validate_serving::fit::is_training(r)).collect();
+    let rows: Vec<row::Row> = rows
+        .into_iter()
+        .filter(|r| !held_out || !psim_calibration::validate_serving::fit::is_training(r))
+        .collect();
     let predictor = ServingPredictor::built_in();
     let start = Instant::now();
     let results: Vec<_> = rows.par_iter().map(|r| predictor.row(r)).collect();

@@ -3,9 +3,7 @@
 use super::FitLine;
 use super::simplex::minimise;
 use super::table::{AttentionRow, ExpertRow, ProductRow, ReduceRow};
-use psim_cost_models::serving::kernels::{
-    Datasheet, DecodeLaw, MoeCall, MoeLaw, PromptLaw, WeightOnlyLaw,
-};
+use psim_cost_models::serving::kernels::{Datasheet, DecodeLaw, MoeCall, MoeLaw, PromptLaw, WeightOnlyLaw};
 use psim_cost_models::serving::reduce::ReduceCurve;
 use psim_cost_models::serving::tables::Entry;
 use psim_hardware::{Accelerator, DType};
@@ -74,7 +72,10 @@ fn round(v: f64) -> f64 {
 }
 
 /// Splits rows by a key, in order of the key.
-fn groups<'a, R, K: Ord>(rows: impl Iterator<Item = &'a R>, key: impl Fn(&R) -> K) -> BTreeMap<K, Vec<&'a R>> {
+fn groups<'a, R, K: Ord>(
+    rows: impl Iterator<Item = &'a R>,
+    key: impl Fn(&R) -> K,
+) -> BTreeMap<K, Vec<&'a R>> {
     let mut out: BTreeMap<K, Vec<&R>> = BTreeMap::new();
     for row in rows {
         out.entry(key(row)).or_default().push(row);
@@ -134,7 +135,8 @@ pub(super) fn prompt(
 ) -> Vec<Entry<PromptLaw>> {
     let mine = rows.iter().filter(|r| r.gpu == accelerator.name && !r.decode && r.us > 0.0 && r.tflops > 0.0);
     let mut out = Vec::new();
-    for ((library, format, latent), rows) in groups(mine, |r| (r.library.clone(), r.dtype.clone(), r.latent)) {
+    for ((library, format, latent), rows) in groups(mine, |r| (r.library.clone(), r.dtype.clone(), r.latent))
+    {
         let rates = rates(accelerator, if format == "fp8" { DType::Fp8 } else { DType::Bf16 });
         let size = if format == "fp8" { 1.0 } else { 2.0 };
         let shapes: Vec<[f64; 3]> = rows
@@ -256,8 +258,7 @@ pub(super) fn weight_only(
             .map(|r| [2.0 * r.m * r.n * r.k, size * r.n * r.k + 2.0 * r.m * (r.n + r.k)])
             .collect();
         let times: Vec<f64> = rows.iter().map(|r| r.us * 1e-6).collect();
-        let law =
-            |p: &[f64]| WeightOnlyLaw { launch_us: p[0], memory: p[1], compute: p[2], sigma: 0.0 };
+        let law = |p: &[f64]| WeightOnlyLaw { launch_us: p[0], memory: p[1], compute: p[2], sigma: 0.0 };
         let limits = [(0.5, 60.0), (0.05, 0.98), (0.05, 0.98)];
         let what = format!("{} weight-only {format}", accelerator.name);
         let predict = |p: &[f64], i: usize| law(p).seconds(rates, shapes[i][0], shapes[i][1]);

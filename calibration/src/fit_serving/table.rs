@@ -67,8 +67,11 @@ pub(super) struct ReduceRow {
 fn rows(path: &Path, each: &mut dyn FnMut(&dyn Fn(&str) -> String)) -> Result<(), FitError> {
     let fail = |cause: String| FitError::Table { file: path.display().to_string(), cause };
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
-    let reader: Box<dyn Read> =
-        if path.extension().is_some_and(|e| e == "gz") { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
+    let reader: Box<dyn Read> = if path.extension().is_some_and(|e| e == "gz") {
+        Box::new(GzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
     let mut csv = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
     let header = csv.headers().map_err(|e| fail(e.to_string()))?.clone();
     for record in csv.records() {
@@ -83,7 +86,10 @@ fn rows(path: &Path, each: &mut dyn FnMut(&dyn Fn(&str) -> String)) -> Result<()
 
 /// `trtllm`, `vllm` or `sglang` from the source of a row.
 fn library(source: &str) -> Option<String> {
-    ["trtllm", "vllm", "sglang"].iter().find(|l| source.starts_with(&format!("aic-{l}"))).map(|l| (*l).to_owned())
+    ["trtllm", "vllm", "sglang"]
+        .iter()
+        .find(|l| source.starts_with(&format!("aic-{l}")))
+        .map(|l| (*l).to_owned())
 }
 
 fn number(text: &str) -> f64 {
@@ -170,12 +176,14 @@ pub(super) fn reduces(path: &Path) -> Result<Vec<ReduceRow>, FitError> {
     rows(path, &mut |cell| {
         let library_name = cell("library");
         let custom = library_name.contains("custom") && cell("graph") == "1";
-        let nccl = library_name == "NCCL" && cell("source").starts_with("aic-nccl") && cell("dtype") == "fp16";
+        let nccl =
+            library_name == "NCCL" && cell("source").starts_with("aic-nccl") && cell("dtype") == "fp16";
         let nodes = number(&cell("nodes"));
         if cell("op") != "all_reduce" || nodes != 1.0 || !(custom || nccl) {
             return;
         }
-        let library = if nccl { "nccl".to_owned() } else { library_name.split(' ').next().unwrap_or("").to_owned() };
+        let library =
+            if nccl { "nccl".to_owned() } else { library_name.split(' ').next().unwrap_or("").to_owned() };
         out.push(ReduceRow {
             gpu: cell("gpu"),
             ranks: number(&cell("gpus")) as u32,

@@ -62,7 +62,12 @@ pub fn family_error(result: &RowResult, metrics: &[&str]) -> Option<Option<f64>>
 }
 
 /// Scores of every source for one family and class, weak rows left out.
-pub fn scores(rows: &[Row], results: &[RowResult], class_wanted: Class, metrics: &[&str]) -> BTreeMap<String, Score> {
+pub fn scores(
+    rows: &[Row],
+    results: &[RowResult],
+    class_wanted: Class,
+    metrics: &[&str],
+) -> BTreeMap<String, Score> {
     let mut errors: BTreeMap<String, (usize, Vec<f64>)> = BTreeMap::new();
     for (row, result) in rows.iter().zip(results) {
         if result.weak || result.doubtful || class(row) != class_wanted {

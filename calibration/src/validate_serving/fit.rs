@@ -8,8 +8,8 @@ use super::accuracy::{Class, class};
 use super::map::{Mapped, map};
 use super::predict::{ServingPredictor, restate};
 use crate::validate::row::Row;
-use psim_cost_models::serving::engine::{AcceleratorOverride, EngineProfile, find};
 use psim_cost_models::serving::EngineParameters;
+use psim_cost_models::serving::engine::{AcceleratorOverride, EngineProfile, find};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ struct Sample {
 pub fn is_training(row: &Row) -> bool {
     let load = row.value.get("workload");
     let config = row.value.get("config");
-    let key = |v: Option<&serde_json::Value>, name: &str| v.and_then(|v| v.get(name)).map(ToString::to_string);
+    let key =
+        |v: Option<&serde_json::Value>, name: &str| v.and_then(|v| v.get(name)).map(ToString::to_string);
     let text = format!(
         "{} {:?} {:?} {:?} {:?} {:?}",
         row.model.name,
@@ -54,8 +55,18 @@ const FITTED: [(&str, f64); 6] = [
 
 /// Parameters of a whole engine, then of an engine on an accelerator.
 const BASE: [&str; 12] = [
-    "step_us", "layer_us", "gemm", "decode", "moe", "sequence_us", "all_reduce", "prompt", "kv_reuse", "ttft_ms",
-    "eager_layer_us", "pipeline",
+    "step_us",
+    "layer_us",
+    "gemm",
+    "decode",
+    "moe",
+    "sequence_us",
+    "all_reduce",
+    "prompt",
+    "kv_reuse",
+    "ttft_ms",
+    "eager_layer_us",
+    "pipeline",
 ];
 const OWN: [&str; 9] =
     ["step_us", "layer_us", "gemm", "decode", "moe", "sequence_us", "all_reduce", "prompt", "ttft_ms"];
@@ -67,7 +78,8 @@ const MOST: usize = 70;
 pub fn fit(rows: &[Row], predictor: &ServingPredictor) -> (Vec<EngineProfile>, usize) {
     let mut groups: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     for row in rows {
-        let use_it = row.kind == "serve" && row.weak.is_none() && class(row) == Class::Aggregated && is_training(row);
+        let use_it =
+            row.kind == "serve" && row.weak.is_none() && class(row) == Class::Aggregated && is_training(row);
         let doubtful = ["WARNING", "SUSPECT"].iter().any(|w| row.notes.contains(w));
         if !use_it || doubtful {
             continue;
@@ -107,10 +119,14 @@ pub fn fit(rows: &[Row], predictor: &ServingPredictor) -> (Vec<EngineProfile>, u
                     let own = descend(predictor, &picked, base, &base, &OWN, &mut count);
                     let changed: BTreeMap<String, f64> = OWN
                         .iter()
-                        .filter_map(|n| Some(((*n).to_owned(), own.get(n).filter(|v| Some(*v) != base.get(n))?)))
+                        .filter_map(|n| {
+                            Some(((*n).to_owned(), own.get(n).filter(|v| Some(*v) != base.get(n))?))
+                        })
                         .collect();
                     if !changed.is_empty() {
-                        profile.accelerator.push(AcceleratorOverride { name: gpu.to_owned(), parameters: changed });
+                        profile
+                            .accelerator
+                            .push(AcceleratorOverride { name: gpu.to_owned(), parameters: changed });
                     }
                 }
             }
@@ -127,7 +143,12 @@ fn thin(samples: Vec<&Sample>) -> Vec<&Sample> {
 }
 
 /// Mean error of a set of numbers, pulled slightly towards where it started.
-fn loss(predictor: &ServingPredictor, samples: &[&Sample], p: EngineParameters, prior: &EngineParameters) -> f64 {
+fn loss(
+    predictor: &ServingPredictor,
+    samples: &[&Sample],
+    p: EngineParameters,
+    prior: &EngineParameters,
+) -> f64 {
     let mut with = predictor.clone();
     with.parameters = Some(p);
     let total: f64 = samples

@@ -336,8 +336,13 @@ fn pools(d: &Value, quantization: Quantization, model: &Model) -> Result<Disaggr
             return Err(Reason::Incomplete(format!("the {name} pool prints no tp")));
         };
         let explicit = count(get("attention_dp")).unwrap_or(1).max(1);
-        let (tp, attention_dp) =
-            if flag(get("dp_attention")) { (1, tp) } else if dp { (tp, explicit) } else { (tp, 1) };
+        let (tp, attention_dp) = if flag(get("dp_attention")) {
+            (1, tp)
+        } else if dp {
+            (tp, explicit)
+        } else {
+            (tp, 1)
+        };
         let replicas = workers.or(gpus.map(|g| g / (tp * attention_dp))).unwrap_or(1).max(1);
         let ep = count(get("ep")).unwrap_or(1).clamp(1, tp * attention_dp);
         let deployment = Deployment { replicas, tp, pp: 1, attention_dp, ep, quantization };
@@ -388,7 +393,13 @@ fn traffic(
         (Arrival::Poisson { rate }, requests.unwrap_or(1000))
     } else if let Some(c) = concurrency.filter(|_| !arrival_text.contains("offline")) {
         // Ten requests a client; fewer rounds of many clients reach the same steady state.
-        let rounds = if c > 512 { 4 } else if c > 128 { 6 } else { 10 };
+        let rounds = if c > 512 {
+            4
+        } else if c > 128 {
+            6
+        } else {
+            10
+        };
         (Arrival::ClosedLoop { concurrency: c }, requests.unwrap_or(c * 10).min(c * rounds).max(c))
     } else {
         let usual = match isl + osl {

@@ -11,8 +11,14 @@ use psim_sim::serving::{FleetOptions, Percentiles, ServingInput, ServingReport, 
 use serde_json::Value;
 
 /// Metrics of a serving row, in the order in which one is scored.
-pub const METRICS: [&str; 6] =
-    ["output_tokens_per_s", "total_tokens_per_s", "request_per_s", "input_tokens_per_s", "tpot_ms", "ttft_ms"];
+pub const METRICS: [&str; 6] = [
+    "output_tokens_per_s",
+    "total_tokens_per_s",
+    "request_per_s",
+    "input_tokens_per_s",
+    "tpot_ms",
+    "ttft_ms",
+];
 
 /// How rows are predicted.
 #[derive(Debug, Clone)]
@@ -150,7 +156,9 @@ impl ServingPredictor {
             return Err(NoFigures::Other("no traffic".to_owned()));
         };
         let Arrival::ClosedLoop { concurrency } = tenant.arrival else {
-            return Err(NoFigures::Other("disaggregated rows are predicted in a closed loop only".to_owned()));
+            return Err(NoFigures::Other(
+                "disaggregated rows are predicted in a closed loop only".to_owned(),
+            ));
         };
         let side = |deployment: &Deployment, clients: u32, prompts: bool| -> Result<Figures, NoFigures> {
             let cost = self.cost(mapped, deployment)?;

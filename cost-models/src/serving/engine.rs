@@ -227,11 +227,8 @@ impl EngineProfile {
     /// The numbers on an accelerator, and whether a table of its own gave them.
     pub fn on(&self, accelerator: &str) -> (EngineParameters, bool) {
         let mut parameters = self.parameters;
-        let own = self
-            .accelerator
-            .iter()
-            .filter(|o| accelerator.starts_with(&o.name))
-            .max_by_key(|o| o.name.len());
+        let own =
+            self.accelerator.iter().filter(|o| accelerator.starts_with(&o.name)).max_by_key(|o| o.name.len());
         if let Some(o) = own {
             for (name, value) in &o.parameters {
                 parameters.set(name, *value);

@@ -415,7 +415,9 @@ impl StepCost {
             .kinds
             .iter()
             .zip(lane.context)
-            .map(|(k, c)| k.core.layers * c as f64 * k.core.cache_elements as f64 * k.kv_size / self.rates.bandwidth)
+            .map(|(k, c)| {
+                k.core.layers * c as f64 * k.core.cache_elements as f64 * k.kv_size / self.rates.bandwidth
+            })
             .sum();
         let linear = self.local.at(tokens) + self.head.at(ends);
         LaneTime {
@@ -625,7 +627,11 @@ impl Pricing<'_> {
             NumberFormat::Fp8 | NumberFormat::Fp8Block | NumberFormat::Int8 | NumberFormat::W4a8 => eight,
             NumberFormat::Nvfp4 => self.four_bit.unwrap_or(self.rates.half),
             NumberFormat::Mxfp4 => {
-                if self.four_bit.is_some() { eight } else { self.rates.half }
+                if self.four_bit.is_some() {
+                    eight
+                } else {
+                    self.rates.half
+                }
             }
             NumberFormat::Q4km => eight,
         }
@@ -670,9 +676,11 @@ impl Pricing<'_> {
     }
 
     fn head(&self, shape: &ServingShape, tokens: f64) -> f64 {
-        let linear: f64 = shape.linears.iter().filter(|l| l.last_token_only).map(|l| self.linear(l, tokens)).sum();
+        let linear: f64 =
+            shape.linears.iter().filter(|l| l.last_token_only).map(|l| self.linear(l, tokens)).sum();
         // Logits are gathered over the ranks and sampled.
-        let logits: f64 = shape.linears.iter().filter(|l| l.last_token_only).map(|l| (l.n * 2) as f64 * tokens).sum();
+        let logits: f64 =
+            shape.linears.iter().filter(|l| l.last_token_only).map(|l| (l.n * 2) as f64 * tokens).sum();
         let gather = if self.d.tp > 1 {
             let bytes = logits * f64::from(self.d.tp);
             self.costs.collective(CollectiveKind::AllGather, bytes as u64, &self.tp).time.0

@@ -115,8 +115,7 @@ impl Lookup {
     pub fn decode(&self, library: &str, kv_bits: u64, latent: bool) -> Found<DecodeLaw> {
         let formats: &[&str] = if kv_bits <= 8 { &["fp8", "bf16"] } else { &["bf16", "fp8"] };
         // Defaults for parts without any measured relative: typical of the fitted ones.
-        let default =
-            DecodeLaw { launch_us: 8.0, block_ns: 30.0, memory: 0.7, compute: 0.3, sigma: 0.35 };
+        let default = DecodeLaw { launch_us: 8.0, block_ns: 30.0, memory: 0.7, compute: 0.3, sigma: 0.35 };
         self.search(|t| &t.decode, library, formats, if latent { "mla" } else { "gqa" }, default)
     }
 

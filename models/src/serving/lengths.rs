@@ -78,11 +78,12 @@ impl Lengths {
             }
             Self::Uniform([low, high]) => range(*low as f64, "a length").or(range(*high as f64, "a length")),
             Self::Geometric(mean) => range(*mean, "a mean"),
-            Self::Normal { mean, sd: spread } | Self::Lognormal { mean, cv: spread } => range(*mean, "a mean")
-                .or_else(|| {
+            Self::Normal { mean, sd: spread } | Self::Lognormal { mean, cv: spread } => {
+                range(*mean, "a mean").or_else(|| {
                     (!(spread.is_finite() && *spread >= 0.0))
                         .then(|| format!("a spread of {spread} is not a number of at least 0"))
-                }),
+                })
+            }
             Self::Values(values) if values.is_empty() => Some("a list of lengths is empty".to_owned()),
             Self::Values(values) => values.iter().find_map(|v| range(f64::from(*v), "a length")),
         }

@@ -476,7 +476,9 @@ mod tests {
 
     #[test]
     fn weights_agree_with_the_parameter_count() {
-        for name in ["llama3-8b", "llama3-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "qwen3-30b-a3b"] {
+        for name in
+            ["llama3-8b", "llama3-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "qwen3-30b-a3b"]
+        {
             let model = presets::find(name).unwrap();
             let one = Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::Bf16));
             let total = shape(name, &one).total_weight_bytes / 2.0;

@@ -78,8 +78,7 @@ fn one(tenant: &Tenant, index: u16, times: &mut Rng, sizes: &mut Rng, out: &mut 
             let pick = sizes.between(0, pairs.len().max(1) as u64 - 1) as usize;
             pairs.get(pick).copied().unwrap_or((1, 1))
         });
-        let (input, output) =
-            paired.unwrap_or_else(|| (tenant.input.draw(sizes), tenant.output.draw(sizes)));
+        let (input, output) = paired.unwrap_or_else(|| (tenant.input.draw(sizes), tenant.output.draw(sizes)));
         let (prefix, prefix_group) = match &tenant.prefix {
             Some(p) => {
                 let group = sizes.between(0, u64::from(p.groups.max(1)) - 1) as u32;

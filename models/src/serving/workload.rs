@@ -230,7 +230,8 @@ impl ServingWorkload {
     /// Longest prompt and answer together, where the distribution bounds it.
     pub fn mean_lengths(&self) -> (f64, f64) {
         let n = self.tenants.len().max(1) as f64;
-        let sum = self.tenants.iter().map(Tenant::mean_lengths).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let sum =
+            self.tenants.iter().map(Tenant::mean_lengths).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
         (sum.0 / n, sum.1 / n)
     }
 }
@@ -317,7 +318,12 @@ impl Reader<'_> {
     }
 
     /// A number above zero that an arrival process needs.
-    fn need(&self, value: Option<&Spanned<f64>>, whole: &Range<usize>, key: &str) -> Result<f64, SourceError> {
+    fn need(
+        &self,
+        value: Option<&Spanned<f64>>,
+        whole: &Range<usize>,
+        key: &str,
+    ) -> Result<f64, SourceError> {
         let Some(value) = value else {
             return Err(self.at(whole, format!("this arrival needs `{key}`"), &format!("add `{key} = …`")));
         };
@@ -325,15 +331,24 @@ impl Reader<'_> {
         if number.is_finite() && number > 0.0 && number < 1e12 {
             Ok(number)
         } else {
-            Err(self.at(&value.span(), format!("`{key}` must be a number above zero, not {number}"), "check the number"))
+            Err(self.at(
+                &value.span(),
+                format!("`{key}` must be a number above zero, not {number}"),
+                "check the number",
+            ))
         }
     }
 
     fn trace(&mut self, path: &Spanned<String>) -> Result<super::trace::Trace, SourceError> {
-        let text = (self.load)(path.get_ref())
-            .map_err(|e| self.at(&path.span(), format!("`{}` cannot be read: {e}", path.get_ref()), "check the path"))?;
+        let text = (self.load)(path.get_ref()).map_err(|e| {
+            self.at(&path.span(), format!("`{}` cannot be read: {e}", path.get_ref()), "check the path")
+        })?;
         parse_trace(path.get_ref(), &text).map_err(|e| {
-            self.at(&path.span(), e.to_string(), "CSV with arrival_s, input_tokens, output_tokens is the plainest layout")
+            self.at(
+                &path.span(),
+                e.to_string(),
+                "CSV with arrival_s, input_tokens, output_tokens is the plainest layout",
+            )
         })
     }
 
@@ -348,7 +363,13 @@ impl Reader<'_> {
             "gamma" => Arrival::Gamma { rate: rate(self)?, cv: self.need(t.cv.as_ref(), &whole, "cv")? },
             "closed-loop" => match t.concurrency.as_ref().map(|c| *c.get_ref()) {
                 Some(n) if n > 0 && n <= 1 << 20 => Arrival::ClosedLoop { concurrency: n },
-                _ => return Err(self.at(&whole, "a closed loop needs `concurrency` from 1 to 1048576", "add `concurrency = 64`")),
+                _ => {
+                    return Err(self.at(
+                        &whole,
+                        "a closed loop needs `concurrency` from 1 to 1048576",
+                        "add `concurrency = 64`",
+                    ));
+                }
             },
             "ramp" => Arrival::Ramp {
                 from: self.need(t.from.as_ref(), &whole, "from")?,
@@ -358,7 +379,11 @@ impl Reader<'_> {
             "diurnal" => {
                 let peak_ratio = self.need(t.peak_ratio.as_ref(), &whole, "peak_ratio")?;
                 if !(1.0..=2.0).contains(&peak_ratio) {
-                    return Err(self.at(&whole, format!("`peak_ratio` is {peak_ratio}, a sine allows 1 to 2"), "peak over mean"));
+                    return Err(self.at(
+                        &whole,
+                        format!("`peak_ratio` is {peak_ratio}, a sine allows 1 to 2"),
+                        "peak over mean",
+                    ));
                 }
                 let period_s = match t.period_s.as_ref() {
                     Some(_) => self.need(t.period_s.as_ref(), &whole, "period_s")?,
@@ -368,16 +393,25 @@ impl Reader<'_> {
             }
             "trace" => {
                 let Some(path) = &t.trace else {
-                    return Err(self.at(&whole, "a trace needs `trace`, the path of its file", "add `trace = \"requests.csv\"`"));
+                    return Err(self.at(
+                        &whole,
+                        "a trace needs `trace`, the path of its file",
+                        "add `trace = \"requests.csv\"`",
+                    ));
                 };
                 let trace = self.trace(path)?;
                 if !trace.timed {
-                    return Err(self.at(&path.span(), "the file has lengths but no arrival times", "use it as `lengths = …` with another arrival"));
+                    return Err(self.at(
+                        &path.span(),
+                        "the file has lengths but no arrival times",
+                        "use it as `lengths = …` with another arrival",
+                    ));
                 }
                 Arrival::Trace(trace.requests)
             }
             other => {
-                let built = ["burst", "constant", "poisson", "gamma", "closed-loop", "ramp", "diurnal", "trace"];
+                let built =
+                    ["burst", "constant", "poisson", "gamma", "closed-loop", "ramp", "diurnal", "trace"];
                 let reason = NOT_BUILT.iter().find(|(name, _)| *name == other);
                 let message = match reason {
                     Some((name, why)) => format!("arrival `{name}` is not built: {why}"),
@@ -391,16 +425,21 @@ impl Reader<'_> {
             None => None,
         };
         let is_trace = matches!(arrival, Arrival::Trace(_));
-        let lengths = |r: &Self, value: &Option<Spanned<Lengths>>, key: &str| -> Result<Lengths, SourceError> {
-            match value {
-                None if is_trace || t.lengths.is_some() => Ok(Lengths::Fixed(1)),
-                None => Err(r.at(&whole, format!("the tenant has no `{key}` lengths"), &format!("add `{key} = {{ fixed = 1024 }}`"))),
-                Some(l) => match l.get_ref().fault() {
-                    Some(fault) => Err(r.at(&l.span(), fault, "lengths are whole tokens")),
-                    None => Ok(l.get_ref().clone()),
-                },
-            }
-        };
+        let lengths =
+            |r: &Self, value: &Option<Spanned<Lengths>>, key: &str| -> Result<Lengths, SourceError> {
+                match value {
+                    None if is_trace || t.lengths.is_some() => Ok(Lengths::Fixed(1)),
+                    None => Err(r.at(
+                        &whole,
+                        format!("the tenant has no `{key}` lengths"),
+                        &format!("add `{key} = {{ fixed = 1024 }}`"),
+                    )),
+                    Some(l) => match l.get_ref().fault() {
+                        Some(fault) => Err(r.at(&l.span(), fault, "lengths are whole tokens")),
+                        None => Ok(l.get_ref().clone()),
+                    },
+                }
+            };
         let (input, output) = (lengths(self, &t.input, "input")?, lengths(self, &t.output, "output")?);
         let duration_s = match &t.duration_s {
             Some(_) => Some(self.need(t.duration_s.as_ref(), &whole, "duration_s")?),
@@ -408,7 +447,11 @@ impl Reader<'_> {
         };
         let requests = match &t.requests {
             Some(n) if *n.get_ref() == 0 || *n.get_ref() > MAX_REQUESTS => {
-                return Err(self.at(&n.span(), format!("`requests` must be 1 to {MAX_REQUESTS}"), "check the number"));
+                return Err(self.at(
+                    &n.span(),
+                    format!("`requests` must be 1 to {MAX_REQUESTS}"),
+                    "check the number",
+                ));
             }
             Some(n) => Some(*n.get_ref()),
             None if is_trace => None,
@@ -423,7 +466,11 @@ impl Reader<'_> {
         if let Some(prefix) = &t.prefix
             && (prefix.get_ref().tokens > 1 << 22 || prefix.get_ref().groups > 1 << 19)
         {
-            return Err(self.at(&prefix.span(), "the shared prefix is out of range", "tokens up to 4194304, groups up to 524288"));
+            return Err(self.at(
+                &prefix.span(),
+                "the shared prefix is out of range",
+                "tokens up to 4194304, groups up to 524288",
+            ));
         }
         Ok(Tenant {
             name: t.name.clone().unwrap_or_else(|| format!("tenant-{}", index + 1)),
@@ -461,7 +508,10 @@ mod tests {
             "arrival = \"ramp\"\nfrom = 5.0\nto = 5.0\nover_s = 10.0",
             "arrival = \"diurnal\"\nrate = 5.0\npeak_ratio = 1.5\nperiod_s = 100.0",
         ] {
-            let w = read(&format!("{arrival}\nrequests = 20000\ninput = {{ fixed = 8 }}\noutput = {{ fixed = 2 }}")).unwrap();
+            let w = read(&format!(
+                "{arrival}\nrequests = 20000\ninput = {{ fixed = 8 }}\noutput = {{ fixed = 2 }}"
+            ))
+            .unwrap();
             let traffic = Traffic::generate(&w, 3);
             assert_eq!(traffic.requests.len(), 20000);
             let rate = 20000.0 / traffic.requests[19999].arrival.seconds().0;
@@ -477,7 +527,12 @@ mod tests {
         let traffic = Traffic::generate(&w, 0);
         assert_eq!((traffic.input_tokens(), traffic.output_tokens()), (30, 7));
         let w = read("arrival = \"poisson\"\nrate = 2.0\nlengths = \"t.csv\"\nrequests = 100").unwrap();
-        assert!(Traffic::generate(&w, 0).requests.iter().all(|r| (r.input, r.output) == (10, 3) || (r.input, r.output) == (20, 4)));
+        assert!(
+            Traffic::generate(&w, 0)
+                .requests
+                .iter()
+                .all(|r| (r.input, r.output) == (10, 3) || (r.input, r.output) == (20, 4))
+        );
         let faster = w.at_rate(8.0);
         assert_eq!(faster.rate(), Some(8.0));
     }

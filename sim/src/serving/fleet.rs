@@ -32,9 +32,7 @@ impl Router {
             "round-robin" => Ok(Self::RoundRobin),
             "least-load" => Ok(Self::LeastLoad),
             "prefix-aware" => Ok(Self::PrefixAware),
-            other => {
-                Err(format!("`{other}` is not a router; known: round-robin, least-load, prefix-aware"))
-            }
+            other => Err(format!("`{other}` is not a router; known: round-robin, least-load, prefix-aware")),
         }
     }
 }

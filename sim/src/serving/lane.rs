@@ -304,9 +304,8 @@ impl Lane {
                 Some(w) => u64::from(s.length) < w && self.step < s.joined + (w - u64::from(s.length)),
             };
             // A crossing at or after the end was never scheduled, so the sequence still counts as growing.
-            let unscheduled = self.shape.reads[kind].is_some_and(|w| {
-                u64::from(s.length) < w && s.joined + (w - u64::from(s.length)) >= s.ends
-            });
+            let unscheduled = self.shape.reads[kind]
+                .is_some_and(|w| u64::from(s.length) < w && s.joined + (w - u64::from(s.length)) >= s.ends);
             if still || unscheduled {
                 self.growing[kind] -= 1;
             }

@@ -124,7 +124,13 @@ impl Replica {
     }
 
     /// Starts the next step or run of steps; false when there is nothing to do.
-    pub(super) fn start(&mut self, cost: &StepCost, requests: &[Request], progress: &mut [Progress], now: u64) -> bool {
+    pub(super) fn start(
+        &mut self,
+        cost: &StepCost,
+        requests: &[Request],
+        progress: &mut [Progress],
+        now: u64,
+    ) -> bool {
         self.make_room(requests, progress, now);
         self.plan_prompts(requests, progress, now);
         let prompts = self.lanes.iter().any(|l| !l.chunks.is_empty());
@@ -327,15 +333,7 @@ impl Replica {
         }
         let lane = &mut self.lanes[index];
         lane.used += growing + fixed;
-        lane.prompts.push(Prompt {
-            id,
-            target,
-            done: hit,
-            remaining,
-            fixed,
-            reserved: reserve,
-            shared: hit,
-        });
+        lane.prompts.push(Prompt { id, target, done: hit, remaining, fixed, reserved: reserve, shared: hit });
         true
     }
 
@@ -435,7 +433,12 @@ impl Replica {
     }
 
     /// Books the pending steps. Requests that are done are added to `finished`.
-    pub(super) fn finish(&mut self, requests: &[Request], progress: &mut [Progress], finished: &mut Vec<u32>) {
+    pub(super) fn finish(
+        &mut self,
+        requests: &[Request],
+        progress: &mut [Progress],
+        finished: &mut Vec<u32>,
+    ) {
         let Some(p) = self.pending.take() else { return };
         self.extra_seconds = 0.0;
         self.sums.steps += p.steps;

@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
 use psim_cost_models::serving::{EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost};
@@ -7,7 +8,6 @@ use psim_models::presets;
 use psim_models::serving::{
     Arrival, Deployment, Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload, Traffic,
 };
-use proptest::prelude::*;
 
 const POLICIES: [Policy; 7] = [
     Policy::Static,
@@ -64,8 +64,13 @@ fn check_laws(run: &ServingRun, traffic: &Traffic) {
     // Little: the time integral of the number in the system is the sum of the times in it.
     assert!((run.request_seconds / sojourn - 1.0).abs() < 1e-9, "{} {sojourn}", run.request_seconds);
     let preempted = run.outcomes.iter().any(|o| o.preemptions > 0);
-    let prompts: u64 =
-        run.outcomes.iter().zip(&traffic.requests).filter(|(o, _)| !o.refused).map(|(_, r)| u64::from(r.input)).sum();
+    let prompts: u64 = run
+        .outcomes
+        .iter()
+        .zip(&traffic.requests)
+        .filter(|(o, _)| !o.refused)
+        .map(|(_, r)| u64::from(r.input))
+        .sum();
     let computed = run.computed_prompt_tokens + run.cached_prompt_tokens;
     assert!(if preempted { computed >= prompts } else { computed == prompts }, "{computed} {prompts}");
 }
@@ -130,7 +135,8 @@ fn md1_queue() {
     let service = (alone.end - alone.start).0 as f64 * 1e-12 - delay;
     for rho in [0.3, 0.6, 0.8] {
         let n = 60_000;
-        let traffic = workload(Arrival::Poisson { rate: rho / service }, n, Lengths::Fixed(500), Lengths::Fixed(20));
+        let traffic =
+            workload(Arrival::Poisson { rate: rho / service }, n, Lengths::Fixed(500), Lengths::Fixed(20));
         let run = single(&cost, &engine, &traffic);
         let waits: Vec<f64> =
             run.outcomes.iter().map(|o| (o.finish - o.sent).0 as f64 * 1e-12 - service - delay).collect();
@@ -150,7 +156,12 @@ fn closed_loop() {
     // With C clients and room for all, throughput = C / (time of one answer).
     let engine = engine(Policy::ChunkedPrefill);
     let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
-    let traffic = workload(Arrival::ClosedLoop { concurrency: 16 }, 1600, Lengths::Fixed(200), Lengths::Uniform([50, 150]));
+    let traffic = workload(
+        Arrival::ClosedLoop { concurrency: 16 },
+        1600,
+        Lengths::Fixed(200),
+        Lengths::Uniform([50, 150]),
+    );
     let run = single(&cost, &engine, &traffic);
     check_laws(&run, &traffic);
     let report = ServingReport::new(&run, &traffic, &[ServiceLevel::default()]);
