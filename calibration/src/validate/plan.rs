@@ -243,21 +243,13 @@ fn redistribute(row: &Row, model: &Model, chunks: u32) -> Vec<u32> {
     let head = 6.0 * model.vocab as f64 / layer;
     let input = 3.0 / layer;
     let layers = model.layers();
-    let mut parts = vec![0u32; chunks as usize];
-    let last = parts.len() - 1;
-    for _ in 0..layers {
-        let load = |c: usize, n: u32| {
-            f64::from(n) + if c == last { head } else { 0.0 } + if c == 0 { input } else { 0.0 }
-        };
-        let mut best = 0;
-        for c in 1..parts.len() {
-            if load(c, parts[c]) + 1e-9 < load(best, parts[best]) {
-                best = c;
-            }
-        }
-        parts[best] += 1;
-    }
-    parts
+    let mean = (f64::from(layers) + head + input) / f64::from(chunks);
+    // The last stage takes what the output layer leaves of an equal share; the others share the rest, later ones
+    // taking one more where it does not divide.
+    let last = ((mean - head).ceil().max(0.0) as u32).min(layers);
+    let others = chunks - 1;
+    let (each, over) = ((layers - last) / others, (layers - last) % others);
+    (0..chunks).map(|c| if c == others { last } else { each + u32::from(c >= others - over) }).collect()
 }
 
 /// Expert tensor parallelism: before folding (2025) Megatron's experts are sharded over tp like everything else.

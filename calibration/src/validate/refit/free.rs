@@ -66,7 +66,7 @@ const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
     ("megatron-bridge-2025", "efficiency.grouped_gemm", 1.0, 0.2, true),
     ("megatron-bridge-2025", "efficiency.permute", 1.0, 0.3, true),
     ("megatron-bridge-2025", "host.launch", 5e-6, 0.4, true),
-    ("vocabulary-parallelism", "host.per_micro_batch", 100e-6, 1.5, true),
+    ("vocabulary-parallelism", "efficiency.contention", 0.1, 0.5, true),
     ("nemo-25", "efficiency.grouped_gemm", 1.0, 0.2, true),
     ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
 ];
