@@ -109,14 +109,14 @@ pub fn rank_parameters(model: &Model, layout: &Layout, stage: usize, shape: &Sha
                 // A tied output layer on another stage is a copy of the embedding.
                 out.dense += (model.vocab * model.hidden) as f64 / tp;
             }
-            if model.mtp_layers > 0 {
-                if let Some(block) = model.kinds.last() {
-                    let p = block.parameters(model.hidden, model.norm);
-                    let projection = (2 * model.hidden * model.hidden) as f64 / tp;
-                    let n = f64::from(model.mtp_layers);
-                    out.dense += n * (local(p.dense_split()) + projection);
-                    out.expert += n * p.experts as f64 / expert_ranks;
-                }
+            if model.mtp_layers > 0
+                && let Some(block) = model.kinds.last()
+            {
+                let p = block.parameters(model.hidden, model.norm);
+                let projection = (2 * model.hidden * model.hidden) as f64 / tp;
+                let n = f64::from(model.mtp_layers);
+                out.dense += n * (local(p.dense_split()) + projection);
+                out.expert += n * p.experts as f64 / expert_ranks;
             }
         }
     }

@@ -127,7 +127,7 @@ fn write(folder: &Path, text: &str, report: &Report, leave_out: bool) -> Result<
     let rows = row::read(text).map_err(|e| e.to_string())?;
     let problem = Problem::new(&rows);
     let left_out = leave_out.then(|| {
-        problem.leave_one_out(&rows, 20, &mut |source| {
+        problem.leave_one_out(&rows, 12, &mut |source| {
             let _ = writeln!(std::io::stderr(), "refitting without {source}");
         })
     });

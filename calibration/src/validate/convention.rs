@@ -145,7 +145,7 @@ pub fn used_parameters(model: &Model) -> f64 {
         0.0
     } else {
         let kind = model.mtp_kind.or_else(|| model.pattern.last().copied()).unwrap_or(0);
-        let block = count.blocks.get(usize::from(kind)).map_or(0, |b| b.active()) as f64;
+        let block = count.blocks.get(usize::from(kind)).map_or(0, psim_models::BlockParameters::active) as f64;
         f64::from(model.mtp_layers) * (block + 2.0 * (model.hidden as f64).powi(2) + head)
     };
     body + if model.tied_embeddings { head } else { 0.0 } + mtp
@@ -272,6 +272,9 @@ mod tests {
             for (ratio, id) in values.iter().filter(|v| (v.0 - 1.0).abs() > 0.03) {
                 println!("   {ratio:.3} {id}");
             }
+            assert!((values[values.len() / 2].0 - 1.0).abs() < 0.01, "{key}");
+            let agree = values.iter().filter(|v| (v.0 - 1.0).abs() <= 0.03).count();
+            assert!(agree as f64 >= 0.8 * values.len() as f64, "{key}: {agree} of {}", values.len());
         }
     }
 }

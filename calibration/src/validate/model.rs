@@ -51,10 +51,9 @@ fn preset_for(fields: &ModelFields) -> Option<Model> {
         Mixer::Attention(a) => Some(a.clone()),
         _ => None,
     });
-    if let Some(attention) = attention {
-        if !same(fields.kv_heads, attention.kv_heads) || !same(fields.head_dim, attention.head_dim) {
-            return None;
-        }
+    let agrees = |a: &Attention| same(fields.kv_heads, a.kv_heads) && same(fields.head_dim, a.head_dim);
+    if !attention.as_ref().is_none_or(agrees) {
+        return None;
     }
     match moe {
         Some(moe) => {
@@ -205,9 +204,8 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
     let layer_norm = style != Style::Llama;
     let position = match style {
         Style::Gpt if name.contains("gpt-j") || name.contains("neox") => Position::Rope,
-        Style::Gpt => Position::Learned(config.seq_len.unwrap_or(2048)),
+        Style::Gpt | Style::Mpt => Position::Learned(config.seq_len.unwrap_or(2048)),
         Style::Bloom => Position::Alibi,
-        Style::Mpt => Position::Learned(config.seq_len.unwrap_or(2048)),
         Style::Nemotron | Style::Llama => Position::Rope,
     };
     Ok(Model {

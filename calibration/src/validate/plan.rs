@@ -291,8 +291,7 @@ fn sharding(row: &Row, family: Family, era: f64, replicas: u32) -> (Sharding, u3
             Some(_) => Sharding::Parameters,
             None => match family {
                 Family::Megatron if era < 2023.0 => Sharding::None,
-                Family::Megatron | Family::Other => Sharding::Optimizer,
-                Family::DeepSpeed => Sharding::Optimizer,
+                Family::Megatron | Family::DeepSpeed | Family::Other => Sharding::Optimizer,
                 Family::Fsdp => Sharding::Parameters,
             },
         }

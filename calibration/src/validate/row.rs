@@ -190,7 +190,7 @@ pub fn read(text: &str) -> Result<Vec<Row>, RowsError> {
         let Value::Object(object) = &value else {
             return Err(RowsError::Json { line: line_number, cause: "a bare value".to_owned() });
         };
-        if !object.get("id").and_then(Value::as_str).is_some_and(|id| !id.trim().is_empty()) {
+        if object.get("id").and_then(Value::as_str).is_none_or(|id| id.trim().is_empty()) {
             return Err(RowsError::Id { line: line_number });
         }
         rows.push(row(value));
@@ -352,7 +352,7 @@ impl<'a> Fields<'a> {
     fn count(&mut self, key: &str) -> Option<u64> {
         let number = number_of(self.get(key)?);
         match number {
-            Some(n) if n >= 0.0 && n <= 4e9 && n.fract() == 0.0 => Some(n as u64),
+            Some(n) if (0.0..=4e9).contains(&n) && n.fract() == 0.0 => Some(n as u64),
             _ => {
                 self.wrong(key, "a whole number between 0 and 4e9");
                 None

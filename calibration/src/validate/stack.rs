@@ -195,10 +195,12 @@ fn dated(text: &str) -> Option<f64> {
         if index - start == 4 && (2018.0..2031.0).contains(&number) {
             return Some(month(b'-').map_or(number + 0.5, |m| number + (m - 1.0) / 12.0));
         }
-        if index - start == 2 && (18.0..31.0).contains(&number) && !after_letters {
-            if let Some(month) = month(b'.') {
-                return Some(2000.0 + number + (month - 1.0) / 12.0);
-            }
+        if index - start == 2
+            && (18.0..31.0).contains(&number)
+            && !after_letters
+            && let Some(month) = month(b'.')
+        {
+            return Some(2000.0 + number + (month - 1.0) / 12.0);
         }
     }
     None
