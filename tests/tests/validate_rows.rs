@@ -73,7 +73,10 @@ fn odd_rows_are_answered_not_refused() {
     let json = report.json();
     let status = |id: &str| {
         let rows = json["rows"].as_array().unwrap();
-        rows.iter().find(|r| r["id"] == id && r["metric"] == "fits").unwrap()["status"].as_str().unwrap().to_owned()
+        rows.iter().find(|r| r["id"] == id && r["metric"] == "fits").unwrap()["status"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(status("x-1"), "unsupported");
     assert_eq!(status("x-2"), "unsupported");

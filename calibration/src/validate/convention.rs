@@ -145,7 +145,8 @@ pub fn used_parameters(model: &Model) -> f64 {
         0.0
     } else {
         let kind = model.mtp_kind.or_else(|| model.pattern.last().copied()).unwrap_or(0);
-        let block = count.blocks.get(usize::from(kind)).map_or(0, psim_models::BlockParameters::active) as f64;
+        let block =
+            count.blocks.get(usize::from(kind)).map_or(0, psim_models::BlockParameters::active) as f64;
         f64::from(model.mtp_layers) * (block + 2.0 * (model.hidden as f64).powi(2) + head)
     };
     body + if model.tied_embeddings { head } else { 0.0 } + mtp

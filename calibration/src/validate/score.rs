@@ -231,8 +231,7 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let mut rows =
-            [result("a", "a", 1.0, 1.0), result("b", "a", 1.0, 1.0), result("c", "a", 1.0, 1.0)];
+        let mut rows = [result("a", "a", 1.0, 1.0), result("b", "a", 1.0, 1.0), result("c", "a", 1.0, 1.0)];
         rows[1].ran = Some(false);
         rows[2].ran = Some(false);
         rows[2].fits = Some(false);

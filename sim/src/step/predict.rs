@@ -304,8 +304,12 @@ impl<'a> StepModel<'a> {
             .chunks
             .iter()
             .map(|chunk| VocabularyStageCost {
-                forward: time(slowed * (chunk.forward.time - share * (head.forward.time + embedding.forward.time))),
-                backward: time(slowed * (chunk.backward.time - share * (head.backward.time + embedding.backward.time))),
+                forward: time(
+                    slowed * (chunk.forward.time - share * (head.forward.time + embedding.forward.time)),
+                ),
+                backward: time(
+                    slowed * (chunk.backward.time - share * (head.backward.time + embedding.backward.time)),
+                ),
                 softmax: time(share * head.forward.time),
                 gradient: time(share * head.backward.time),
                 input_layer: time(share * (embedding.forward.time + embedding.backward.time)),
