@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod capacity;
 mod compare;
 mod completions;
 mod emit;
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Explain(explain::Arguments),
     /// Compare two plans, or a plan and a measurement, term by term
     Compare(compare::Arguments),
+    /// Which accelerators, how many, for how long, at what price
+    Capacity(capacity::Arguments),
     /// Score predictions against published measurements
     Validate(validate::Arguments),
     /// Search like `plan` and write the HTML report
@@ -39,8 +42,6 @@ pub(crate) enum Command {
     Show(show::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
-    /// Which accelerators, how many, for how long, at what price (not built yet)
-    Capacity(not_built::Arguments),
     /// Measure this machine's kernels and write a profile (not built yet)
     Calibrate(not_built::Arguments),
     /// Run a plan for real and compare it with its prediction (not built yet)
@@ -54,6 +55,7 @@ impl Command {
     pub(crate) fn run(self, host: &mut Host<'_>) -> Result<(), Failure> {
         match self {
             Self::Plan(arguments) => plan::run(&arguments, host),
+            Self::Capacity(arguments) => capacity::run(&arguments, host),
             Self::Validate(arguments) => validate::run(&arguments, host),
             Self::Report(arguments) => report::run(&arguments, host),
             Self::Emit(arguments) => emit::run(&arguments, host),
@@ -63,7 +65,6 @@ impl Command {
             Self::Import(arguments) => import::run(&arguments, host),
             Self::Show(arguments) => show::run(&arguments, host),
             Self::Completions(arguments) => completions::run(&arguments, host),
-            Self::Capacity(_) => not_built::run("psim capacity"),
             Self::Calibrate(_) => not_built::run("psim calibrate"),
             Self::Execute(_) => not_built::run("psim execute"),
             Self::Gallery(_) => not_built::run("psim gallery"),

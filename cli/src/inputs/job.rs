@@ -16,9 +16,9 @@ use psim_planner::Assumption;
 use std::path::{Path, PathBuf};
 
 /// Tokens of one sequence where nobody says.
-const DEFAULT_SEQUENCE: u64 = 8192;
+pub(crate) const DEFAULT_SEQUENCE: u64 = 8192;
 /// Tokens of one step where nobody says.
-const DEFAULT_BATCH_TOKENS: u64 = 4 << 20;
+pub(crate) const DEFAULT_BATCH_TOKENS: u64 = 4 << 20;
 /// Tokens of the whole job where nobody says.
 const DEFAULT_TOKENS: f64 = 15e12;
 
@@ -51,7 +51,8 @@ pub(crate) struct JobArguments {
 /// Longest sequence that is believed.
 const MAX_SEQUENCE: f64 = (1_u64 << 27) as f64;
 
-fn parse_length(text: &str) -> Result<u64, String> {
+/// Reads a sequence length: `8192`, `128k` (binary).
+pub(crate) fn parse_length(text: &str) -> Result<u64, String> {
     let wrong =
         |why: &str| format!("`{text}` is not a sequence length: {why}; write for example 8192 or 128k");
     let binary = text.trim().strip_suffix(['k', 'K']).map(|n| (n, 1024.0));
@@ -78,7 +79,8 @@ const PRECISIONS: [Precision; 7] = [
     Precision::NvFp4,
 ];
 
-fn parse_precision(text: &str) -> Result<Precision, String> {
+/// Reads the name of a precision.
+pub(crate) fn parse_precision(text: &str) -> Result<Precision, String> {
     let wanted = text.trim().to_lowercase();
     PRECISIONS.into_iter().find(|p| p.name() == wanted).ok_or_else(|| {
         let names: Vec<&str> = PRECISIONS.iter().map(|p| p.name()).collect();

@@ -233,6 +233,21 @@ fn clusters_by_size() {
 }
 
 #[test]
+fn capacity_recommends_what_meets_the_deadline() {
+    let command = "capacity --model 8b --tokens 200B --by 30d --accelerator h100,a100 --most 64";
+    let run = psim(command);
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    assert!(run.out.contains("recommended:"), "{}", run.out);
+    let value = json(&psim(&format!("{command} --json")).out);
+    let at = value["recommended"].as_u64().unwrap() as usize;
+    let best = &value["options"][at];
+    assert!(best["days"].as_f64().unwrap() <= 30.0);
+    let late = psim("capacity --model 70b --tokens 15T --by 1d --accelerator h100 --most 64");
+    assert_eq!(late.code, 1, "{}", late.transcript());
+    assert!(late.err.contains("hint: "), "{}", late.err);
+}
+
+#[test]
 fn what_is_not_built_says_so() {
     for command in ["calibrate --device cpu --out x", "execute", "gallery gpipe"] {
         let run = psim(command);
