@@ -76,7 +76,7 @@ pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, st
     let head = flops(&lower_head(model, &shape));
     total += head + flops(&lower_embedding(model, &shape));
     if model.mtp_layers > 0
-        && let Some(block) = model.kinds.last()
+        && let Some(block) = model.mtp_block()
     {
         let extra =
             flops(&lower_block(block, model, &shape)) + flops(&lower_mtp_projection(model, &shape)) + head;

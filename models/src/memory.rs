@@ -110,7 +110,7 @@ pub fn rank_parameters(model: &Model, layout: &Layout, stage: usize, shape: &Sha
                 out.dense += (model.vocab * model.hidden) as f64 / tp;
             }
             if model.mtp_layers > 0
-                && let Some(block) = model.kinds.last()
+                && let Some(block) = model.mtp_block()
             {
                 let p = block.parameters(model.hidden, model.norm);
                 let projection = (2 * model.hidden * model.hidden) as f64 / tp;

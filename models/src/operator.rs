@@ -90,7 +90,7 @@ pub enum MemoryClass {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub enum OperatorKind {
-    /// `batch` products C[m,n] = A[m,k]·B[k,n].
+    /// `batch` products of an m × k and a k × n matrix.
     Gemm {
         /// Rows (tokens).
         m: u64,

@@ -79,7 +79,10 @@ impl LayerTimes {
         });
         let mut head = times(lower_head(model, shape));
         if model.mtp_layers > 0
-            && let Some(last) = kinds.last()
+            && let Some(last) = model
+                .mtp_kind
+                .or_else(|| model.pattern.last().copied())
+                .and_then(|k| kinds.get(usize::from(k)))
         {
             let projection = times(lower_mtp_projection(model, shape));
             let logits = head;
