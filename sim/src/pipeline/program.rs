@@ -131,10 +131,9 @@ impl Program {
                 turn.push_back(stage);
             }
         }
-        for stage in 0..spec.stages as usize {
-            if next[stage] < order.starts[stage + 1] {
-                let position = next[stage] - order.starts[stage];
-                return Err(PipelineError::Deadlock { stage: stage as u32, position });
+        for (stage, (&next, range)) in next.iter().zip(order.starts.windows(2)).enumerate() {
+            if next < range[1] {
+                return Err(PipelineError::Deadlock { stage: stage as u32, position: next - range[0] });
             }
         }
         let holdings =
