@@ -26,8 +26,8 @@ fn scale(time: Time, parts: u32) -> Time {
     Time(time.0 / u64::from(parts))
 }
 
-/// Simulates one row, if it carries profiled pass times.
-fn simulate(simulator: &mut PipelineSim, row: &serde_json::Value) -> Option<Row> {
+/// Simulates one row, if it carries profiled pass times; every pass takes `gap` longer than profiled.
+fn simulate(simulator: &mut PipelineSim, row: &serde_json::Value, gap: Time) -> Option<Row> {
     let (config, extra) = (&row["config"], &row["config"]["extra"]);
     let forward = milliseconds(&extra["profiled_TF_ms"])?;
     let input = milliseconds(&extra["profiled_TB_ms"])?;
@@ -49,12 +49,13 @@ fn simulate(simulator: &mut PipelineSim, row: &serde_json::Value) -> Option<Row>
         automatic: true,
         ..Default::default()
     };
-    let chunk = ChunkCost {
-        forward: scale(forward, chunks_per_stage),
-        backward_input: scale(input, chunks_per_stage),
-        backward_weight: scale(weight, chunks_per_stage),
-    };
     let zero_bubble = matches!(schedule, Schedule::ZbH1 | Schedule::ZbH2);
+    // A fused backward pass is one pass.
+    let chunk = ChunkCost {
+        forward: scale(forward, chunks_per_stage) + gap,
+        backward_input: scale(input, chunks_per_stage) + gap,
+        backward_weight: scale(weight, chunks_per_stage) + if zero_bubble { gap } else { Time::ZERO },
+    };
     let costs = PipelineCosts {
         chunks: vec![chunk; (spec.stages * chunks_per_stage) as usize],
         p2p: milliseconds(&extra["profiled_Tcomm_ms"])?,
@@ -64,14 +65,14 @@ fn simulate(simulator: &mut PipelineSim, row: &serde_json::Value) -> Option<Row>
     };
     let result = simulator.run(&spec, &costs).unwrap();
     // Only the zero-bubble runtime lets a stage start its optimizer step before the others have finished.
-    let step = if zero_bubble { result.period() } else { result.makespan };
+    let step = result.step(schedule);
     let id = row["id"].as_str()?.to_owned();
     let measured = row["measured"]["step_time_s"].as_f64()?;
     let group = id.strip_suffix(name)?.to_owned();
     Some(Row { id, schedule: name.to_owned(), group, measured, simulated: step.seconds().0 })
 }
 
-fn rows() -> Option<Vec<Row>> {
+fn rows(gap: impl Fn(&str) -> Time) -> Option<Vec<Row>> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/validation/train.jsonl");
     let Ok(text) = std::fs::read_to_string(path) else {
         println!("SKIP zero_bubble: {path} is not there");
@@ -79,12 +80,13 @@ fn rows() -> Option<Vec<Row>> {
     };
     let mut simulator = PipelineSim::new();
     let rows = text.lines().filter(|line| line.contains("\"id\":\"zerobubble-"));
-    Some(rows.filter_map(|line| simulate(&mut simulator, &serde_json::from_str(line).unwrap())).collect())
+    let rows = rows.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    Some(rows.filter_map(|row| simulate(&mut simulator, &row, gap(row["model"]["name"].as_str()?))).collect())
 }
 
 #[test]
 fn profiled_passes_explain_the_measured_step() {
-    let Some(rows) = rows() else { return };
+    let Some(rows) = rows(|_| Time::ZERO) else { return };
     assert_eq!(rows.len(), 48);
     let mut ratios = Vec::new();
     for row in &rows {
@@ -105,7 +107,7 @@ fn profiled_passes_explain_the_measured_step() {
 
 #[test]
 fn the_schedules_rank_as_measured() {
-    let Some(rows) = rows() else { return };
+    let Some(rows) = rows(|_| Time::ZERO) else { return };
     let mut groups: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in &rows {
         groups.entry(&row.group).or_default().push(row);
@@ -189,4 +191,32 @@ fn zb_v_gains_over_1f1b_what_was_measured() {
             assert!((gain / measured - 1.0).abs() < 0.04);
         }
     }
+}
+
+/// What the profile leaves out, by name: between two passes a stage waits for the host to launch and for its transfer
+/// to be posted (one time for all passes, models and schedules), and once per step the optimizer reads and writes the
+/// states of its parameters. Interleaving has most passes and lies lowest without the first term; the remaining
+/// spread is between schedules (the profile was taken in ZB-2p only) and from rounding of the printed throughput.
+#[test]
+fn gaps_between_passes_and_the_optimizer_explain_the_rest() {
+    let Some(rows) = rows(|_| Time(700_000_000)) else { return };
+    let mut differences = Vec::new();
+    for row in &rows {
+        let (parameters, stages) = match &row.id {
+            id if id.contains("-1.5b-") => (1.5e9, 8.0),
+            id if id.contains("-6.2b-") => (6.2e9, 8.0),
+            id if id.contains("-14.6b-") => (14.6e9, 16.0),
+            _ => (28.3e9, 32.0),
+        };
+        // Adam reads gradient, master weight and moments (16 B) and writes all but the gradient and the bf16 weight
+        // (14 B), at 80 % of the 2.04 TB/s of the A100 80 GB.
+        let optimizer = parameters / stages * 30.0 / (0.8 * 2.039e12);
+        let difference = (row.simulated + optimizer) / row.measured - 1.0;
+        println!("{:45} {:+.2} %", row.id, 100.0 * difference);
+        differences.push(difference.abs());
+    }
+    let worst = differences.iter().copied().fold(0.0, f64::max);
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    println!("mean {:.2} %, worst {:.2} %", 100.0 * mean, 100.0 * worst);
+    assert!(mean < 0.025 && worst < 0.055);
 }
