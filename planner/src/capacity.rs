@@ -28,6 +28,9 @@ pub struct CapacityRequest<'a> {
     pub model: &'a Model,
     /// Sequence length, global batch, tokens (required here).
     pub workload: &'a TrainingWorkload,
+    /// Smallest and largest global batch, sequences; `None`: the workload's. Large clusters need large batches: a fixed
+    /// one leaves them few micro-batches per pipeline.
+    pub global_batch: Option<(u32, u32)>,
     /// Software stack.
     pub stack: &'a StackProfile,
     /// Measured profiles.
@@ -62,11 +65,18 @@ pub fn capacity(request: &CapacityRequest<'_>, progress: &dyn Progress) -> Resul
             Err(reason) => rejected.push((offer.name().to_owned(), reason)),
         }
     }
-    // Those that meet the limits first; under a deadline the cheap ones, else the fast ones.
+    // Those that meet the limits first; under a deadline the cheap ones, else the fast ones. Then the nearest misses.
     let by_price = request.deadline_days.is_some() || request.budget_usd.is_none();
+    let order = |o: &CapacityOption| match (o.meets, by_price) {
+        (true, true) => o.cost_usd,
+        (true, false) => o.days,
+        (false, _) => excess(request, o),
+    };
     options.sort_by(|a, b| {
-        let (x, y) = if by_price { (a.cost_usd, b.cost_usd) } else { (a.days, b.days) };
-        b.meets.cmp(&a.meets).then(x.total_cmp(&y)).then_with(|| a.accelerator.cmp(&b.accelerator))
+        b.meets
+            .cmp(&a.meets)
+            .then(order(a).total_cmp(&order(b)))
+            .then_with(|| a.accelerator.cmp(&b.accelerator))
     });
     let recommended = options.first().and_then(|o| o.meets.then_some(0));
     Ok(CapacityReport {
@@ -80,6 +90,13 @@ pub fn capacity(request: &CapacityRequest<'_>, progress: &dyn Progress) -> Resul
         rejected,
         assumptions: request.assumptions.iter().cloned().chain(option::assumptions()).collect(),
     })
+}
+
+/// By which factor an option exceeds the limit that it misses most.
+fn excess(request: &CapacityRequest<'_>, option: &CapacityOption) -> f64 {
+    let late = request.deadline_days.map_or(0.0, |limit| option.days / limit);
+    let dear = request.budget_usd.map_or(0.0, |limit| option.cost_usd / limit);
+    late.max(dear)
 }
 
 fn check(request: &CapacityRequest<'_>) -> Result<f64, PlanError> {
@@ -115,6 +132,7 @@ fn best_plan(
     question.top = 1;
     question.pareto = false;
     question.advice = false;
+    question.global_batch = request.global_batch;
     question.precision.clone_from(&request.precision);
     plan(&question, progress)
 }

@@ -248,6 +248,7 @@ fn capacity_of(deadline: Option<f64>, budget: Option<f64>, most: u32) -> psim_pl
     let request = CapacityRequest {
         model: &model,
         workload: &workload,
+        global_batch: None,
         stack,
         library: &library,
         precision: vec![Precision::Bf16],
@@ -265,6 +266,8 @@ fn capacity_meets_a_deadline_at_the_least_price() {
     let report = capacity_of(Some(20.0), None, 512);
     let chosen = &report.options[report.recommended.expect("512 accelerators are plenty")];
     assert!(chosen.days <= 20.0 && chosen.meets);
+    let misses: Vec<f64> = report.options.iter().filter(|o| !o.meets).map(|o| o.days).collect();
+    assert!(misses.is_sorted(), "{misses:?}");
     for option in &report.options {
         assert!(!option.meets || option.cost_usd >= chosen.cost_usd);
         assert_eq!(option.meets, option.days <= 20.0, "{option:?}");

@@ -68,7 +68,7 @@ pub struct CapacityReport {
     pub deadline_days: Option<f64>,
     /// Budget, US dollars.
     pub budget_usd: Option<f64>,
-    /// Options, those that meet the limits first, then by price (deadline given) or by time (budget given).
+    /// Options: those that meet the limits by price (deadline given) or by time (budget given), then the nearest misses.
     pub options: Vec<CapacityOption>,
     /// Index of the recommended option.
     pub recommended: Option<usize>,
