@@ -2,6 +2,7 @@
 
 pub mod fit;
 pub mod fit_serving;
+pub mod import;
 pub mod measure;
 pub mod tables;
 pub mod validate;

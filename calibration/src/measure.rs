@@ -106,6 +106,9 @@ pub enum MeasureError {
     /// Too little was measured for a profile.
     #[error("nothing was measured for {0}\nhint: give a larger `--minutes`")]
     Empty(&'static str),
+    /// A GPU is measured relative to its datasheet.
+    #[error("the datasheet of `{0}` is not known\nhint: name the accelerator")]
+    Datasheet(String),
     /// A profile file cannot be read.
     #[error("{}: {message}", path.display())]
     Profile {
@@ -152,12 +155,8 @@ pub fn calibrate(options: &Options, progress: &mut dyn Progress) -> Result<Calib
     }
     match options.device {
         DeviceChoice::Cpu => on_device(&CpuDevice::new(), options, progress),
-        DeviceChoice::Cuda(index) => Err(no_cuda(index)),
+        DeviceChoice::Cuda(index) => on_device(&psim_kernels::cuda::open(index)?, options, progress),
     }
-}
-
-fn no_cuda(index: usize) -> MeasureError {
-    DeviceError::Unavailable(format!("cuda:{index}: the CUDA backend is not built yet")).into()
 }
 
 fn on_device<D: Device>(
@@ -260,7 +259,9 @@ pub fn check(
         .map_err(|e| MeasureError::Profile { path: profile.to_owned(), message: e.to_string() })?;
     match device {
         DeviceChoice::Cpu => check_on(&CpuDevice::new(), profile, count, seed, collectives, progress),
-        DeviceChoice::Cuda(index) => Err(no_cuda(index)),
+        DeviceChoice::Cuda(index) => {
+            check_on(&psim_kernels::cuda::open(index)?, profile, count, seed, collectives, progress)
+        }
     }
 }
 

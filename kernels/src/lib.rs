@@ -19,6 +19,7 @@
 
 pub mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod reference;
 

@@ -43,3 +43,11 @@ fn memory_is_counted() {
     drop(b);
     assert_eq!(device.memory().live, 0);
 }
+
+psim_kernels::conformance_suite!(cuda, || match psim_kernels::cuda::open(0) {
+    Ok(device) => Some(device),
+    Err(error) => {
+        eprintln!("{error}");
+        None
+    }
+});

@@ -53,6 +53,9 @@ pub fn fit<D: Device>(
     }
     let accelerator = match known {
         Some(known) => known.clone(),
+        None if dtype != DType::Fp32 => {
+            return Err(MeasureError::Datasheet(device.name()));
+        }
         None => {
             let flops = gemms.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t);
             let attention = attention_samples(records, dtype).into_iter().map(|(s, _, t)| flops_of(&s) / t);
