@@ -128,6 +128,7 @@ pub fn fit(
         law: &time,
         extra: None,
         axes: None,
+        probe: None,
         smoothing: Smoothing { curvature: [1.0; 3], shrink: 1.0 },
     };
     let (fitted, errors) = problem.fit(&samples);
