@@ -21,7 +21,7 @@ macro_rules! embedded {
     };
 }
 
-static ACCELERATORS: [Embedded<AcceleratorProfile>; 13] = embedded!(
+static ACCELERATORS: [Embedded<AcceleratorProfile>; 18] = embedded!(
     AcceleratorProfile,
     "accelerators",
     [
@@ -38,6 +38,11 @@ static ACCELERATORS: [Embedded<AcceleratorProfile>; 13] = embedded!(
         "GB300" => "GB300",
         "Arc-Pro-B60" => "Arc-Pro-B60",
         "MI210" => "MI210",
+        "MI300X" => "MI300X",
+        "MI325X" => "MI325X",
+        "MI355X" => "MI355X",
+        "Gaudi2" => "Gaudi2",
+        "Gaudi3" => "Gaudi3",
     ]
 );
 

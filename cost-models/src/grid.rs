@@ -46,7 +46,9 @@ impl Residual {
             })
     }
 
-    /// ln(measured / law) at a point given in natural units; the edge value outside, 0 without a grid.
+    /// ln(measured / law) at a point given in natural units; 0 without a grid. Above the grid the edge value holds (the
+    /// law is proportional there). Below it the edge value halves with every octave: tiny calls are mostly launch, and a
+    /// residual of larger ones would not even grow with the shape.
     pub fn at(&self, point: [f64; 3]) -> f64 {
         if self.is_empty() {
             return 0.0;
@@ -56,6 +58,12 @@ impl Residual {
             locate(&self.axes[1], point[1]),
             locate(&self.axes[2], point[2]),
         ];
+        let below: f64 = self
+            .axes
+            .iter()
+            .zip(point)
+            .map(|(axis, value)| (f64::from(axis[0]) - value.max(1e-9).log2()).max(0.0))
+            .sum();
         let (wide, deep) = (self.axes[1].len(), self.axes[2].len());
         let mut total = 0.0;
         for corner in 0..8usize {
@@ -74,7 +82,7 @@ impl Residual {
                 total += weight * f64::from(self.values[(index[0] * wide + index[1]) * deep + index[2]]);
             }
         }
-        total
+        total * (-below).exp2()
     }
 }
 
@@ -104,12 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn interpolates_in_the_logarithm_and_clamps_outside() {
+    fn interpolates_in_the_logarithm_and_fades_below() {
         let residual = Residual::new(Some(&grid()));
         assert!((residual.at([1.0, 1.0, 7.0]) - 0.0).abs() < 1e-6);
         assert!((residual.at([2.0, 1.0, 1.0]) - 1.0).abs() < 1e-6);
         assert!((residual.at([4.0, 2.0, 1.0]) - 3.0).abs() < 1e-6);
         assert!((residual.at([1e9, 1e9, 1.0]) - 3.0).abs() < 1e-6);
+        assert!((residual.at([4.0, 2.0, 0.5]) - 1.5).abs() < 1e-6);
         assert!(residual.covers([2.0, 1.5, 1.0]));
         assert!(!residual.covers([8.0, 1.5, 1.0]));
     }

@@ -22,7 +22,7 @@ const FAMILIES: [(&str, &[&str]); 19] = [
     ("L4", &["L40S"]),
     ("RTX-4090", &["L40S"]),
     ("V100", &["A100-SXM-80GB"]),
-    ("MI", &["MI300X", "MI210"]),
+    ("MI", &["MI210", "MI300X"]),
 ];
 
 /// Names of measured relatives, nearest first.

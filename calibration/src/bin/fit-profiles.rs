@@ -3,7 +3,7 @@
 //! Reads the measured tables, writes `accelerators/*.toml`, `fabrics/*.toml` and `FIT.md` into the data folder, and
 //! prints one line per table. Same input, same output.
 
-use psim_calibration::fit::assemble::{MEASURED, Tables, assemble};
+use psim_calibration::fit::assemble::{MEASURED, PEAK_ONLY, Tables, assemble, peak_only};
 use psim_calibration::fit::{Summary, fabric, relatives, report};
 use psim_cost_models::ProfileLibrary;
 use serde::Serialize;
@@ -44,6 +44,11 @@ fn run(measured: &Path, data: &Path) -> Result<(), String> {
         summaries.append(&mut machine.summaries);
         notes.append(&mut machine.notes);
         library.add_accelerator(machine.profile);
+    }
+    for name in PEAK_ONLY {
+        let Some(profile) = peak_only(&tables, name) else { continue };
+        write(&data.join("accelerators").join(format!("{name}.toml")), &profile)?;
+        notes.push(format!("{name}: only the best matrix rate is measured; the rest are documented defaults"));
     }
     for kind in FABRICS {
         let Some((profile, summary)) = fabric::fit(kind, &tables.collectives, &tables.points, &library)

@@ -4,7 +4,7 @@ use super::attention::{self, shape};
 use super::collectives;
 use super::gemm::{self, importance};
 use super::memory;
-use super::{Summary, grouped, median};
+use super::{Summary, grouped, median, quantile};
 use crate::tables::datasheet::{Datasheet, datasheets};
 use crate::tables::kernels::{AttentionRow, ElementwiseRow, GemmRow, MoeRow, PeakRow};
 use crate::tables::network::{CollectiveRow, PointRow};
@@ -90,6 +90,39 @@ fn gemm_sources(gpu: &str) -> &'static [&'static str] {
     }
 }
 
+/// Machines of which only the best measured matrix rate is known, with that rate's format.
+pub const PEAK_ONLY: [&str; 5] = ["MI300X", "MI325X", "MI355X", "Gaudi2", "Gaudi3"];
+
+/// A profile of documented defaults whose matrix rates follow the one measured rate (best shape over a search).
+pub fn peak_only(tables: &Tables, name: &str) -> Option<AcceleratorProfile> {
+    let best = |dtype: &str| {
+        let row = tables.peaks.iter().find(|p| p.gpu == name && p.metric == "matmul-MAMF" && p.dtype == dtype)?;
+        row.efficiency
+    };
+    let half = best("bf16")?;
+    let mut profile = psim_cost_models::defaults::accelerator(name);
+    profile.source = "best matrix rate of the peaks table over documented defaults".to_owned();
+    let scale = half / psim_cost_models::defaults::GEMM_LAW.compute;
+    for table in &mut profile.gemm {
+        table.law.compute = round(
+            if table.dtype == DType::Fp8 { best("fp8").unwrap_or(table.law.compute * scale) } else { table.law.compute * scale },
+            3,
+        )
+        .min(0.97);
+        table.fit = FitQuality { points: 1, sigma: 0.15 };
+    }
+    for table in &mut profile.grouped_gemm {
+        table.law.compute = round((table.law.compute * scale).min(0.95), 3);
+    }
+    for table in &mut profile.attention {
+        table.law.compute = round((table.law.compute * scale).min(0.7), 3);
+    }
+    let sheet = tables.sheets.get(name)?;
+    profile.link_bandwidth = sheet.link_gbps_per_dir.map(|g| BytesPerSec(g * 1e9));
+    profile.units = Some(sheet.units() as u32);
+    Some(profile)
+}
+
 fn gemm_samples(
     tables: &Tables,
     gpu: &str,
@@ -149,6 +182,7 @@ fn attention_sources(gpu: &str) -> Vec<AttentionSource> {
             (kernel, "torch_flow", "aic-trtllm", "prefill", Forward, "bf16"),
             (kernel, "torch_flow", "aic-trtllm", "prefill", Forward, "fp8"),
             (kernel, "torch_flow", "aic-trtllm", "decode", Decode, "bf16"),
+            (kernel, "torch_flow", "aic-trtllm", "decode", Decode, "fp8"),
         ]
     };
     match gpu {
@@ -168,6 +202,7 @@ fn attention_sources(gpu: &str) -> Vec<AttentionSource> {
                 (Flash2, "FlashAttention-2", "flash-attn", "train-fwd+bwd", Backward, "fp16"),
                 (Flash3, "fa3", "aic-vllm", "prefill", Forward, "bf16"),
                 (Flash3, "fa3", "aic-vllm", "decode", Decode, "bf16"),
+                (Flash3, "fa3", "aic-vllm", "decode", Decode, "fp8"),
             ];
             list.extend(trt(Cudnn));
             list
@@ -176,6 +211,7 @@ fn attention_sources(gpu: &str) -> Vec<AttentionSource> {
             let mut list = vec![
                 (Flash3, "fa3", "aic-vllm", "prefill", Forward, "bf16"),
                 (Flash3, "fa3", "aic-vllm", "decode", Decode, "bf16"),
+                (Flash3, "fa3", "aic-vllm", "decode", Decode, "fp8"),
             ];
             list.extend(trt(Cudnn));
             list
@@ -205,12 +241,16 @@ fn attention_samples(
         .attention
         .iter()
         .filter(|r| {
+            // What a decode kernel reads is the cache: its format names the table.
+            let read = if pass == AttentionPass::Decode { &r.kv_dtype } else { &r.dtype };
             r.gpu == gpu
                 && r.kernel.contains(kernel)
                 && r.source.starts_with(origin)
                 && r.phase == phase
-                && r.dtype == format
+                && *read == format
         })
+        // More than 32 query heads per key head fall off the fast decode kernels; no model does that.
+        .filter(|r| pass != AttentionPass::Decode || r.q_heads <= 32.0 * r.kv_heads)
         // SimuMax times by wall clock: below about 120 us its rows show the host.
         .filter(|r| origin != "simumax" || r.time_us > 120.0)
         .map(|r| attention::Sample {
@@ -462,10 +502,11 @@ fn memory_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assemb
 /// Board power from the rows that sampled it, as shares of the thermal design power.
 fn power(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assembled) {
     let Some(tdp) = sheet.tdp_w else { return };
+    // The upper tenth: samples that fall into gaps between kernels read low.
     let of = |wanted: &dyn Fn(&GemmRow) -> bool| {
         let watts: Vec<f64> =
             tables.gemm.iter().filter(|r| r.gpu == gpu && wanted(r)).filter_map(|r| r.power_w).collect();
-        (watts.len() >= 5).then(|| median(&watts) / tdp)
+        (watts.len() >= 5).then(|| quantile(&watts, 0.9) / tdp)
     };
     let large = |r: &GemmRow| r.dtype == "bf16" && r.m >= 4096.0 && r.n >= 4096.0 && r.k >= 4096.0;
     let stream = |r: &GemmRow| r.dtype == "bf16" && r.m <= 16.0 && r.n >= 4096.0 && r.k >= 4096.0;

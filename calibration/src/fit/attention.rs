@@ -6,7 +6,7 @@ use super::law::{Errors, Fitted, Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
 use crate::tables::kernels::AttentionRow;
-use psim_cost_models::attention::{AttentionShape, law_seconds};
+use psim_cost_models::attention::{AttentionShape, QUERY_TILE, law_seconds};
 use psim_cost_models::gemm::Rates;
 use psim_hardware::DType;
 use psim_hardware::profile::accelerator::{AttentionLaw, AttentionPass, AttentionTable, FitQuality};
@@ -44,8 +44,13 @@ impl Measured for Sample {
 /// The shape of a row, forward or backward; the share computed comes from the row's own flop count.
 pub fn shape(row: &AttentionRow, pass: AttentionPass, dtype: DType) -> AttentionShape {
     let width = f64::midpoint(row.head_dim, row.head_dim_v);
+    // Decoding with a sliding window reads the window only.
+    let seq_kv = match row.window {
+        Some(window) if pass == AttentionPass::Decode && window > 0.0 => row.seq_kv.min(window),
+        _ => row.seq_kv,
+    };
     let heads = row.batch * row.q_heads;
-    let rectangle = 4.0 * heads * row.seq_q * row.seq_kv * width;
+    let rectangle = 4.0 * heads * row.seq_q * seq_kv * width;
     let factor = if pass == AttentionPass::Backward { 2.5 } else { 1.0 };
     let nominal = rectangle * if row.causal > 0.0 { 0.5 } else { 1.0 };
     // Rows of both passes together count 3.5 forward passes; their share computed is the nominal one.
@@ -57,13 +62,13 @@ pub fn shape(row: &AttentionRow, pass: AttentionPass, dtype: DType) -> Attention
     let q = heads * row.seq_q * (row.head_dim + row.head_dim_v);
     // The absorbed latent form reads one tensor for keys and values.
     let kv_width = if row.variant == "mla-absorbed" { row.head_dim } else { row.head_dim + row.head_dim_v };
-    let kv = row.batch * row.kv_heads * row.seq_kv * kv_width;
+    let kv = row.batch * row.kv_heads * seq_kv * kv_width;
     let bytes = dtype.size() * if pass == AttentionPass::Backward { 3.0 * q + 2.0 * kv } else { q + kv };
     AttentionShape {
         heads,
         groups: row.batch * row.kv_heads,
         seq_q: row.seq_q,
-        seq_kv: row.seq_kv,
+        seq_kv,
         density,
         width,
         flops_per: if pass == AttentionPass::Backward { 10.0 } else { 4.0 },
@@ -123,6 +128,23 @@ pub fn fit(
     let width = vec![64.0, 96.0, 128.0, 160.0, 256.0, 544.0];
     let compute = if pass == AttentionPass::Backward { 0.4 } else { 0.55 };
     let start = [4.5, compute, 0.8, 150.0, 0.8, 0.5, 6.0, 2.0];
+    let decode = pass == AttentionPass::Decode;
+    let probe = |at: [f64; 3]| {
+        let [tiles, keys, width] = at;
+        let seq_q = if decode { 1.0 } else { QUERY_TILE };
+        let elements = 2.0 * width * tiles * if decode { keys } else { QUERY_TILE };
+        let shape = AttentionShape {
+            heads: tiles,
+            groups: tiles,
+            seq_q,
+            seq_kv: keys,
+            density: 1.0,
+            width,
+            flops_per: if pass == AttentionPass::Backward { 10.0 } else { 4.0 },
+            bytes: dtype.size() * elements,
+        };
+        Sample { shape, seconds: 0.0, weight: 0.0 }
+    };
     let mut bounds = BOUNDS;
     if !samples.iter().any(|s| s.shape.width < 96.0) {
         // No narrow head was measured: heads of 64 reach 0.9 of the rate of 128 (Dao 2023, figure 4, A100).
@@ -134,6 +156,7 @@ pub fn fit(
         law: &|p, s| law_seconds(&read(p), rates, &s.shape),
         extra: if prepares { Some(&extra) } else { None },
         axes: (samples.len() >= 60).then_some([tiles, keys, width]),
+        probe: Some(&probe),
         smoothing: Smoothing { curvature: [0.5, 0.5, 0.2], shrink: 0.05 },
     };
     let (Fitted { parameters, residual }, errors) = problem.fit(samples);

@@ -103,6 +103,7 @@ pub fn fit(
         law: &|p, s| law_seconds(&build(p), p[2], rates, &s.shape) * factor(p, s.shape.role),
         extra: None,
         axes: None,
+        probe: None,
         smoothing: Smoothing { curvature: [1.0; 3], shrink: 1.0 },
     };
     let (fitted, errors) = problem.fit(samples);

@@ -31,6 +31,8 @@ pub struct Problem<'a, S> {
     pub extra: Option<&'a dyn Fn(&[f64], &S) -> f64>,
     /// Grid lines; `None` for a law without residual.
     pub axes: Option<[Vec<f64>; 3]>,
+    /// A call at given grid coordinates, to keep law × residual from falling along the grid.
+    pub probe: Option<&'a dyn Fn([f64; 3]) -> S>,
     /// Smoothing of the residual.
     pub smoothing: Smoothing,
 }
@@ -112,7 +114,19 @@ impl<S: Measured> Problem<'_, S> {
                 })
                 .collect();
             let axes = clip(axes, samples);
-            surface::to_grid(&surface::fit(&points, &axes, &self.smoothing), &axes)
+            let mut values = surface::fit(&points, &axes, &self.smoothing);
+            if let Some(probe) = self.probe {
+                let mut law = Vec::with_capacity(values.len());
+                for &a in &axes[0] {
+                    for &b in &axes[1] {
+                        for &c in &axes[2] {
+                            law.push((self.law)(&parameters, &probe([a, b, c])).ln());
+                        }
+                    }
+                }
+                surface::make_monotone(&mut values, &law, &axes);
+            }
+            surface::to_grid(&values, &axes)
         });
         Fitted { parameters, residual }
     }

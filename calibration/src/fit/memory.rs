@@ -59,6 +59,7 @@ pub fn fit(machine: &str, class: &str, bandwidth: f64, samples: &[Sample]) -> (M
         law: &|p, s| p[0] * 1e-6 + (s.bytes + p[2]) / (bandwidth * p[1]),
         extra: None,
         axes: None,
+        probe: None,
         smoothing: Smoothing { curvature: [1.0; 3], shrink: 1.0 },
     };
     let (fitted, errors) = problem.fit(samples);
