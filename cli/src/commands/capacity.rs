@@ -121,6 +121,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     let request = CapacityRequest {
         model: &model,
         workload: &workload,
+        global_batch: None,
         stack: &software.stack,
         library: &software.library,
         precision: vec![precision],
