@@ -3,6 +3,7 @@
 use psim_calibration::import::{kineto, nccl};
 use std::path::PathBuf;
 
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
 fn data(folder: &str) -> Option<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data")).join(folder);
     if !path.is_dir() {

@@ -14,7 +14,8 @@ fn price(c: &mut Criterion) {
     let Some(stack) = library.stacks().next() else { return };
     let model = CostModel::new(&cluster, cluster.first_node(), stack, &library);
     let group = |ranks, stride| GroupShape::place(&cluster, cluster.first_node(), ranks, stride);
-    let collective = |kind, group| OperatorKind::Collective { kind, bytes: 67_108_864, group, dimension: Dimension::Tp };
+    let collective =
+        |kind, group| OperatorKind::Collective { kind, bytes: 67_108_864, group, dimension: Dimension::Tp };
     let operators = [
         (
             "gemm",
@@ -44,7 +45,10 @@ fn price(c: &mut Criterion) {
                 dtype: DType::Bf16,
             },
         ),
-        ("memory", OperatorKind::Memory { class: MemoryClass::Norm, bytes: 134_217_728, kernels: 1, flops: 0.0 }),
+        (
+            "memory",
+            OperatorKind::Memory { class: MemoryClass::Norm, bytes: 134_217_728, kernels: 1, flops: 0.0 },
+        ),
         ("all-reduce in a node", collective(CollectiveKind::AllReduce, group(8, 1))),
         ("all-reduce over nodes", collective(CollectiveKind::AllReduce, group(64, 1))),
     ];

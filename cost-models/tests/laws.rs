@@ -42,7 +42,9 @@ fn clusters() -> &'static Vec<Cluster> {
         accelerators()
             .iter()
             .filter_map(|a| {
-                [64, 72, 256].into_iter().find_map(|n| homogeneous(&a.name, n, &HomogeneousOptions::default()).ok())
+                [64, 72, 256]
+                    .into_iter()
+                    .find_map(|n| homogeneous(&a.name, n, &HomogeneousOptions::default()).ok())
             })
             .collect()
     })
@@ -50,7 +52,9 @@ fn clusters() -> &'static Vec<Cluster> {
 
 fn models() -> &'static Vec<CostModel> {
     static MODELS: OnceLock<Vec<CostModel>> = OnceLock::new();
-    MODELS.get_or_init(|| clusters().iter().map(|c| CostModel::new(c, c.first_node(), &stack(), library())).collect())
+    MODELS.get_or_init(|| {
+        clusters().iter().map(|c| CostModel::new(c, c.first_node(), &stack(), library())).collect()
+    })
 }
 
 fn index() -> impl Strategy<Value = usize> {
@@ -214,7 +218,9 @@ fn bus_bandwidth_exceeds_the_links_only_with_in_switch_reduction() {
         let group = GroupShape::place(cluster, node, ranks, 1);
         let bytes = 1u64 << 33;
         let n = f64::from(ranks);
-        let bus = bytes as f64 * 2.0 * (n - 1.0) / n / model.collective(CollectiveKind::AllReduce, bytes, &group).time.0;
+        let bus = bytes as f64 * 2.0 * (n - 1.0)
+            / n
+            / model.collective(CollectiveKind::AllReduce, bytes, &group).time.0;
         assert!(
             bus <= node.scale_up.bandwidth.0 * 1.001 || node.scale_up.in_switch_reduction,
             "{}: {bus:.3e} over {:?}",

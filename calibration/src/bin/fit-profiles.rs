@@ -48,7 +48,8 @@ fn run(measured: &Path, data: &Path) -> Result<(), String> {
     for name in PEAK_ONLY {
         let Some(profile) = peak_only(&tables, name) else { continue };
         write(&data.join("accelerators").join(format!("{name}.toml")), &profile)?;
-        notes.push(format!("{name}: only the best matrix rate is measured; the rest are documented defaults"));
+        notes
+            .push(format!("{name}: only the best matrix rate is measured; the rest are documented defaults"));
     }
     for kind in FABRICS {
         let Some((profile, summary)) = fabric::fit(kind, &tables.collectives, &tables.points, &library)

@@ -96,7 +96,8 @@ pub const PEAK_ONLY: [&str; 5] = ["MI300X", "MI325X", "MI355X", "Gaudi2", "Gaudi
 /// A profile of documented defaults whose matrix rates follow the one measured rate (best shape over a search).
 pub fn peak_only(tables: &Tables, name: &str) -> Option<AcceleratorProfile> {
     let best = |dtype: &str| {
-        let row = tables.peaks.iter().find(|p| p.gpu == name && p.metric == "matmul-MAMF" && p.dtype == dtype)?;
+        let row =
+            tables.peaks.iter().find(|p| p.gpu == name && p.metric == "matmul-MAMF" && p.dtype == dtype)?;
         row.efficiency
     };
     let half = best("bf16")?;
@@ -105,7 +106,11 @@ pub fn peak_only(tables: &Tables, name: &str) -> Option<AcceleratorProfile> {
     let scale = half / psim_cost_models::defaults::GEMM_LAW.compute;
     for table in &mut profile.gemm {
         table.law.compute = round(
-            if table.dtype == DType::Fp8 { best("fp8").unwrap_or(table.law.compute * scale) } else { table.law.compute * scale },
+            if table.dtype == DType::Fp8 {
+                best("fp8").unwrap_or(table.law.compute * scale)
+            } else {
+                table.law.compute * scale
+            },
             3,
         )
         .min(0.97);

@@ -19,6 +19,9 @@ pub trait Measured {
     fn core(&self) -> bool;
 }
 
+/// Seconds of a sample from parameters.
+pub type SampleSeconds<'a, S> = &'a dyn Fn(&[f64], &S) -> f64;
+
 /// What to fit.
 pub struct Problem<'a, S> {
     /// Bounds of each parameter.
@@ -26,9 +29,9 @@ pub struct Problem<'a, S> {
     /// Start of each parameter.
     pub start: &'a [f64],
     /// Seconds of the law.
-    pub law: &'a dyn Fn(&[f64], &S) -> f64,
+    pub law: SampleSeconds<'a, S>,
     /// Seconds inside the measured time that the table must not hold (a cache write beside the attention kernel).
-    pub extra: Option<&'a dyn Fn(&[f64], &S) -> f64>,
+    pub extra: Option<SampleSeconds<'a, S>>,
     /// Grid lines; `None` for a law without residual.
     pub axes: Option<[Vec<f64>; 3]>,
     /// A call at given grid coordinates, to keep law × residual from falling along the grid.

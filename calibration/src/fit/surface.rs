@@ -163,7 +163,7 @@ pub fn make_monotone(values: &mut [f64], law: &[f64], axes: &[Vec<f64>; 3]) {
         let mut worst: f64 = 0.0;
         for d in 0..3 {
             for cell in 0..values.len() {
-                if cell / stride[d] % size[d] == 0 {
+                if (cell / stride[d]).is_multiple_of(size[d]) {
                     continue;
                 }
                 let before = cell - stride[d];

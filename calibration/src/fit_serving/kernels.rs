@@ -63,7 +63,7 @@ fn solve(
     errors.sort_by(f64::total_cmp);
     let at = |q: f64| errors[((errors.len() - 1) as f64 * q) as usize];
     lines.push(FitLine { what, rows: measured.len(), median: at(0.5), p90: at(0.9) });
-    (best.into_iter().map(|v| round(v)).collect(), round(sigma))
+    (best.into_iter().map(round).collect(), round(sigma))
 }
 
 /// Four significant digits, so that the file is short and stable.

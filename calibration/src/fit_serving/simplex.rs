@@ -38,8 +38,8 @@ pub fn minimise(f: &mut dyn FnMut(&[f64]) -> f64, start: &[f64], step: f64, eval
             } else {
                 let best = points[0].1.clone();
                 for point in &mut points[1..] {
-                    for i in 0..n {
-                        point.1[i] = best[i] + 0.5 * (point.1[i] - best[i]);
+                    for (value, best) in point.1.iter_mut().zip(&best) {
+                        *value = best + 0.5 * (*value - best);
                     }
                     point.0 = f(&point.1);
                     used += 1;

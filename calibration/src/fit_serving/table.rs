@@ -64,7 +64,10 @@ pub(super) struct ReduceRow {
     pub library: String,
 }
 
-fn rows(path: &Path, each: &mut dyn FnMut(&dyn Fn(&str) -> String)) -> Result<(), FitError> {
+/// A row as a function from column name to text.
+type Columns<'a> = &'a dyn Fn(&str) -> String;
+
+fn rows(path: &Path, each: &mut dyn FnMut(Columns<'_>)) -> Result<(), FitError> {
     let fail = |cause: String| FitError::Table { file: path.display().to_string(), cause };
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
     let reader: Box<dyn Read> = if path.extension().is_some_and(|e| e == "gz") {

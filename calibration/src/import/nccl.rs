@@ -105,7 +105,7 @@ pub fn parse(text: &str) -> Result<Log, ImportError> {
         match row(line, index + 1)? {
             Some(Found::Row(row)) => log.rows.push(row),
             Some(Found::Empty) => {
-                log.notes.push(format!("line {}: a size of zero bytes is left out", index + 1))
+                log.notes.push(format!("line {}: a size of zero bytes is left out", index + 1));
             }
             None => {
                 let lower = line.to_ascii_lowercase();
