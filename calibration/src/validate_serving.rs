@@ -1,6 +1,6 @@
 //! Published serving measurements against simulated ones.
 //!
-//! A row is mapped to a model, a deployment, an engine profile and traffic ([`map`]), simulated ([`predict`]) and
+//! A row is mapped to a model, a deployment, an engine profile and traffic ([`mod@map`]), simulated ([`mod@predict`]) and
 //! restated in its own metrics. Measured values are read by the scores only.
 //!
 //! # What stands in for a field that is not printed

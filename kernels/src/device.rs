@@ -69,7 +69,7 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// C[m,n] = A[m,k]·B[k,n], densely stored.
+    /// C = A·B with C m × n, A m × k and B k × n, densely stored.
     pub fn new(m: usize, n: usize, k: usize) -> Self {
         Self {
             m,

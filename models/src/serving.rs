@@ -4,7 +4,7 @@
 //! - [`workload`]: the TOML description of traffic and service levels; [`traffic`] turns it into requests;
 //! - [`trace`]: request traces in the layouts that are published;
 //! - [`deployment`]: replicas, parallel degrees, number formats;
-//! - [`lower`]: model and deployment to the linear layers, attention kinds, experts, collectives and bytes of a step.
+//! - [`mod@lower`]: model and deployment to the linear layers, attention kinds, experts, collectives and bytes of a step.
 
 pub mod deployment;
 pub mod lengths;

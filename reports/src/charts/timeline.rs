@@ -13,7 +13,7 @@ const MOST_SPANS: usize = 2500;
 /// Tracks drawn at most.
 const MOST_TRACKS: usize = 32;
 
-/// The beginning of the timeline, as much as can be drawn; tracks beyond the first [`MOST_TRACKS`] are left out.
+/// The beginning of the timeline, as much as can be drawn; tracks beyond the first 32 are left out.
 pub fn timeline(title: &str, timeline: &Timeline) -> String {
     let tracks = timeline.tracks.len().min(MOST_TRACKS);
     let spans: Vec<_> = timeline.spans.iter().filter(|s| (s.track as usize) < tracks).collect();
