@@ -1,8 +1,8 @@
 //! One training step, from a model, a plan, a cluster and a software stack to a prediction.
 //!
-//! Depths: [`StepModel::lower_bound`] is L0; [`StepModel::predict`] at L1 runs the pipeline events on per-chunk times;
-//! at L2 those times come from the operators of a layer list-scheduled on the compute and communication streams of a
-//! representative rank of each stage, with contention, and the memory from the simulated schedule.
+//! Depths: [`StepModel::lower_bound`] is L0. [`StepModel::predict`] list-schedules the operators of every kind of layer on
+//! the compute and communication streams of a representative rank, with contention, and runs the pipeline events on the
+//! sums: L1. L2 takes the memory from the simulated schedule; its step times are those of L1.
 
 mod chunk;
 mod data_parallel;
