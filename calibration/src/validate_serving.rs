@@ -20,6 +20,8 @@ pub mod accuracy;
 pub mod fit;
 pub mod map;
 pub mod predict;
+pub mod rows;
 
 pub use map::{Mapped, map};
 pub use predict::{ServingPredictor, predict_row};
+pub use rows::predict_rows;

@@ -1,0 +1,68 @@
+//! Fused experts and the exchange of their inputs.
+
+use super::super::kernels::{Datasheet, MoeCall, MoeLaw};
+use super::pricing::Pricing;
+use psim_models::operator::CollectiveKind;
+use psim_models::serving::NumberFormat;
+use psim_models::serving::lower::{Experts, ServingShape};
+
+impl Pricing<'_> {
+    /// Experts of one rank and the exchange of their inputs, for the tokens of all attention copies.
+    pub(super) fn shared(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let mut total = 0.0;
+        for e in &shape.experts {
+            let law = self.moe_law(e.format, tokens);
+            total += e.layers * law.0.seconds(law.1, &self.call(e, tokens)) / self.p.moe;
+        }
+        if shape.exchanges > 0.0 {
+            // Gathered to every rank before, reduced and scattered after (the default of the engines on one node).
+            let bytes = (2.0 * tokens * shape.hidden as f64) as u64;
+            let gather = self.costs.collective(CollectiveKind::AllGather, bytes, &self.all).time.0;
+            let scatter = self.costs.collective(CollectiveKind::ReduceScatter, bytes, &self.all).time.0;
+            total += shape.exchanges * (gather + scatter) / self.p.all_reduce;
+        }
+        total
+    }
+
+    fn call(&self, e: &Experts, tokens: f64) -> MoeCall {
+        let draws = tokens * e.top_k as f64;
+        let spread = e.local as f64 / e.experts.max(1) as f64;
+        let imbalance = if self.d.ep > 1 { self.p.expert_imbalance } else { 1.0 };
+        let touched = MoeCall::touched(e.local as f64, e.experts as f64, draws);
+        MoeCall {
+            rows: (draws * spread * imbalance).max(1.0),
+            touched: (touched * imbalance).min(e.local as f64).max(1.0f64.min(draws)),
+            parameters: (e.matrices * e.hidden * e.inner) as f64,
+            weight_bytes: e.format.weight_bits() / 8.0,
+            hidden: e.hidden as f64,
+        }
+    }
+
+    fn moe_law(&self, format: NumberFormat, tokens: f64) -> (MoeLaw, Datasheet) {
+        let formats: &[&str] = match format {
+            NumberFormat::Bf16 => &["bf16"],
+            NumberFormat::Fp8 | NumberFormat::Int8 => &["fp8", "fp8-block", "bf16"],
+            NumberFormat::Fp8Block => &["fp8-block", "fp8", "bf16"],
+            NumberFormat::Nvfp4 if tokens <= 64.0 => &["nvfp4-low-latency", "nvfp4", "fp8", "bf16"],
+            NumberFormat::Nvfp4 => &["nvfp4", "fp8", "bf16"],
+            NumberFormat::Mxfp4 => &["mxfp4", "nvfp4", "w4a16", "bf16"],
+            _ => &["w4a16", "mxfp4", "bf16"],
+        };
+        let law = self.lookup.moe(self.library, formats).law;
+        (law, Datasheet { peak: self.peak(format), ..self.rates })
+    }
+
+    pub(super) fn roofline_experts(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let one = |e: &Experts| {
+            let share = e.local as f64 / e.experts.max(1) as f64;
+            let rows = tokens * e.top_k as f64 * share;
+            let parameters = (e.matrices * e.hidden * e.inner) as f64;
+            // A token may meet the same experts as all others: only its own top-k must be read.
+            let least = (e.top_k as f64 * share).min(e.local as f64);
+            let bytes = least * parameters * e.format.weight_bits() / 8.0;
+            let flops = 2.0 * rows * parameters;
+            e.layers * (flops / self.peak(e.format)).max(bytes / self.rates.bandwidth)
+        };
+        shape.experts.iter().map(one).sum()
+    }
+}

@@ -1,0 +1,73 @@
+//! Matrix products, the small kernels beside them, and the output layer.
+
+use super::pricing::Pricing;
+use psim_hardware::{DType, Scaling};
+use psim_models::operator::{CollectiveKind, GemmRole, MemoryClass};
+use psim_models::serving::NumberFormat;
+use psim_models::serving::lower::{Linear, ServingShape};
+
+impl Pricing<'_> {
+    fn linear(&self, l: &Linear, tokens: f64) -> f64 {
+        let dense = |dtype, scaling| {
+            self.costs.gemm(tokens as u64, l.n, l.k, 1, dtype, scaling, 2.0, GemmRole::Forward).time.0
+        };
+        let seconds = match l.format {
+            NumberFormat::Bf16 => dense(DType::Bf16, Scaling::None),
+            NumberFormat::Fp8 if self.eight_bit.is_some() => dense(DType::Fp8, Scaling::Tensor),
+            NumberFormat::Fp8Block if self.eight_bit.is_some() => dense(DType::Fp8, Scaling::Block128),
+            NumberFormat::Nvfp4 if self.four_bit.is_some() => dense(DType::Fp4, Scaling::MicroBlock),
+            NumberFormat::Int8 => dense(DType::Int8, Scaling::Tensor),
+            // Weight-only: fewer bytes, 16-bit arithmetic.
+            format => {
+                let found = self.lookup.weight_only(match format {
+                    NumberFormat::W8a16 | NumberFormat::Fp8 | NumberFormat::Fp8Block => "w8a16",
+                    _ => "w4a16",
+                });
+                let weights = (l.n * l.k) as f64 * format.weight_bits() / 8.0;
+                let bytes = weights + 2.0 * tokens * (l.n + l.k) as f64;
+                let flops = 2.0 * tokens * (l.n * l.k) as f64;
+                found.law.seconds(self.rates, flops, bytes)
+            }
+        };
+        seconds / self.p.gemm
+    }
+
+    pub(super) fn local(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let linears: f64 = shape
+            .linears
+            .iter()
+            .filter(|l| !l.last_token_only)
+            .map(|l| l.layers * self.linear(l, tokens))
+            .sum();
+        let kernels = shape.small_kernels.round().max(1.0);
+        let bytes = shape.small_bytes_per_token * tokens;
+        let small = self.costs.memory(MemoryClass::Norm, bytes as u64, kernels as u32, 0.0).time.0;
+        linears + small + shape.all_reduces * self.all_reduce(tokens, shape.hidden)
+    }
+
+    pub(super) fn head(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let linear: f64 =
+            shape.linears.iter().filter(|l| l.last_token_only).map(|l| self.linear(l, tokens)).sum();
+        // Logits are gathered over the ranks and sampled.
+        let logits: f64 =
+            shape.linears.iter().filter(|l| l.last_token_only).map(|l| (l.n * 2) as f64 * tokens).sum();
+        let gather = if self.d.tp > 1 {
+            let bytes = logits * f64::from(self.d.tp);
+            self.costs.collective(CollectiveKind::AllGather, bytes as u64, &self.tp).time.0
+        } else {
+            0.0
+        };
+        let sampling = 4.0 * logits * f64::from(self.d.tp) / (0.5 * self.rates.bandwidth);
+        linear + gather + sampling
+    }
+
+    /// Least time of the matrix products of one rank.
+    pub(super) fn roofline(&self, shape: &ServingShape, tokens: f64, head: bool) -> f64 {
+        let one = |l: &Linear| {
+            let flops = 2.0 * tokens * (l.n * l.k) as f64;
+            let bytes = (l.n * l.k) as f64 * l.format.weight_bits() / 8.0;
+            l.layers * (flops / self.peak(l.format)).max(bytes / self.rates.bandwidth)
+        };
+        shape.linears.iter().filter(|l| l.last_token_only == head).map(one).sum()
+    }
+}
