@@ -1,7 +1,7 @@
 //! Operators: the unit that cost models price, with shapes and bytes of one rank.
 
 use psim_hardware::{DType, GroupShape, Scaling};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A pass through a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -192,7 +192,7 @@ pub enum CollectiveKind {
 }
 
 /// Parallel dimension that a communication belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dimension {
     /// Tensor parallel.

@@ -7,12 +7,13 @@ mod zero_bubble;
 use crate::pipeline::{ChunkCost, PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
 use psim_hardware::Time;
 use psim_models::plan::Schedule;
+use serde::{Deserialize, Serialize};
 
 /// Most passes that one pipeline may have; beyond it, a mistake in the input is likelier than a plan.
 pub const PASS_LIMIT: u64 = 1 << 26;
 
 /// What a pass computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum PassKind {
     /// Forward.
@@ -24,7 +25,7 @@ pub enum PassKind {
 }
 
 /// One pass of one micro-batch through one chunk of a stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pass {
     /// Micro-batch.
     pub micro_batch: u32,

@@ -15,6 +15,7 @@ mod optimizer;
 mod parts;
 mod pass;
 mod predict;
+mod program;
 
 pub use error::SimError;
 pub use layer::{KindTimes, LayerTimes};
@@ -22,6 +23,7 @@ pub use mesh::{MeshCosts, StageCosts};
 pub use parts::Parts;
 pub use pass::{Pass, run_pass};
 pub use predict::StepModel;
+pub use program::StepProgram;
 
 use crate::{Level, StepPrediction};
 use psim_cost_models::ProfileLibrary;

@@ -99,31 +99,53 @@ impl PipelineSim {
         costs: &PipelineCosts,
     ) -> Result<(PipelineResult, Timeline), PipelineError> {
         check(spec, costs)?;
-        self.with_program(spec, costs, |sim, program| {
-            let mut passes = Vec::with_capacity(program.steps.len());
-            sim.time(spec, costs, program, |index, start, end| passes.push((start, index, end)));
-            passes.sort_by_key(|&(start, index, _)| (start, program.steps[index].route));
-            let tracks = (0..spec.stages)
-                .map(|stage| Track { process: format!("stage {stage}"), stream: "compute".to_owned() })
-                .collect();
-            let spans = passes
-                .into_iter()
-                .map(|(start, index, end)| {
-                    let step = program.steps[index];
-                    let (place, kind) = (step.route / KINDS, step.route % KINDS);
-                    let (letter, category) =
-                        [('F', "forward"), ('B', "backward"), ('W', "weight")][kind as usize];
-                    let name = if spec.chunks_per_stage == 1 {
-                        format!("{letter}{}", step.micro_batch)
-                    } else {
-                        format!("{letter}{}.{}", step.micro_batch, place % spec.chunks_per_stage)
-                    };
-                    let track = place / spec.chunks_per_stage;
-                    Span { track, name, category, start: Time(start), end: Time(end) }
-                })
-                .collect();
-            (sim.result(spec, costs, program), Timeline { tracks, spans })
-        })
+        self.with_program(spec, costs, |sim, program| sim.record(spec, costs, program))
+    }
+
+    /// Simulates this order of passes and records every pass.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and when the order cannot run (a pass waits for one behind it).
+    pub fn run_order_with_timeline(
+        &mut self,
+        spec: &PipelineSpec,
+        costs: &PipelineCosts,
+        order: &Order,
+    ) -> Result<(PipelineResult, Timeline), PipelineError> {
+        check(spec, costs)?;
+        let program = Program::new(spec, order)?;
+        Ok(self.record(spec, costs, &program))
+    }
+
+    fn record(
+        &mut self,
+        spec: &PipelineSpec,
+        costs: &PipelineCosts,
+        program: &Program,
+    ) -> (PipelineResult, Timeline) {
+        let mut passes = Vec::with_capacity(program.steps.len());
+        self.time(spec, costs, program, |index, start, end| passes.push((start, index, end)));
+        passes.sort_by_key(|&(start, index, _)| (start, program.steps[index].route));
+        let tracks = (0..spec.stages)
+            .map(|stage| Track { process: format!("stage {stage}"), stream: "compute".to_owned() })
+            .collect();
+        let spans = passes
+            .into_iter()
+            .map(|(start, index, end)| {
+                let step = program.steps[index];
+                let (place, kind) = (step.route / KINDS, step.route % KINDS);
+                let (letter, category) =
+                    [('F', "forward"), ('B', "backward"), ('W', "weight")][kind as usize];
+                let name = if spec.chunks_per_stage == 1 {
+                    format!("{letter}{}", step.micro_batch)
+                } else {
+                    format!("{letter}{}.{}", step.micro_batch, place % spec.chunks_per_stage)
+                };
+                let track = place / spec.chunks_per_stage;
+                Span { track, name, category, start: Time(start), end: Time(end) }
+            })
+            .collect();
+        (self.result(spec, costs, program), Timeline { tracks, spans })
     }
 
     /// Forgets all programs, so that the next run builds its own again (for benchmarks).

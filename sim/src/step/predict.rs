@@ -4,11 +4,12 @@ use super::chunk::{ChunkTimes, Gathering, Gatherings};
 use super::data_parallel::{exposed_gather, exposed_reduction};
 use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
+use super::program::{StepProgram, spec};
 use super::{LayerTimes, Pass, SimError};
 use crate::pipeline::vocabulary::{
     VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,
 };
-use crate::pipeline::{ChunkCost, ChunkMemory, PipelineCosts, PipelineResult, PipelineSim, PipelineSpec};
+use crate::pipeline::{ChunkCost, ChunkMemory, PipelineCosts, PipelineResult, PipelineSim};
 use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
 use psim_cost_models::{CostModel, ProfileLibrary};
 use psim_hardware::profile::{Provenance, StackProfile};
@@ -233,6 +234,31 @@ impl<'a> StepModel<'a> {
         level: Level,
         timeline: bool,
     ) -> Result<StepPrediction, SimError> {
+        self.predict_order(plan, layers, level, timeline, None)
+    }
+
+    /// Predicts one step that runs `program`, with the timeline.
+    ///
+    /// # Errors
+    /// As [`StepModel::predict`].
+    pub fn predict_program(
+        &self,
+        plan: &Plan,
+        level: Level,
+        program: &StepProgram,
+    ) -> Result<StepPrediction, SimError> {
+        self.check(plan)?;
+        self.predict_order(plan, &self.layer_times(plan), level, true, Some(program))
+    }
+
+    fn predict_order(
+        &self,
+        plan: &Plan,
+        layers: &LayerTimes,
+        level: Level,
+        timeline: bool,
+        program: Option<&StepProgram>,
+    ) -> Result<StepPrediction, SimError> {
         if level == Level::L3 {
             return Err(SimError::Level(level));
         }
@@ -248,7 +274,10 @@ impl<'a> StepModel<'a> {
         let costs = costs;
         let mut sim = PipelineSim::new();
         let failed = |e: crate::pipeline::PipelineError| SimError::Schedule(e.to_string());
-        let (result, timeline) = if timeline {
+        let (result, timeline) = if let Some(StepProgram { spec, order }) = program {
+            let (result, timeline) = sim.run_order_with_timeline(spec, &costs, order).map_err(failed)?;
+            (result, Some(timeline))
+        } else if timeline {
             let (result, timeline) = sim.run_with_timeline(&spec, &costs).map_err(failed)?;
             (result, Some(timeline))
         } else {
@@ -480,21 +509,6 @@ impl<'a> StepModel<'a> {
 /// Schedules that run weight gradients apart.
 pub(super) fn is_split(schedule: Schedule) -> bool {
     matches!(schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV)
-}
-
-pub(super) fn spec(plan: &Plan) -> PipelineSpec {
-    let schedule = match plan.schedule {
-        Schedule::OneFOneB if plan.vpp > 1 => Schedule::Interleaved,
-        Schedule::Interleaved if plan.vpp <= 1 => Schedule::OneFOneB,
-        other => other,
-    };
-    PipelineSpec {
-        schedule,
-        stages: plan.pp,
-        chunks_per_stage: plan.vpp,
-        micro_batches: plan.micro_batches().max(1),
-        ..PipelineSpec::default()
-    }
 }
 
 fn chunk_cost(c: &ChunkTimes) -> ChunkCost {
