@@ -4,13 +4,18 @@
 //! order of the group, so every rank and every run gets the same bits. The account keeps the time a rank waits for
 //! its peers apart from the time it spends copying and adding.
 
+mod mpi;
+mod process;
 mod threads;
 
+pub use mpi::Mpi;
+pub use process::{Process, Wire};
 pub use threads::{Hub, ThreadTransport};
 
 use crate::error::Result;
 use crate::mesh::Group;
 use psim_models::operator::Dimension;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -45,7 +50,7 @@ pub trait Transport {
 }
 
 /// Time and bytes of one dimension.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Account {
     /// Seconds blocked on peers.
     pub wait: f64,

@@ -43,6 +43,14 @@ pub enum ExecutorError {
     /// A device call failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A library that connects ranks failed.
+    #[error("{library}: {reason}")]
+    Communicator {
+        /// Which one.
+        library: &'static str,
+        /// What it said.
+        reason: String,
+    },
     /// A peer stopped, so this rank cannot go on.
     #[error("rank {rank} stopped: {reason}")]
     Peer {

@@ -1,9 +1,9 @@
 //! `psim execute`: run a plan, measure it phase by phase, put the prediction beside it.
 
-use crate::error::{ExecutorError, Result};
-use crate::network::Network;
+use crate::comm::{Mpi, Process};
+use crate::error::{ExecutorError, Result, unsupported};
 use crate::predict::{Basis, StageTimes, predict};
-use crate::run::{RankRecord, Settings, run_threads};
+use crate::run::{Job, RankRecord, Run, Settings};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::operator::Dimension;
 use psim_models::plan::Precision;
@@ -33,6 +33,10 @@ impl std::str::FromStr for ExecuteDevice {
 pub enum RankMode {
     /// Threads of this process.
     Threads,
+    /// Processes that `mpirun` started.
+    Mpi,
+    /// Processes with a GPU each, over NCCL.
+    Nccl,
 }
 
 impl std::str::FromStr for RankMode {
@@ -40,7 +44,9 @@ impl std::str::FromStr for RankMode {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "threads" => Ok(Self::Threads),
-            other => Err(format!("unknown rank mode `{other}`: ranks run as `threads`")),
+            "mpi" => Ok(Self::Mpi),
+            "nccl" => Ok(Self::Nccl),
+            other => Err(format!("unknown rank mode `{other}`: ranks run as `threads`, `mpi` or `nccl`")),
         }
     }
 }
@@ -140,29 +146,31 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Runs a plan and compares.
+/// Runs a plan and compares. Where ranks are processes, the report comes out at rank 0 and `None` on the others.
 ///
 /// # Errors
 /// When the plan cannot run here; the reason says what and why.
-pub fn execute(request: &ExecuteRequest<'_>) -> Result<ExecuteReport> {
+pub fn execute(request: &ExecuteRequest<'_>) -> Result<Option<ExecuteReport>> {
     let ExecuteRequest { model, plan, workload, .. } = *request;
-    let (ExecuteDevice::Cpu, RankMode::Threads) = (request.device, request.ranks);
+    let ExecuteDevice::Cpu = request.device;
     if plan.precision != Precision::Fp32 {
         return Err(ExecutorError::Unsupported {
             what: format!("precision {} on the CPU", plan.precision.name()),
             hint: "set `precision = \"fp32\"` in the plan".to_owned(),
         });
     }
-    Network::new(model)?.check(plan, workload)?;
+    let job = Job::new(model, plan, workload)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let prediction = match request.basis {
-        Some(basis) => Some(predict(model, plan, workload, basis)?),
+        Some(basis) => Some(predict(model, plan, workload, job.program(), basis)?),
         None => None,
     };
     let warm_up = 1;
     let settings =
         Settings { steps: request.steps.max(1) + warm_up, seed: request.seed, ..Settings::default() };
-    let run = run_threads(model, plan, workload, &settings, |_| Ok(CpuDevice::new()))?;
+    let Some(run) = run_ranks(&job, &settings, request.ranks, plan.world() as usize)? else {
+        return Ok(None);
+    };
     let skip = warm_up as usize;
     let step_seconds: Vec<f64> = (skip..settings.steps as usize)
         .map(|s| run.ranks.iter().filter_map(|r| r.steps.get(s)).map(|s| s.total).fold(0.0, f64::max))
@@ -175,7 +183,7 @@ pub fn execute(request: &ExecuteRequest<'_>) -> Result<ExecuteReport> {
     if ranks > cores {
         notes.push(format!("{ranks} ranks share {cores} cores"));
     }
-    Ok(ExecuteReport {
+    Ok(Some(ExecuteReport {
         device: format!("cpu: {}", psim_kernels::cpu::processor_name()),
         ranks,
         cores,
@@ -189,7 +197,30 @@ pub fn execute(request: &ExecuteRequest<'_>) -> Result<ExecuteReport> {
         memory: run.ranks.iter().map(|r| r.memory.peak).max().unwrap_or(0),
         predicted_memory: prediction.as_ref().map(|p| p.alone.peak_memory().0),
         notes,
-    })
+    }))
+}
+
+/// Runs the ranks on CPU devices; `None` on processes other than rank 0.
+fn run_ranks(job: &Job, settings: &Settings, ranks: RankMode, world: usize) -> Result<Option<Run>> {
+    match ranks {
+        RankMode::Threads => job.run_threads(settings, |_| Ok(CpuDevice::new())).map(Some),
+        RankMode::Mpi => {
+            let process = Process::new(Mpi::join()?);
+            if process.world() != world {
+                return unsupported(
+                    format!("{world} ranks on {} MPI processes", process.world()),
+                    format!(
+                        "start as many processes as the plan has ranks: `mpirun -n {world} psim execute …`"
+                    ),
+                );
+            }
+            job.run_process(settings, CpuDevice::new(), &process)
+        }
+        RankMode::Nccl => unsupported(
+            "CPU ranks over NCCL",
+            "NCCL connects GPUs: add `--device cuda`, or use `--ranks mpi`",
+        ),
+    }
 }
 
 /// One rank's step by phase.

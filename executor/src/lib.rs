@@ -3,7 +3,7 @@
 //! A training step of a dense or mixture-of-experts transformer, generic over [`psim_kernels::Device`] and over the
 //! transport between ranks: tensor parallelism with sequence parallelism, pipeline schedules, data parallelism with
 //! ZeRO-1 and bucketed reduction, context-parallel ring attention, expert parallelism, recomputation, Adam. The order of
-//! the passes is the [`psim_sim::schedule::Order`] that the simulator prices. What is not built is refused by name.
+//! the passes is the [`psim_sim::step::StepProgram`] that the simulator prices. What is not built is refused by name.
 
 mod attention;
 pub mod bench;
@@ -12,6 +12,7 @@ mod ends;
 pub mod error;
 pub mod execute;
 mod experts;
+pub mod launch;
 mod layer;
 pub mod mesh;
 pub mod network;
@@ -28,7 +29,7 @@ pub use error::{ExecutorError, Result};
 pub use execute::{ExecuteDevice, ExecuteReport, ExecuteRequest, RankMode, execute};
 pub use predict::Basis;
 pub use rank::{EPSILON, Rank};
-pub use run::{RankRecord, Run, Settings, run_threads};
+pub use run::{Job, RankRecord, Run, Settings, run_threads};
 pub use update::Piece;
 
 #[cfg(test)]

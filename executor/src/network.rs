@@ -2,7 +2,7 @@
 
 use crate::error::{Result, divides, unsupported};
 use psim_models::arch::{AttentionVariant, Ffn, Mixer, Model, Position, QkNorm};
-use psim_models::plan::{ContextParallel, Precision, Schedule, Sharding};
+use psim_models::plan::{ContextParallel, Precision, Sharding};
 use psim_models::{Plan, TrainingWorkload};
 
 /// A decoder-only transformer with pre-norm blocks.
@@ -238,12 +238,6 @@ impl Network {
                 divides("experts", experts.count as u64, u64::from(plan.ep), "split over ep")?;
                 divides("expert width", experts.hidden as u64, u64::from(plan.etp), "split over etp")?;
             }
-        }
-        if plan.schedule != Schedule::Interleaved && plan.schedule != Schedule::ZbV && plan.vpp > 1 {
-            return unsupported(
-                "several chunks per stage in this schedule",
-                "set `schedule = \"interleaved\"`",
-            );
         }
         Ok(())
     }

@@ -5,15 +5,14 @@
 //! processor sharing, which is what a fair scheduler gives threads, with what shared execution units take. With enough cores the result is the pipeline simulation (tested).
 
 use crate::error::{ExecutorError, Result};
-use crate::run::pipeline_spec;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::{Cluster, GroupShape};
 use psim_models::operator::CollectiveKind;
 use psim_models::{Model, Plan, TrainingWorkload};
 use psim_sim::pipeline::PipelineSpec;
-use psim_sim::schedule::{self, Order, Pass, PassKind, model_chunk, stage_of_chunk};
-use psim_sim::step::StepModel;
+use psim_sim::schedule::{Order, Pass, PassKind, model_chunk, stage_of_chunk};
+use psim_sim::step::{StepModel, StepProgram};
 use psim_sim::{Level, StepPrediction};
 use std::collections::BTreeMap;
 
@@ -64,7 +63,7 @@ fn speed(speeds: &[f64], active: usize) -> f64 {
     }
 }
 
-/// Predicts a step of `plan` on ranks that share the cores of one machine.
+/// Predicts a step of `plan`, run as `program`, on ranks that share the cores of one machine.
 ///
 /// # Errors
 /// When the simulator refuses the plan.
@@ -72,14 +71,13 @@ pub fn predict(
     model: &Model,
     plan: &Plan,
     workload: &TrainingWorkload,
+    program: &StepProgram,
     basis: Basis<'_>,
 ) -> Result<HostPrediction> {
     let priced = StepModel::new(model, workload, basis.cluster, basis.stack, basis.library);
     let failed = |e: psim_sim::step::SimError| ExecutorError::Prediction(e.to_string());
-    let alone = priced.predict(plan, Level::L2, true).map_err(failed)?;
-    let spec = pipeline_spec(plan);
-    let mut order = Order::default();
-    schedule::build(&spec, &mut order)?;
+    let alone = priced.predict_program(plan, Level::L2, program).map_err(failed)?;
+    let StepProgram { spec, order } = program;
     let mut durations: Vec<Vec<f64>> = vec![Vec::new(); plan.pp as usize];
     let mut last = 0.0_f64;
     if let Some(timeline) = &alone.timeline {
@@ -103,7 +101,7 @@ pub fn predict(
         0.0
     };
     let per_stage = (plan.world() / plan.pp.max(1)) as usize;
-    let replayed = replay(&spec, &order, &durations, transfer, after, per_stage, basis.speeds);
+    let replayed = replay(spec, order, &durations, transfer, after, per_stage, basis.speeds);
     Ok(HostPrediction { step: replayed.0, stages: replayed.1, alone })
 }
 
@@ -245,6 +243,7 @@ mod tests {
     use psim_hardware::Time;
     use psim_models::plan::Schedule;
     use psim_sim::pipeline::{ChunkCost, PipelineCosts, simulate_with_timeline};
+    use psim_sim::schedule;
 
     fn case(
         schedule: Schedule,

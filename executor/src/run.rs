@@ -1,7 +1,7 @@
-//! Runs all ranks of a plan as threads of this process.
+//! Runs the ranks of a plan: all as threads of this process, or this process's one among others.
 
-use crate::comm::{Account, Hub};
-use crate::error::{ExecutorError, Result};
+use crate::comm::{Account, Hub, Process, Transport, Wire};
+use crate::error::{ExecutorError, Result, unsupported};
 use crate::network::Network;
 use crate::rank::Rank;
 use crate::step::StepRecord;
@@ -11,10 +11,9 @@ use psim_kernels::{Adam, Device, MemoryUse};
 use psim_models::layout::Layout;
 use psim_models::operator::Dimension;
 use psim_models::{Model, Plan, TrainingWorkload};
-use psim_sim::pipeline::PipelineSpec;
-use psim_sim::schedule::{self, Order};
+use psim_sim::step::StepProgram;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// How to run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,7 +46,7 @@ impl Default for Settings {
 }
 
 /// What one rank did.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankRecord {
     /// Rank.
     pub rank: usize,
@@ -58,9 +57,18 @@ pub struct RankRecord {
     /// Communication of the last step per dimension.
     pub communication: BTreeMap<Dimension, Account>,
     /// Device memory.
+    #[serde(with = "MemoryFields")]
     pub memory: MemoryUse,
     /// Reduced gradients owned by this rank, if asked for.
     pub gradients: Vec<Piece>,
+}
+
+/// [`MemoryUse`] as it travels between processes.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "MemoryUse")]
+struct MemoryFields {
+    live: u64,
+    peak: u64,
 }
 
 /// Outcome of a run.
@@ -72,15 +80,169 @@ pub struct Run {
     pub ranks: Vec<RankRecord>,
 }
 
-/// The pipeline of a plan, as the simulator and the executor both read it.
-pub fn pipeline_spec(plan: &Plan) -> PipelineSpec {
-    PipelineSpec {
-        schedule: plan.schedule,
-        stages: plan.pp,
-        chunks_per_stage: plan.vpp,
-        micro_batches: plan.micro_batches(),
-        ..PipelineSpec::default()
+/// What is run: a model under a plan, in the order of a program.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub(crate) network: Network,
+    pub(crate) layout: Layout,
+    pub(crate) plan: Plan,
+    pub(crate) workload: TrainingWorkload,
+    pub(crate) program: StepProgram,
+}
+
+impl Job {
+    /// Checks that the executor can run `plan`, and takes the program that the simulator prices.
+    ///
+    /// # Errors
+    /// The first reason why it cannot.
+    pub fn new(model: &Model, plan: &Plan, workload: &TrainingWorkload) -> Result<Self> {
+        let network = Network::new(model)?;
+        network.check(plan, workload)?;
+        let layout = Layout::new(model, plan)?;
+        let program = StepProgram::new(plan)?;
+        Ok(Self { network, layout, plan: plan.clone(), workload: workload.clone(), program })
     }
+
+    /// The passes that will run: hand it to the simulator to price the very same.
+    pub fn program(&self) -> &StepProgram {
+        &self.program
+    }
+
+    /// Runs all ranks as threads; `device` makes each rank's device.
+    ///
+    /// # Errors
+    /// When a rank fails.
+    pub fn run_threads<D: Device>(
+        &self,
+        settings: &Settings,
+        device: impl Fn(usize) -> Result<D> + Sync,
+    ) -> Result<Run> {
+        let world = self.plan.world() as usize;
+        let hub = Hub::new(world);
+        let outcomes: Vec<Result<RankRecord>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..world)
+                .map(|rank| {
+                    let (hub, device) = (&hub, &device);
+                    scope.spawn(move || {
+                        let outcome =
+                            device(rank).and_then(|d| self.run_rank(d, hub.endpoint(rank), settings));
+                        if let Err(error) = &outcome {
+                            hub.stop(&error.to_string());
+                        }
+                        outcome
+                    })
+                })
+                .collect();
+            handles
+                .into_iter()
+                .enumerate()
+                .map(|(rank, handle)| {
+                    handle.join().unwrap_or_else(|_| {
+                        Err(ExecutorError::Peer { rank, reason: "its thread panicked".to_owned() })
+                    })
+                })
+                .collect()
+        });
+        // The rank that failed first says why; the others only say that it stopped.
+        let mut ranks = Vec::with_capacity(world);
+        let mut stopped = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(record) => ranks.push(record),
+                Err(error @ ExecutorError::Peer { .. }) => stopped = stopped.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match stopped {
+            Some(error) => Err(error),
+            None => Ok(self.outcome(ranks, settings)),
+        }
+    }
+
+    /// Runs this process's rank. The run comes out at rank 0, `None` on the others; processes beyond the plan's ranks
+    /// have nothing to do.
+    ///
+    /// # Errors
+    /// When there are fewer processes than ranks, or any rank fails (its peers are told).
+    pub fn run_process<D: Device, W: Wire>(
+        &self,
+        settings: &Settings,
+        device: D,
+        process: &Process<W>,
+    ) -> Result<Option<Run>> {
+        let (ranks, world) = (self.plan.world() as usize, process.world());
+        if world < ranks {
+            return unsupported(
+                format!("{ranks} ranks on {world} processes"),
+                format!("start as many processes as the plan has ranks: `mpirun -n {ranks} …`"),
+            );
+        }
+        if process.rank() >= ranks {
+            return Ok(None);
+        }
+        let reports = self.run_rank(device, process, settings).and_then(|record| {
+            let report = serde_json::to_vec(&record).map_err(|e| unreadable(&e))?;
+            process.gather(ranks, report)
+        });
+        let reports = match reports {
+            Ok(reports) => reports,
+            Err(error) => {
+                process.stop(&error.to_string());
+                return Err(error);
+            }
+        };
+        let Some(reports) = reports else { return Ok(None) };
+        let records: std::result::Result<Vec<RankRecord>, _> =
+            reports.iter().map(|r| serde_json::from_slice(r)).collect();
+        Ok(Some(self.outcome(records.map_err(|e| unreadable(&e))?, settings)))
+    }
+
+    fn outcome(&self, ranks: Vec<RankRecord>, settings: &Settings) -> Run {
+        let tokens = f64::from(self.plan.global_batch) * self.workload.seq_len as f64;
+        let losses = (0..settings.steps as usize)
+            .map(|s| ranks.iter().filter_map(|r| r.steps.get(s)).map(|s| s.loss_sum).sum::<f64>() / tokens)
+            .collect();
+        Run { losses, ranks }
+    }
+
+    /// Runs one rank to the end.
+    pub(crate) fn run_rank<D: Device, T: Transport>(
+        &self,
+        device: D,
+        transport: T,
+        settings: &Settings,
+    ) -> Result<RankRecord> {
+        let mut rank = Rank::new(
+            device,
+            transport,
+            &self.network,
+            &self.layout,
+            &self.plan,
+            &self.workload,
+            settings.dtype,
+            settings.seed,
+        )?;
+        let mut buckets = rank.buckets(settings.bucket)?;
+        rank.device.reset_peak();
+        let mut steps = Vec::with_capacity(settings.steps as usize);
+        for step in 1..=settings.steps {
+            rank.comm.reset();
+            let adam = Adam { step, ..settings.adam };
+            steps.push(rank.step(&self.program, &mut buckets, &adam, settings.seed)?);
+        }
+        Ok(RankRecord {
+            rank: rank.mesh.rank,
+            stage: rank.mesh.stage(),
+            steps,
+            communication: rank.comm.accounts(),
+            memory: rank.device.memory(),
+            gradients: if settings.gradients { rank.pieces(&buckets) } else { Vec::new() },
+        })
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> ExecutorError {
+    ExecutorError::Communicator { library: "report of a rank", reason: error.to_string() }
 }
 
 /// Runs `settings.steps` training steps of a plan, one thread per rank; `device` makes each rank's device.
@@ -94,95 +256,5 @@ pub fn run_threads<D: Device>(
     settings: &Settings,
     device: impl Fn(usize) -> Result<D> + Sync,
 ) -> Result<Run> {
-    let network = Network::new(model)?;
-    network.check(plan, workload)?;
-    let layout = Layout::new(model, plan)?;
-    let spec = pipeline_spec(plan);
-    let mut order = Order::default();
-    schedule::build(&spec, &mut order)?;
-    let world = plan.world() as usize;
-    let hub = Hub::new(world);
-    let outcomes: Vec<Result<RankRecord>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..world)
-            .map(|rank| {
-                let (hub, network, layout, spec, order, device) =
-                    (&hub, &network, &layout, &spec, &order, &device);
-                scope.spawn(move || {
-                    let work = || {
-                        let transport = hub.endpoint(rank);
-                        let dtype = settings.dtype;
-                        let device = device(rank)?;
-                        let rank = Rank::new(
-                            device,
-                            transport,
-                            network,
-                            layout,
-                            plan,
-                            workload,
-                            dtype,
-                            settings.seed,
-                        )?;
-                        run_rank(rank, spec, order, settings)
-                    };
-                    let outcome = work();
-                    if let Err(error) = &outcome {
-                        hub.stop(&error.to_string());
-                    }
-                    outcome
-                })
-            })
-            .collect();
-        handles
-            .into_iter()
-            .enumerate()
-            .map(|(rank, handle)| {
-                handle.join().unwrap_or_else(|_| {
-                    Err(ExecutorError::Peer { rank, reason: "its thread panicked".to_owned() })
-                })
-            })
-            .collect()
-    });
-    drop(Arc::clone(&hub));
-    // The rank that failed first says why; the others only say that it stopped.
-    let mut ranks = Vec::with_capacity(world);
-    let mut stopped = None;
-    for outcome in outcomes {
-        match outcome {
-            Ok(record) => ranks.push(record),
-            Err(error @ ExecutorError::Peer { .. }) => stopped = stopped.or(Some(error)),
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(error) = stopped {
-        return Err(error);
-    }
-    let tokens = f64::from(plan.global_batch) * workload.seq_len as f64;
-    let losses = (0..settings.steps as usize)
-        .map(|s| ranks.iter().filter_map(|r| r.steps.get(s)).map(|s| s.loss_sum).sum::<f64>() / tokens)
-        .collect();
-    Ok(Run { losses, ranks })
-}
-
-fn run_rank<D: Device, T: crate::comm::Transport>(
-    mut rank: Rank<D, T>,
-    spec: &PipelineSpec,
-    order: &Order,
-    settings: &Settings,
-) -> Result<RankRecord> {
-    let mut buckets = rank.buckets(settings.bucket)?;
-    rank.device.reset_peak();
-    let mut steps = Vec::with_capacity(settings.steps as usize);
-    for step in 1..=settings.steps {
-        rank.comm.reset();
-        let adam = Adam { step, ..settings.adam };
-        steps.push(rank.step(spec, order, &mut buckets, &adam, settings.seed)?);
-    }
-    Ok(RankRecord {
-        rank: rank.mesh.rank,
-        stage: rank.mesh.stage(),
-        steps,
-        communication: rank.comm.accounts(),
-        memory: rank.device.memory(),
-        gradients: if settings.gradients { rank.pieces(&buckets) } else { Vec::new() },
-    })
+    Job::new(model, plan, workload)?.run_threads(settings, device)
 }

@@ -9,12 +9,14 @@ use crate::update::Bucket;
 use psim_kernels::{Adam, Device};
 use psim_models::operator::Dimension;
 use psim_sim::pipeline::PipelineSpec;
-use psim_sim::schedule::{Order, Pass, PassKind, model_chunk, stage_of_chunk};
+use psim_sim::schedule::{Pass, PassKind, model_chunk, stage_of_chunk};
+use psim_sim::step::StepProgram;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// One pass as it ran.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PassTime {
     /// Which pass.
     pub pass: Pass,
@@ -29,7 +31,7 @@ pub struct PassTime {
 }
 
 /// A step on one rank.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Sum of token losses on this rank (zero away from the output layer and from tp index 0).
     pub loss_sum: f64,
@@ -54,12 +56,12 @@ impl<D: Device, T: Transport> Rank<D, T> {
     /// Runs one step.
     pub(crate) fn step(
         &mut self,
-        spec: &PipelineSpec,
-        order: &Order,
+        program: &StepProgram,
         buckets: &mut [Bucket<D>],
         adam: &Adam,
         seed: u64,
     ) -> Result<StepRecord> {
+        let StepProgram { spec, order } = program;
         let begin = Instant::now();
         let stage = self.mesh.stage();
         let passes = order.stage(stage);

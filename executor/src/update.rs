@@ -33,7 +33,7 @@ pub(crate) struct Bucket<D: Device> {
 }
 
 /// A piece of a reduced gradient (or of the parameters) that this rank owns.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Piece {
     /// Parameter.
     pub name: String,

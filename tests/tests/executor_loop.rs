@@ -159,6 +159,7 @@ fn calibrate_predict_execute_compare() {
             basis: Some(basis),
         })
         .unwrap()
+        .unwrap()
     };
     let mut losses: Option<Vec<f64>> = None;
     let (mut pairs, mut errors, mut spreads) = (Vec::new(), Vec::new(), Vec::new());

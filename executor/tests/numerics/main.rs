@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, clippy::needless_pass_by_value, reason = "a test")]
 
 mod models;
+mod mpi;
 mod reference;
 
 use psim_executor::network::Network;
-use psim_executor::{ExecutorError, Piece, Settings, run_threads};
+use psim_executor::{ExecutorError, Piece, Run, Settings, run_threads};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::{Model, Plan};
+use psim_sim::schedule::Pass;
+use psim_sim::step::StepProgram;
 use reference::Reference;
 use std::collections::BTreeMap;
 
@@ -60,18 +63,26 @@ fn assemble(pieces: impl Iterator<Item = Piece>) -> BTreeMap<String, ([usize; 2]
     whole
 }
 
-/// Worst relative error over all gradient tensors, after checking loss and tensors.
-fn check(model: &Model, plans: &[Plan]) {
-    let network = Network::new(model).unwrap();
-    let mut expected: Option<(f64, reference::Tensors)> = None;
-    for plan in plans {
-        let name = format!("{} {}", model.name, short(plan));
-        let run = run_threads(model, plan, &models::workload(), &settings(1), |_| Ok(CpuDevice::poisoning()))
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+/// The float64 step of one model, computed when the first run tells which tensors there are.
+struct Expected {
+    network: Network,
+    name: String,
+    step: Option<(f64, reference::Tensors)>,
+}
+
+impl Expected {
+    fn new(model: &Model) -> Self {
+        Self { network: Network::new(model).unwrap(), name: model.name.clone(), step: None }
+    }
+
+    /// Checks loss and every gradient tensor of a run.
+    fn check(&mut self, plan: &Plan, run: &Run) {
+        let name = format!("{} {}", self.name, short(plan));
         let gradients = assemble(run.ranks.iter().flat_map(|r| r.gradients.clone()));
-        let (loss, tensors) = expected.get_or_insert_with(|| {
+        let (loss, tensors) = self.step.get_or_insert_with(|| {
             let shapes = gradients.iter().map(|(n, (s, _))| (n.clone(), *s)).collect();
-            let mut reference = Reference::new(&network, models::workload().seq_len as usize, SEED, &shapes);
+            let seq = models::workload().seq_len as usize;
+            let mut reference = Reference::new(&self.network, seq, SEED, &shapes);
             let loss = reference.step(plan.global_batch as usize, SEED, 1);
             (loss, reference.gradients)
         });
@@ -93,19 +104,36 @@ fn check(model: &Model, plans: &[Plan]) {
     }
 }
 
+fn check(model: &Model, plans: &[Plan]) {
+    let mut expected = Expected::new(model);
+    for plan in plans {
+        let run = run_threads(model, plan, &models::workload(), &settings(1), |_| Ok(CpuDevice::poisoning()))
+            .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, short(plan)));
+        for rank in &run.ranks {
+            let passes: Vec<Pass> = rank.steps[0].passes.iter().map(|p| p.pass).collect();
+            let program = StepProgram::new(plan).unwrap();
+            assert_eq!(passes, program.order.stage(rank.stage), "{}", short(plan));
+        }
+        expected.check(plan, &run);
+    }
+}
+
 #[test]
 fn gpt_plans_equal_the_reference() {
-    check(&models::gpt(4), &models::dense_plans());
+    let [(model, plans), ..] = models::suite();
+    check(&model, &plans);
 }
 
 #[test]
 fn llama_plans_equal_the_reference() {
-    check(&models::llama(4), &models::dense_plans());
+    let [_, (model, plans), _] = models::suite();
+    check(&model, &plans);
 }
 
 #[test]
 fn mixture_plans_equal_the_reference() {
-    check(&models::mixture(4), &models::mixture_plans());
+    let [.., (model, plans)] = models::suite();
+    check(&model, &plans);
 }
 
 /// Adam, sharded and not: three steps of losses agree, and the loss moves.

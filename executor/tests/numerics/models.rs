@@ -130,10 +130,15 @@ pub(crate) fn workload() -> TrainingWorkload {
     }
 }
 
+/// The models and the plans that each is run under.
+pub(crate) fn suite() -> [(Model, Vec<Plan>); 3] {
+    [(gpt(4), dense_plans()), (llama(4), dense_plans()), (mixture(4), mixture_plans())]
+}
+
 /// Dense plans: every technique alone, then mixtures.
 pub(crate) fn dense_plans() -> Vec<Plan> {
     use Recompute::{Full, Layers, Selective};
-    use Schedule::{Gpipe, Interleaved, OneFOneB};
+    use Schedule::{Gpipe, Interleaved, OneFOneB, ZbH1, ZbH2, ZbV};
     vec![
         base(),
         Plan { micro_batch: 4, ..base() },
@@ -157,12 +162,24 @@ pub(crate) fn dense_plans() -> Vec<Plan> {
         Plan { tp: 2, pp: 2, vpp: 2, dp: 2, schedule: Interleaved, recompute: Full, ..base() },
         Plan { cp: 2, pp: 2, dp: 2, micro_batch: 2, sharding: Sharding::None, ..base() },
         Plan { tp: 2, cp: 2, pp: 2, dp: 2, recompute: Full, ..base() },
+        Plan { pp: 2, schedule: ZbH1, ..base() },
+        Plan { pp: 4, schedule: ZbH1, recompute: Full, ..base() },
+        Plan { pp: 4, schedule: ZbH2, micro_batch: 2, ..base() },
+        Plan { pp: 2, vpp: 2, schedule: ZbV, ..base() },
+        // Too few micro-batches for the rounds by hand: the greedy order.
+        Plan { pp: 2, vpp: 2, micro_batch: 4, schedule: ZbV, ..base() },
+        Plan { tp: 2, pp: 2, dp: 2, schedule: ZbH1, recompute: Selective, ..base() },
+        Plan { cp: 2, pp: 2, dp: 2, schedule: ZbH2, ..base() },
+        Plan { tp: 2, pp: 2, vpp: 2, schedule: ZbV, recompute: Layers(1), ..base() },
+        // Several chunks per stage under the name of 1F1B, and of uneven length.
+        Plan { pp: 2, vpp: 2, ..base() },
+        Plan { pp: 2, vpp: 2, schedule: Interleaved, stage_layers: vec![1, 2, 0, 1], ..base() },
     ]
 }
 
 /// Plans that only mixtures have, and common ones.
 pub(crate) fn mixture_plans() -> Vec<Plan> {
-    use Schedule::{Gpipe, Interleaved};
+    use Schedule::{Gpipe, Interleaved, ZbH1, ZbV};
     vec![
         base(),
         Plan { dp: 2, ep: 2, ..base() },
@@ -183,5 +200,7 @@ pub(crate) fn mixture_plans() -> Vec<Plan> {
             ..base()
         },
         Plan { tp: 2, cp: 2, dp: 2, ep: 4, etp: 2, sharding: Sharding::None, ..base() },
+        Plan { dp: 2, ep: 2, pp: 2, schedule: ZbH1, ..base() },
+        Plan { tp: 2, dp: 2, ep: 2, etp: 2, pp: 2, vpp: 2, schedule: ZbV, ..base() },
     ]
 }
