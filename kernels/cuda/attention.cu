@@ -1,5 +1,5 @@
-// Tiled attention with an online softmax, fp32 arithmetic on the plain units (no tensor cores): the correct baseline that
-// a tensor-core kernel is to be checked against. Four threads own a row: thread `part` of four holds elements
+// Tiled attention with an online softmax, fp32 arithmetic on the plain units (no tensor cores): for fp32 operands, and the
+// oracle of the tensor-core kernels in flash.cu. Four threads own a row: thread `part` of four holds elements
 // part, part + 4, … of it; dot products are finished by two shuffles. Tiles of 32 rows of the other side lie in shared
 // memory as fp32. DIM (head width, a multiple of 4, at most 128) is given on compilation; appended to operators.cu.
 #define SLICE (DIM / 4)
@@ -84,14 +84,16 @@ extern "C" __global__ void attention_forward(const elem* q, const elem* k, const
     if (part == 0) lse[lse_at] = both;
 }
 
-// delta[(sequence·heads + head)·seq_q + row] = out · dout.
+// delta[(sequence·heads + head)·seq_q + row] = out · dout; a warp per row.
 extern "C" __global__ void attention_delta(const elem* out, const elem* dout, float* delta, i64 batch, i64 heads, i64 seq_q, i64 q_first, i64 q_pitch) {
-    GRID_STRIDE(i, batch * heads * seq_q) {
-        i64 row = i % seq_q, head = i / seq_q % heads, sequence = i / seq_q / heads;
+    i64 warps = (i64)gridDim.x * (blockDim.x / 32);
+    for (i64 i = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; i < batch * heads * seq_q; i += warps) {
+        i64 head = i % heads, row = i / heads % seq_q, sequence = i / heads / seq_q;
         i64 at = ((q_first + sequence * q_pitch + row) * heads + head) * DIM;
         float sum = 0.0f;
-        for (int d = 0; d < DIM; ++d) sum += ld(out, at + d) * ld(dout, at + d);
-        delta[i] = sum;
+        for (int d = threadIdx.x & 31; d < DIM; d += 32) sum += ld(out, at + d) * ld(dout, at + d);
+        sum = warp_sum(sum);
+        if ((threadIdx.x & 31) == 0) delta[(sequence * heads + head) * seq_q + row] = sum;
     }
 }
 
@@ -180,36 +182,5 @@ extern "C" __global__ void attention_backward_kv(const elem* q, const elem* k, c
     if (live) for (int i = 0; i < SLICE; ++i) {
         st(dk, at + 4 * i + part, ld(dk, at + 4 * i + part) + dka[i]);
         st(dv, at + 4 * i + part, ld(dv, at + 4 * i + part) + dva[i]);
-    }
-}
-
-// Decode: grid (heads, batch), 4 warps; each takes every fourth token, the four partial softmaxes are merged.
-extern "C" __global__ void paged_attention(const elem* q, const elem* k_cache, const elem* v_cache, const u32* table, const u32* lengths, elem* out,
-    i64 heads, i64 kv_heads, i64 page, i64 max_pages, float scale) {
-    __shared__ float tops[4], totals[4], accs[4][DIM];
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    i64 head = blockIdx.x, sequence = blockIdx.y, kv_head = head / (heads / kv_heads), length = lengths[sequence];
-    i64 at = (sequence * heads + head) * DIM;
-    float acc[(DIM + 31) / 32], top = -INFINITY, total = 0.0f;
-    for (int i = 0; i < (DIM + 31) / 32; ++i) acc[i] = 0.0f;
-    for (i64 token = warp; token < length; token += 4) {
-        i64 slot = (((i64)table[sequence * max_pages + token / page] * page + token % page) * kv_heads + kv_head) * DIM;
-        float s = 0.0f;
-        for (int d = lane; d < DIM; d += 32) s += ld(q, at + d) * ld(k_cache, slot + d);
-        s = warp_sum(s) * scale;
-        float bigger = fmaxf(top, s), shrink = expf(top - bigger), p = expf(s - bigger);
-        top = bigger;
-        total = total * shrink + p;
-        for (int d = lane, i = 0; d < DIM; d += 32, ++i) acc[i] = acc[i] * shrink + p * ld(v_cache, slot + d);
-    }
-    if (lane == 0) { tops[warp] = top; totals[warp] = total; }
-    for (int d = lane, i = 0; d < DIM; d += 32, ++i) accs[warp][d] = acc[i];
-    __syncthreads();
-    float best = fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3])), all = 0.0f;
-    for (int w = 0; w < 4; ++w) if (totals[w] > 0.0f) all += totals[w] * expf(tops[w] - best);
-    for (int d = threadIdx.x; d < DIM; d += blockDim.x) {
-        float sum = 0.0f;
-        for (int w = 0; w < 4; ++w) if (totals[w] > 0.0f) sum += accs[w][d] * expf(tops[w] - best);
-        st(out, at + d, all > 0.0f ? sum / all : 0.0f);
     }
 }

@@ -1,37 +1,64 @@
-// Operators of the Device contract in CUDA C++, compiled at run time by NVRTC without any header.
-// Compiled once per format: with -DBF16 `elem` is bfloat16, else fp32. Arithmetic, statistics and parameter gradients
-// are fp32. Integer arguments are 64 bits wide, so that the host has one way of passing them.
+// Operators of the Device contract in CUDA C++, compiled at run time by NVRTC without any header, after ptx.cu.
+// Compiled once per format: with BF16 or FP16 defined `elem` is that format, else fp32. Arithmetic, statistics and
+// parameter gradients are fp32. Integer arguments are 64 bits wide, so that the host has one way of passing them.
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif
-typedef long long i64;
-typedef unsigned int u32;
 
-#ifdef BF16
-typedef unsigned short elem;
+#if defined(BF16) || defined(FP16)
+typedef u16 elem;
 #else
 typedef float elem;
 #endif
 
-__device__ __forceinline__ float from_bf16(unsigned short x) { return __uint_as_float(((u32)x) << 16); }
-__device__ __forceinline__ unsigned short to_bf16(float x) {
-    unsigned short r;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
-    return r;
-}
-__device__ __forceinline__ float ld(const unsigned short* p, i64 i) { return from_bf16(p[i]); }
-__device__ __forceinline__ void st(unsigned short* p, i64 i, float v) { p[i] = to_bf16(v); }
+__device__ __forceinline__ float from_bf16(u16 x) { return __uint_as_float(((u32)x) << 16); }
+#ifdef FP16
+__device__ __forceinline__ float ld(const u16* p, i64 i) { return from_fp16(p[i]); }
+__device__ __forceinline__ void st(u16* p, i64 i, float v) { p[i] = to_fp16(v); }
+#else
+__device__ __forceinline__ float ld(const u16* p, i64 i) { return from_bf16(p[i]); }
+__device__ __forceinline__ void st(u16* p, i64 i, float v) { p[i] = to_bf16(v); }
+#endif
 __device__ __forceinline__ float ld(const float* p, i64 i) { return p[i]; }
 __device__ __forceinline__ void st(float* p, i64 i, float v) { p[i] = v; }
-// Format known only at run time.
-__device__ __forceinline__ float ld_any(const void* p, i64 bf16, i64 i) {
-    return bf16 ? from_bf16(((const unsigned short*)p)[i]) : ((const float*)p)[i];
+
+// E4M3 (Micikevicius et al. 2022): 4 exponent bits with bias 7, largest 448, no infinities.
+__device__ float from_e4m3(unsigned char x) {
+    int exponent = (x >> 3) & 15, mantissa = x & 7;
+    if ((x & 127) == 127) return __int_as_float(0x7fc00000);
+    float v = exponent ? (1.0f + mantissa * 0.125f) * __int_as_float((exponent - 7 + 127) << 23) : mantissa * 0.001953125f;
+    return x & 128 ? -v : v;
 }
-__device__ __forceinline__ void st_any(void* p, i64 bf16, i64 i, float v) {
-    if (bf16) ((unsigned short*)p)[i] = to_bf16(v); else ((float*)p)[i] = v;
+__device__ unsigned char to_e4m3(float v) {
+    unsigned char sign = v < 0.0f ? 128 : 0;
+    float a = fabsf(v);
+    if (!(a <= 3.4e38f)) return sign | 127;
+    if (a >= 448.0f) return sign | 126;
+    int exponent = a > 0.0f ? (int)((u32)__float_as_int(a) >> 23) - 127 : -7;
+    if (exponent < -6) exponent = -6;
+    // Units of the last place, rounded to even; a carry moves on into the exponent by itself.
+    int units = (int)rintf(a * __int_as_float((3 - exponent + 127) << 23));
+    return sign | (unsigned char)(((exponent + 6) << 3) + units);
+}
+// Format known only at run time: 0 fp32, 1 bf16, 2 fp16, 3 e4m3.
+__device__ __forceinline__ float ld_any(const void* p, i64 format, i64 i) {
+    if (format == 0) return ((const float*)p)[i];
+    if (format == 1) return from_bf16(((const u16*)p)[i]);
+    if (format == 2) return from_fp16(((const u16*)p)[i]);
+    return from_e4m3(((const unsigned char*)p)[i]);
+}
+__device__ __forceinline__ void st_any(void* p, i64 format, i64 i, float v) {
+    if (format == 0) ((float*)p)[i] = v;
+    else if (format == 1) ((u16*)p)[i] = to_bf16(v);
+    else if (format == 2) ((u16*)p)[i] = to_fp16(v);
+    else ((unsigned char*)p)[i] = to_e4m3(v);
 }
 
 #define GRID_STRIDE(i, n) for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
+// Rows by the grid's second dimension: no division per element.
+#define ROWS_COLUMNS(r, c, rows, width) \
+    for (i64 r = blockIdx.y; r < (rows); r += gridDim.y) \
+        for (i64 c = (i64)blockIdx.x * blockDim.x + threadIdx.x; c < (width); c += (i64)gridDim.x * blockDim.x)
 
 __device__ float warp_sum(float v) {
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
@@ -63,25 +90,22 @@ __device__ float block_max(float v) {
     return top;
 }
 
-extern "C" __global__ void fill(void* x, i64 bf16, i64 n, float value) { GRID_STRIDE(i, n) st_any(x, bf16, i, value); }
+extern "C" __global__ void fill(void* x, i64 format, i64 n, float value) { GRID_STRIDE(i, n) st_any(x, format, i, value); }
 
-extern "C" __global__ void copy_block(const void* s, i64 s16, i64 s0, i64 ss, void* t, i64 t16, i64 t0, i64 ts, i64 rows, i64 width) {
-    GRID_STRIDE(i, rows * width) {
-        i64 r = i / width, c = i % width;
-        st_any(t, t16, t0 + r * ts + c, ld_any(s, s16, s0 + r * ss + c));
-    }
+extern "C" __global__ void copy_block(const void* s, i64 s_format, i64 s0, i64 ss, void* t, i64 t_format, i64 t0, i64 ts, i64 rows, i64 width) {
+    ROWS_COLUMNS(r, c, rows, width) st_any(t, t_format, t0 + r * ts + c, ld_any(s, s_format, s0 + r * ss + c));
 }
 
-extern "C" __global__ void add(const void* s, i64 s16, void* t, i64 t16, i64 n) {
-    GRID_STRIDE(i, n) st_any(t, t16, i, ld_any(t, t16, i) + ld_any(s, s16, i));
+extern "C" __global__ void add(const void* s, i64 s_format, void* t, i64 t_format, i64 n) {
+    GRID_STRIDE(i, n) st_any(t, t_format, i, ld_any(t, t_format, i) + ld_any(s, s_format, i));
 }
 
-extern "C" __global__ void scale(void* x, i64 bf16, i64 n, float factor) {
-    GRID_STRIDE(i, n) st_any(x, bf16, i, ld_any(x, bf16, i) * factor);
+extern "C" __global__ void scale(void* x, i64 format, i64 n, float factor) {
+    GRID_STRIDE(i, n) st_any(x, format, i, ld_any(x, format, i) * factor);
 }
 
 extern "C" __global__ void bias_forward(const elem* bias, elem* x, i64 rows, i64 width) {
-    GRID_STRIDE(i, rows * width) st(x, i, ld(x, i) + ld(bias, i % width));
+    ROWS_COLUMNS(r, c, rows, width) st(x, r * width + c, ld(x, r * width + c) + ld(bias, c));
 }
 
 // Sum over rows of one column per thread column; block (32, 8).
@@ -181,15 +205,15 @@ extern "C" __global__ void gelu_backward(const elem* x, const elem* dy, elem* dx
     }
 }
 extern "C" __global__ void swiglu_forward(const elem* x, elem* y, i64 rows, i64 width) {
-    GRID_STRIDE(i, rows * width) {
-        i64 at = (i / width) * 2 * width + i % width;
+    ROWS_COLUMNS(r, c, rows, width) {
+        i64 i = r * width + c, at = r * 2 * width + c;
         float g = ld(x, at);
         st(y, i, g * sigmoid(g) * ld(x, at + width));
     }
 }
 extern "C" __global__ void swiglu_backward(const elem* x, const elem* dy, elem* dx, i64 rows, i64 width) {
-    GRID_STRIDE(i, rows * width) {
-        i64 at = (i / width) * 2 * width + i % width;
+    ROWS_COLUMNS(r, c, rows, width) {
+        i64 i = r * width + c, at = r * 2 * width + c;
         float g = ld(x, at), u = ld(x, at + width), d = ld(dy, i), s = sigmoid(g), silu = g * s;
         st(dx, at, d * u * (s + silu * (1.0f - s)));
         st(dx, at + width, d * silu);
@@ -197,15 +221,15 @@ extern "C" __global__ void swiglu_backward(const elem* x, const elem* dy, elem* 
 }
 
 extern "C" __global__ void embedding_forward(const u32* ids, const elem* table, elem* out, i64 rows, i64 width, i64 first, i64 entries) {
-    GRID_STRIDE(i, rows * width) {
-        i64 e = (i64)ids[i / width] - first;
-        st(out, i, e >= 0 && e < entries ? ld(table, e * width + i % width) : 0.0f);
+    ROWS_COLUMNS(r, c, rows, width) {
+        i64 e = (i64)ids[r] - first;
+        st(out, r * width + c, e >= 0 && e < entries ? ld(table, e * width + c) : 0.0f);
     }
 }
 extern "C" __global__ void embedding_backward(const u32* ids, const elem* dy, float* dtable, i64 rows, i64 width, i64 first, i64 entries) {
-    GRID_STRIDE(i, rows * width) {
-        i64 e = (i64)ids[i / width] - first;
-        if (e >= 0 && e < entries) atomicAdd(dtable + e * width + i % width, ld(dy, i));
+    ROWS_COLUMNS(r, c, rows, width) {
+        i64 e = (i64)ids[r] - first;
+        if (e >= 0 && e < entries) atomicAdd(dtable + e * width + c, ld(dy, r * width + c));
     }
 }
 
@@ -227,20 +251,20 @@ extern "C" __global__ void cross_entropy_stats(const elem* logits, const u32* ta
     }
 }
 extern "C" __global__ void cross_entropy_backward(const u32* targets, const float* stats, elem* logits, i64 rows, i64 vocab, i64 first, float factor) {
-    GRID_STRIDE(i, rows * vocab) {
-        i64 row = i / vocab;
+    ROWS_COLUMNS(row, c, rows, vocab) {
+        i64 i = row * vocab + c;
         float p = expf(ld(logits, i) - stats[3 * row]) / stats[3 * row + 1];
-        st(logits, i, factor * (p - ((i64)targets[row] == first + i % vocab ? 1.0f : 0.0f)));
+        st(logits, i, factor * (p - ((i64)targets[row] == first + c ? 1.0f : 0.0f)));
     }
 }
 
 extern "C" __global__ void gather_rows(const u32* rows, const elem* s, elem* t, i64 count, i64 width) {
-    GRID_STRIDE(i, count * width) t[i] = s[(i64)rows[i / width] * width + i % width];
+    ROWS_COLUMNS(r, c, count, width) t[r * width + c] = s[(i64)rows[r] * width + c];
 }
 extern "C" __global__ void scatter_add_rows(const u32* rows, const float* weights, i64 weighted, const elem* s, float* t, i64 count, i64 width) {
-    GRID_STRIDE(i, count * width) {
-        float w = weighted ? weights[i / width] : 1.0f;
-        atomicAdd(t + (i64)rows[i / width] * width + i % width, w * ld(s, i));
+    ROWS_COLUMNS(r, c, count, width) {
+        float w = weighted ? weights[r] : 1.0f;
+        atomicAdd(t + (i64)rows[r] * width + c, w * ld(s, r * width + c));
     }
 }
 // One block per row.

@@ -1,18 +1,26 @@
 //! The CUDA backend: one binary that uses NVIDIA's libraries where they are and says so where they are not.
 //!
 //! [`probe`] is the only door: cudarc panics on the first use of a missing library, so nothing here touches it before
-//! the probe has found driver, NVRTC and cuBLAS. Matrix products run in cuBLAS (`cublasGemmEx`, fp32 accumulation);
-//! everything else is CUDA C++ of this crate (`kernels/cuda/*.cu`), compiled at run time for the device at hand.
-//! Attention runs on the plain units, not on the tensor cores: correct, and far from the card's speed.
+//! the probe has found driver, NVRTC and cuBLASLt. Matrix products run in cuBLASLt (fp32 accumulation); everything else
+//! is CUDA C++ of this crate (`kernels/cuda/*.cu`), compiled at run time for the device at hand. Attention in 16-bit
+//! formats runs on the tensor cores (`mma.sync`, so from Ampere on).
 //!
-//! No GPU was at hand when this was written: the conformance suite skips loudly without one, and
-//! `kernels/cuda/check-on-gpu.sh` runs it, with timings, where there is one.
+//! No GPU was at hand when this was written. What was checked without one: NVRTC compiles every kernel for three
+//! architectures, and the whole conformance suite passes with the same sources and the same host code on a CPU that
+//! emulates blocks, warps and the tensor-core instructions (`tests/emulated.rs`). `kernels/cuda/check-on-gpu.sh` runs
+//! the suite, with timings, on a GPU.
 #![expect(unsafe_code, reason = "driver calls and kernel launches are unsafe by nature")]
 
-mod launch;
+mod attention;
+mod driver;
+mod matmul;
 mod operators;
+pub mod runtime;
+pub mod sources;
+mod state;
 
-pub use operators::{CudaBuffer, CudaDevice, CudaIndex};
+pub use driver::Driver;
+pub use state::{CudaBuffer, CudaDevice, CudaIndex};
 
 use crate::device::{DeviceError, Result};
 use std::fmt;
@@ -49,7 +57,7 @@ impl fmt::Display for Probe {
         let missing: Vec<&str> = [
             (self.driver, "the driver (libcuda.so)"),
             (self.nvrtc, "the run-time compiler (libnvrtc.so)"),
-            (self.cublas, "cuBLAS (libcublas.so)"),
+            (self.cublas, "cuBLASLt (libcublasLt.so)"),
         ]
         .into_iter()
         .filter_map(|(there, name)| (!there).then_some(name))
@@ -76,7 +84,7 @@ pub fn probe() -> Probe {
         (
             cudarc::driver::sys::is_culib_present(),
             cudarc::nvrtc::sys::is_culib_present(),
-            cudarc::cublas::sys::is_culib_present(),
+            cudarc::cublaslt::sys::is_culib_present(),
             cudarc::nccl::sys::is_culib_present(),
         )
     };
@@ -114,7 +122,7 @@ pub fn open(index: usize) -> Result<CudaDevice> {
             found.devices.join(", ")
         )));
     }
-    CudaDevice::new(index)
+    Ok(CudaDevice::on(Driver::new(index)?))
 }
 
 #[cfg(test)]

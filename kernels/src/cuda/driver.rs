@@ -1,0 +1,199 @@
+//! [`Runtime`] on NVIDIA's driver: modules compiled by NVRTC when first used, products in cuBLASLt.
+
+use super::matmul::Multiplier;
+use super::runtime::{Arg, Format, Kernel, Launch, Product, Runtime};
+use super::sources;
+use crate::device::{DeviceError, Result};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+    result, sys,
+};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How a call failed.
+pub(super) fn failed<E: Display>(call: &'static str) -> impl FnOnce(E) -> DeviceError {
+    move |error| DeviceError::Driver { call, message: error.to_string() }
+}
+
+/// Compiles one module to PTX for an architecture (`compute_90`); needs NVRTC, not a device.
+///
+/// # Errors
+/// The compiler's log.
+pub(super) fn compile(format: Format, dim: usize, architecture: &'static str) -> Result<Ptx> {
+    let options = CompileOptions { arch: Some(architecture), ..CompileOptions::default() };
+    compile_ptx_with_opts(sources::module(sources::PTX, format, dim), options)
+        .map_err(|error| DeviceError::Driver { call: "NVRTC", message: format!("{error:?}") })
+}
+
+/// One device, its default stream and what was compiled for it.
+pub struct Driver {
+    name: String,
+    units: u32,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    architecture: &'static str,
+    functions: Mutex<BTreeMap<Kernel, CudaFunction>>,
+    modules: Mutex<BTreeMap<(Format, usize), Arc<CudaModule>>>,
+    multiplier: Multiplier,
+}
+
+impl Driver {
+    pub(super) fn new(index: usize) -> Result<Self> {
+        let context = CudaContext::new(index).map_err(failed("opening the device"))?;
+        let stream = context.default_stream();
+        let (major, minor) = context.compute_capability().map_err(failed("compute capability"))?;
+        let architecture = match (major, minor) {
+            (8, 0) => "compute_80",
+            (8, 6) => "compute_86",
+            (8, 9) => "compute_89",
+            (9, _) => "compute_90",
+            (10, _) => "compute_100",
+            (12, _) => "compute_120",
+            _ if major > 12 => "compute_90",
+            _ => {
+                return Err(DeviceError::Unavailable(format!(
+                    "this device has compute capability {major}.{minor}; the kernels need 8.0 (bfloat16)"
+                )));
+            }
+        };
+        let units = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(failed("device attribute"))?;
+        let name = format!("cuda:{index} {}", context.name().map_err(failed("device name"))?);
+        let multiplier = Multiplier::new(&stream)?;
+        Ok(Self {
+            name,
+            units: units.max(1) as u32,
+            context,
+            stream,
+            architecture,
+            functions: Mutex::default(),
+            modules: Mutex::default(),
+            multiplier,
+        })
+    }
+
+    fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&kernel) {
+            return Ok(function.clone());
+        }
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kernel.format, kernel.dim);
+        let module = match modules.get(&key) {
+            Some(module) => Arc::clone(module),
+            None => {
+                let ptx = compile(kernel.format, kernel.dim, self.architecture)?;
+                let module = self.context.load_module(ptx).map_err(failed("loading a module"))?;
+                modules.insert(key, Arc::clone(&module));
+                module
+            }
+        };
+        let function = module.load_function(kernel.name).map_err(failed("loading a kernel"))?;
+        functions.insert(kernel, function.clone());
+        Ok(function)
+    }
+}
+
+impl Runtime for Driver {
+    type Memory = CudaSlice<u8>;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+    fn units(&self) -> u32 {
+        self.units
+    }
+    fn allocate(&self, bytes: usize) -> Result<CudaSlice<u8>> {
+        // An empty allocation has no address.
+        // SAFETY: bytes have no invalid values; contents are undefined by contract.
+        unsafe { self.stream.alloc::<u8>(bytes.max(16)) }.map_err(failed("allocation"))
+    }
+    fn address(&self, memory: &CudaSlice<u8>) -> u64 {
+        let (pointer, guard) = memory.device_ptr(&self.stream);
+        drop(guard);
+        pointer
+    }
+    fn to_device(&self, bytes: &[u8], memory: &mut CudaSlice<u8>, offset: usize) -> Result<()> {
+        let mut view = memory.slice_mut(offset..offset + bytes.len());
+        self.stream.memcpy_htod(bytes, &mut view).map_err(failed("upload"))?;
+        // The host's bytes may go away: the copy must be done.
+        self.synchronize()
+    }
+    fn to_host(&self, memory: &CudaSlice<u8>, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let view = memory.slice(offset..offset + bytes.len());
+        self.stream.memcpy_dtoh(&view, bytes).map_err(failed("download"))?;
+        self.synchronize()
+    }
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller has checked both ranges against live allocations.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(failed("copy"))
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("synchronize"))
+    }
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let event = || {
+            let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            self.context.new_event(flags).map_err(failed("event"))
+        };
+        let (start, end) = (event()?, event()?);
+        start.record(&self.stream).map_err(failed("event"))?;
+        work()?;
+        end.record(&self.stream).map_err(failed("event"))?;
+        Ok(f64::from(start.elapsed_ms(&end).map_err(failed("event"))?) * 1e-3)
+    }
+    fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()> {
+        if launch.grid.0 == 0 || launch.grid.1 == 0 || launch.grid.2 == 0 {
+            return Ok(());
+        }
+        let function = self.function(kernel)?;
+        if launch.shared > 48 * 1024 {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, launch.shared as i32).map_err(failed("shared memory"))?;
+        }
+        let mut builder = self.stream.launch_builder(&function);
+        for arg in args {
+            match arg {
+                Arg::Pointer(pointer) => builder.arg(pointer),
+                Arg::Int(value) => builder.arg(value),
+                Arg::Float(value) => builder.arg(value),
+            };
+        }
+        let config =
+            LaunchConfig { grid_dim: launch.grid, block_dim: launch.block, shared_mem_bytes: launch.shared };
+        // SAFETY: the operators pass the arguments that the source of this kernel declares, in order, with pointers
+        // into live allocations whose lengths they have checked.
+        unsafe { builder.launch(config) }.map_err(failed("kernel launch")).map(|_| ())
+    }
+    fn multiply(&self, product: &Product) -> Result<()> {
+        self.multiplier.multiply(&self.stream, &self.name, product)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every module compiles for Hopper, the largest ones for Ampere and Blackwell too, wherever the run-time compiler is: no device is needed for it.
+    #[test]
+    fn every_module_compiles() {
+        // SAFETY: this only tries to open a library by name.
+        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+            eprintln!("SKIP: no NVRTC on this machine: the CUDA sources were not compiled");
+            return;
+        }
+        let mut modules = vec![("compute_80", Format::Bf16, 128), ("compute_100", Format::Bf16, 128)];
+        for format in [Format::Fp32, Format::Bf16, Format::Fp16] {
+            modules.extend([0, 32, 64, 128].map(|dim| ("compute_90", format, dim)));
+        }
+        for (architecture, format, dim) in modules {
+            if let Err(error) = compile(format, dim, architecture) {
+                panic!("{architecture} {format:?} {dim}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What the operators ask of CUDA: memory, launches, matrix products, a clock.
+//!
+//! One implementation is the driver ([`super::Driver`]); the tests have another that runs the same kernel sources on the
+//! CPU, so that kernels and the host code that calls them are checked on machines without a GPU.
+
+use crate::device::Result;
+use psim_hardware::DType;
+
+/// An argument of a kernel: the sources take 64-bit integers, floats and pointers only.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    /// Device address.
+    Pointer(u64),
+    /// Whole number.
+    Int(i64),
+    /// Single-precision number.
+    Float(f32),
+}
+
+/// Which kernel, compiled how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kernel {
+    /// Format of `elem`: fp32, bf16 or fp16.
+    pub format: Format,
+    /// Head width of an attention kernel, else 0.
+    pub dim: usize,
+    /// Name in the sources.
+    pub name: &'static str,
+}
+
+/// Stored formats that the kernels know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Format {
+    /// IEEE 32-bit float.
+    Fp32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE 16-bit float.
+    Fp16,
+    /// 8-bit float E4M3: matrix products, copies and casts only.
+    Fp8,
+}
+
+impl Format {
+    /// The kernels' format of a data type, if they know it.
+    pub fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::Fp32 => Some(Self::Fp32),
+            DType::Bf16 => Some(Self::Bf16),
+            DType::Fp16 => Some(Self::Fp16),
+            DType::Fp8 => Some(Self::Fp8),
+            _ => None,
+        }
+    }
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 | Self::Fp16 => 2,
+            Self::Fp8 => 1,
+        }
+    }
+    /// The number by which kernels that take any format know it.
+    pub fn code(self) -> i64 {
+        self as i64
+    }
+}
+
+/// Blocks, threads and shared memory of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: (u32, u32, u32),
+    /// Threads of a block.
+    pub block: (u32, u32, u32),
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// A row-major operand: address, format, elements from row to row, and whether it is stored transposed.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand {
+    /// Device address.
+    pub address: u64,
+    /// Format.
+    pub format: Format,
+    /// Elements from one stored row to the next.
+    pub stride: usize,
+    /// Stored transposed.
+    pub transposed: bool,
+}
+
+/// C (m × n) = A (m × k) · B (k × n), fp32 accumulation; adds to C with `accumulate`.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Reduction length.
+    pub k: usize,
+    /// A, B, C.
+    pub operands: [Operand; 3],
+    /// Add to C.
+    pub accumulate: bool,
+}
+
+/// Memory, launches, matrix products and a clock, in order on one stream.
+pub trait Runtime {
+    /// An allocation.
+    type Memory: Send + Sync;
+
+    /// What it is.
+    fn name(&self) -> String;
+    /// Multiprocessors.
+    fn units(&self) -> u32;
+    /// At least `bytes` bytes, aligned to 256.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
+    /// Where an allocation lies.
+    fn address(&self, memory: &Self::Memory) -> u64;
+    /// Copies from the host and waits.
+    fn to_device(&self, bytes: &[u8], memory: &mut Self::Memory, offset: usize) -> Result<()>;
+    /// Copies to the host and waits.
+    fn to_host(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<()>;
+    /// Copies inside the device; ranges do not overlap.
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+    /// Waits for all work.
+    fn synchronize(&self) -> Result<()>;
+    /// Seconds that the work takes on the device.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// Launches a kernel with the arguments that its source declares, in order.
+    fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// A matrix product; dimensions are not zero.
+    fn multiply(&self, product: &Product) -> Result<()>;
+}
