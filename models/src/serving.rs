@@ -4,9 +4,11 @@
 //! - [`workload`]: the TOML description of traffic and service levels; [`traffic`] turns it into requests;
 //! - [`trace`]: request traces in the layouts that are published;
 //! - [`deployment`]: replicas, parallel degrees, number formats;
+//! - [`kv_transfer`]: what moves when prefill and decode run on different instances;
 //! - [`mod@lower`]: model and deployment to the linear layers, attention kinds, experts, collectives and bytes of a step.
 
 pub mod deployment;
+pub mod kv_transfer;
 pub mod lengths;
 pub mod lower;
 pub mod rng;
@@ -16,6 +18,7 @@ pub mod traffic;
 pub mod workload;
 
 pub use deployment::{Deployment, NumberFormat, Quantization};
+pub use kv_transfer::{KvTransfer, KvTransferError};
 pub use lengths::Lengths;
 pub use lower::{ServingShape, lower};
 pub use slo::{Metric, Promise, ServiceLevel};

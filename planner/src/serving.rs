@@ -1,10 +1,13 @@
 //! Serving: which layout carries the most requests within the service level, and how many accelerators a rate needs.
 //!
 //! A candidate layout is simulated on one replica at rising rates until a promise breaks; replicas behind a router
-//! multiply that rate. So the best rate never falls when accelerators are added.
+//! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate never falls when accelerators are added.
 
+pub mod bounds;
+mod disaggregated;
 mod search;
 
+pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};
 pub use search::{capacity, plan_serving};
 
 use psim_cost_models::ProfileLibrary;

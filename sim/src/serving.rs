@@ -5,6 +5,7 @@
 //! full cache) form one event: their times are still computed one by one, so that a run with and without this is the
 //! same to the last bit.
 
+pub mod disaggregated;
 mod fleet;
 mod histogram;
 mod lane;
@@ -13,11 +14,16 @@ pub mod report;
 pub mod rules;
 #[cfg(test)]
 mod tests;
+pub mod transfer;
 
+pub use disaggregated::{
+    DisaggregatedError, DisaggregatedInput, DisaggregatedRun, Pool, simulate_disaggregated,
+};
 pub use fleet::{FleetOptions, Preemption, Router, ServingError, ServingInput, simulate};
 pub use histogram::Histogram;
 pub use report::{Percentiles, ServingReport};
 pub use rules::Rules;
+pub use transfer::{Placement, TransferMode};
 
 use psim_hardware::Time;
 use serde::Serialize;

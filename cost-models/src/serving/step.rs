@@ -20,6 +20,7 @@ mod decode_run;
 mod experts;
 mod linear;
 mod network;
+mod parts;
 mod pricing;
 mod table;
 
@@ -94,6 +95,8 @@ pub struct StepCost {
     lanes: u32,
     stages: u32,
     stage_hop: (f64, f64),
+    /// Latency (seconds) and rate (bytes a second) of one rank's scale-up links.
+    link: (f64, f64),
     cache_bytes: f64,
     own_laws: bool,
     sigma: f64,
@@ -193,6 +196,7 @@ impl StepCost {
             lanes: deployment.lanes(),
             stages: deployment.pp,
             stage_hop: hop,
+            link: (node.scale_up.latency.0 + 10e-6, link),
             shape,
             parameters,
             kinds,

@@ -6,7 +6,7 @@ use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{FleetOptions, ServingInput, ServingReport, simulate};
 
 /// Layouts to try on `accelerators` in domains of `domain`.
-fn candidates(request: &ServingRequest<'_>, accelerators: u32, domain: u32) -> Vec<Deployment> {
+pub(super) fn candidates(request: &ServingRequest<'_>, accelerators: u32, domain: u32) -> Vec<Deployment> {
     let mut out = Vec::new();
     let moe = request.model.is_moe();
     let powers = |most: u32| (0..).map(|i| 1u32 << i).take_while(move |p| *p <= most);
@@ -29,7 +29,7 @@ fn candidates(request: &ServingRequest<'_>, accelerators: u32, domain: u32) -> V
     out
 }
 
-fn describe(d: &Deployment) -> String {
+pub(super) fn describe(d: &Deployment) -> String {
     format!("tp {} pp {} attention dp {} ep {}", d.tp, d.pp, d.attention_dp, d.ep)
 }
 

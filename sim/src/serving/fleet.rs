@@ -121,7 +121,7 @@ pub fn simulate(input: &ServingInput<'_>) -> Result<ServingRun, ServingError> {
     Ok(fleet.result())
 }
 
-fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape {
+pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape {
     let shape = cost.shape();
     let block = engine.block_tokens.max(1);
     let mut reads = [None; KINDS];

@@ -1,0 +1,225 @@
+//! The way of a cache from a prefill to a decode instance over the cluster's real links.
+//!
+//! Inside a scale-up domain every rank uses its own links. Between nodes the ranks of an instance use the network cards
+//! of their node: as many at once as there are cards, slower by the oversubscription of every switch level that is
+//! crossed. The slower side sets the time: seconds = latency + max(bytes per sender, bytes per receiver) / rate.
+
+use psim_hardware::{Cluster, Node, ScaleUpTopology};
+use psim_models::serving::KvTransfer;
+use serde::{Deserialize, Serialize};
+
+/// Where instances of the two roles lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// Both roles share nodes wherever they fit, and a cache stays in its domain if a decode instance lies there
+    /// (DistServe for clusters with slow networks).
+    #[default]
+    Paired,
+    /// All prefill instances first, decode instances on other nodes.
+    Apart,
+}
+
+impl Placement {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// A sentence with the known names.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "paired" => Ok(Self::Paired),
+            "apart" => Ok(Self::Apart),
+            other => Err(format!("`{other}` is not a placement of prefill and decode; known: paired, apart")),
+        }
+    }
+}
+
+/// When a cache starts to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransferMode {
+    /// Each layer as soon as it is computed, if room at the receiver was set aside when the prompt's last step began.
+    #[default]
+    LayerWise,
+    /// The decode instance pulls the whole cache when the prompt is done.
+    AfterPrompt,
+}
+
+impl TransferMode {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// A sentence with the known names; names of the field that are not built, with the reason.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "layer-wise" => Ok(Self::LayerWise),
+            "after-prompt" | "pull" => Ok(Self::AfterPrompt),
+            "shared-storage" => {
+                Err("transfer `shared-storage` is not built: storage tiers have no queue in the simulation"
+                    .to_owned())
+            }
+            other => Err(format!("`{other}` is not a way to move a cache; known: layer-wise, after-prompt")),
+        }
+    }
+}
+
+/// Where an instance lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Site {
+    /// First node.
+    pub node: u32,
+    /// First scale-up domain.
+    pub domain: u32,
+}
+
+/// Sites of the prefill and of the decode instances; `None` where the cluster is too small.
+pub fn place(
+    cluster: &Cluster,
+    placement: Placement,
+    (prefills, prefill_size): (u32, u32),
+    (decodes, decode_size): (u32, u32),
+) -> Option<(Vec<Site>, Vec<Site>)> {
+    let node = cluster.first_node();
+    let per_node = node.accelerators.max(1);
+    let domain = node.scale_up.domain.max(1);
+    let mut offset = 0u32;
+    let mut put = |size: u32| {
+        let inside = offset % per_node;
+        if inside != 0 && inside + size > per_node {
+            offset += per_node - inside;
+        }
+        let site = Site { node: offset / per_node, domain: offset / domain };
+        offset += size;
+        site
+    };
+    let (mut p, mut d) = (Vec::new(), Vec::new());
+    match placement {
+        Placement::Apart => {
+            p.extend((0..prefills).map(|_| put(prefill_size)));
+            d.extend((0..decodes).map(|_| put(decode_size)));
+        }
+        Placement::Paired => {
+            // The role that lags behind its share comes next.
+            while (p.len() as u32) < prefills || (d.len() as u32) < decodes {
+                let behind = p.len() as u64 * u64::from(decodes) <= d.len() as u64 * u64::from(prefills);
+                if (behind && (p.len() as u32) < prefills) || d.len() as u32 >= decodes {
+                    p.push(put(prefill_size));
+                } else {
+                    d.push(put(decode_size));
+                }
+            }
+        }
+    }
+    (offset <= cluster.accelerators()).then_some((p, d))
+}
+
+/// Rate and latency of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Route {
+    /// Latency of the first byte, seconds.
+    pub latency: f64,
+    /// Rate of all sending ranks together, bytes a second.
+    pub send_rate: f64,
+    /// Rate of all receiving ranks together, bytes a second.
+    pub receive_rate: f64,
+    /// The network cards are shared by the node's instances: transfers of one node queue up.
+    pub shared: bool,
+}
+
+impl Route {
+    /// Between two sites.
+    pub fn new(cluster: &Cluster, transfer: &KvTransfer, from: Site, to: Site) -> Self {
+        let node = cluster.first_node();
+        let (senders, receivers) = (f64::from(transfer.senders), f64::from(transfer.receivers));
+        if from.domain == to.domain && node.scale_up.topology != ScaleUpTopology::None {
+            let rank = scale_up_rate(node);
+            return Self {
+                latency: node.scale_up.latency.0 + SET_UP,
+                send_rate: senders * rank(receivers),
+                receive_rate: receivers * rank(senders),
+                shared: false,
+            };
+        }
+        let cards = f64::from(node.nics.count.max(1));
+        let mut rate = node.nics.rate.0.max(1.0);
+        let mut latency = cluster.fabric.latency.0 + SET_UP;
+        for level in &cluster.fabric.levels {
+            let reach = level.nodes.max(1);
+            if from.node / reach == to.node / reach {
+                break;
+            }
+            rate /= level.oversubscription.max(1.0);
+            latency += level.latency.0;
+        }
+        Self {
+            latency,
+            send_rate: senders.min(cards) * rate,
+            receive_rate: receivers.min(cards) * rate,
+            shared: node.nics.count < node.accelerators,
+        }
+    }
+
+    /// Seconds on the wire for the cache of a prompt of `tokens`.
+    pub fn seconds(&self, transfer: &KvTransfer, tokens: u64) -> f64 {
+        let bytes = transfer.bytes(tokens);
+        self.latency + (bytes / self.send_rate).max(bytes / self.receive_rate)
+    }
+}
+
+/// Handshake and registration of one transfer, seconds.
+const SET_UP: f64 = 20e-6;
+
+/// Rate of one rank towards a number of peers.
+fn scale_up_rate(node: &Node) -> impl Fn(f64) -> f64 + '_ {
+    move |peers| {
+        let full = node.scale_up.bandwidth.0.max(1.0);
+        match node.scale_up.topology {
+            ScaleUpTopology::FullMesh => {
+                let others = f64::from(node.scale_up.domain.max(2) - 1);
+                full * (peers / others).min(1.0)
+            }
+            _ => full,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+    use psim_models::presets;
+    use psim_models::serving::{Deployment, NumberFormat, Quantization, lower};
+
+    fn shape(tp: u32) -> psim_models::serving::ServingShape {
+        let q = Quantization::uniform(NumberFormat::Bf16);
+        lower(&presets::find("llama3-70b").unwrap(), &Deployment::tensor_parallel(tp, q)).unwrap()
+    }
+
+    #[test]
+    fn hand_computed_times() {
+        let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
+        let node = cluster.first_node();
+        let t = KvTransfer::between(&shape(4), &shape(2)).unwrap();
+        let inside = Route::new(&cluster, &t, Site { node: 0, domain: 0 }, Site { node: 0, domain: 0 });
+        // 1,000 tokens are 327.68 MB; two receiving ranks take it in over NVLink at 450 GB/s each.
+        let expected = 327.68e6 / (2.0 * node.scale_up.bandwidth.0);
+        let got = inside.seconds(&t, 1000) - inside.latency;
+        assert!((got / expected - 1.0).abs() < 1e-9, "{got} {expected}");
+        let across = Route::new(&cluster, &t, Site { node: 0, domain: 0 }, Site { node: 1, domain: 1 });
+        // Two cards of 50 GB/s on the receiving side.
+        let expected = 327.68e6 / (2.0 * node.nics.rate.0);
+        let got = across.seconds(&t, 1000) - across.latency;
+        assert!((got / expected - 1.0).abs() < 1e-9, "{got} {expected}");
+        assert!(across.seconds(&t, 1000) > inside.seconds(&t, 1000));
+    }
+
+    #[test]
+    fn placement_pairs_roles_and_respects_the_cluster() {
+        let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
+        let (p, d) = place(&cluster, Placement::Paired, (2, 4), (2, 4)).unwrap();
+        assert_eq!((p[0].node, d[0].node, p[1].node, d[1].node), (0, 0, 1, 1));
+        let (p, d) = place(&cluster, Placement::Apart, (2, 4), (2, 4)).unwrap();
+        assert_eq!((p[1].node, d[0].node), (0, 1));
+        assert!(place(&cluster, Placement::Apart, (4, 4), (1, 4)).is_none());
+    }
+}
