@@ -1,11 +1,14 @@
 #!/bin/bash
 # Runs on a machine with an NVIDIA GPU, from the repository root. First argument: a folder for the outputs.
-# Needs the test binary of the conformance suite and the psim binary (built elsewhere is fine, no CUDA is needed to
-# build): CONFORMANCE=path PSIM=path kernels/cuda/check-on-gpu.sh OUT
+# Needs test binaries of the kernels crate and the psim binary (built elsewhere is fine, no CUDA is needed to build):
+#   CONFORMANCE=path RATES=path COMPILE=path PSIM=path kernels/cuda/check-on-gpu.sh OUT
+# where CONFORMANCE and RATES are the test binaries `conformance` and `gpu_rates`, and COMPILE is the crate's unit tests.
 #
-# 1. The kernels are compiled by NVRTC and every operator is compared with float64 (the suite's first CUDA test compiles).
-# 2. A calibration of at most 8 minutes writes profile and raw samples.
-# 3. PyTorch's GEMM and copy are measured in the same session, where PyTorch is there.
+# 1. NVRTC compiles every kernel for three architectures.
+# 2. Every operator is compared with float64.
+# 3. Rates of large products, copies and attention, and those of PyTorch in the same session.
+# 4. A calibration of at most 8 minutes writes profile and raw samples.
+# 5. A training step of a small model is executed and compared with its prediction.
 set -u
 out=${1:?an output folder}
 mkdir -p "$out"
@@ -17,11 +20,20 @@ for s in site.getsitepackages():
 done
 export LD_LIBRARY_PATH
 status=0
+if [ -n "${COMPILE:-}" ]; then
+    "$COMPILE" --nocapture every_module_compiles 2>&1 | tee "$out/compile.log" | tail -3
+    [ "${PIPESTATUS[0]}" = 0 ] || status=1
+    grep -q SKIP "$out/compile.log" && { echo "FAILED: NVRTC was not found"; status=1; }
+fi
 "${CONFORMANCE:?path of the conformance test binary}" --nocapture --test-threads=1 cuda > "$out/conformance.log" 2>&1 || status=1
 grep -q SKIP "$out/conformance.log" && { echo "FAILED: the suite skipped, see $out/conformance.log"; status=1; }
 tail -20 "$out/conformance.log"
+if [ -n "${RATES:-}" ]; then
+    "$RATES" --nocapture 2>&1 | tee "$out/rates.jsonl" || status=1
+fi
 if [ -n "${PSIM:-}" ]; then
-    "$PSIM" calibrate --device cuda:0 --minutes 8 --out "$out/profile.toml" 2>&1 | tee "$out/calibrate.log" || status=1
+    "$PSIM" calibrate --device cuda:0 --minutes 8 --out "$out/profile.toml" 2>&1 | tee "$out/calibrate.log" | tail -5
+    [ "${PIPESTATUS[0]}" = 0 ] || status=1
 fi
 python3 - <<'PY' | tee "$out/pytorch.json" || true
 import json, torch

@@ -42,6 +42,13 @@ __device__ __forceinline__ float power_of_two(float x) {
     return r;
 }
 
+// A load that only the second-level cache or memory answers.
+__device__ __forceinline__ u32 load_past_l1(const u32* p) {
+    u32 r;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(r) : "l"(__cvta_generic_to_global(p)));
+    return r;
+}
+
 // Four 8 × 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], shared_pointer row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -11,8 +11,8 @@
 mod cases;
 
 pub use cases::{
-    activation, adam, attention, copies, cross_entropy, elementwise, embedding, gemm, norm, paged_attention,
-    rope, rows,
+    activation, adam, attention, copies, cross_entropy, elementwise, embedding, gemm, gemm_fp8, norm,
+    paged_attention, rope, rows,
 };
 
 use crate::device::{Device, Result};
@@ -114,13 +114,19 @@ impl<'a, D: Device> Bench<'a, D> {
     }
 
     fn check(&mut self, name: &str, buffer: &D::Buffer, reference: &[f64]) -> Result<()> {
+        self.check_within(name, buffer, reference, tolerance(self.dtype))
+    }
+
+    fn check_within(
+        &mut self,
+        name: &str,
+        buffer: &D::Buffer,
+        reference: &[f64],
+        tolerance: f64,
+    ) -> Result<()> {
         let out = self.device.download(buffer)?;
         let error = relative_error(&out, reference);
-        self.checks.push(Check {
-            name: format!("{name} {}", self.dtype),
-            error,
-            tolerance: tolerance(self.dtype),
-        });
+        self.checks.push(Check { name: format!("{name} {}", self.dtype), error, tolerance });
         Ok(())
     }
 }

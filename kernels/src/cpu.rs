@@ -8,6 +8,7 @@ mod elementwise;
 mod loss;
 mod math;
 mod matmul;
+mod micro;
 mod norm;
 mod rows;
 

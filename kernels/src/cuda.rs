@@ -14,10 +14,12 @@
 mod attention;
 mod driver;
 mod matmul;
+mod micro;
 mod operators;
 pub mod runtime;
 pub mod sources;
 mod state;
+mod telemetry;
 
 pub use driver::Driver;
 pub use state::{CudaBuffer, CudaDevice, CudaIndex};

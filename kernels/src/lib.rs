@@ -21,7 +21,10 @@ pub mod conformance;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+pub mod micro;
 pub mod reference;
+
+pub use micro::{Micro, Telemetry};
 
 pub use device::{
     Activation, Adam, Attention, CrossEntropy, Device, DeviceError, Gemm, MemoryUse, Norm, PagedAttention,

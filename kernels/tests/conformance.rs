@@ -51,3 +51,18 @@ psim_kernels::conformance_suite!(cuda, || match psim_kernels::cuda::open(0) {
         None
     }
 });
+
+/// Fp8 on a GPU that has it (compute capability 8.9 and later).
+#[test]
+fn cuda_fp8() {
+    match psim_kernels::cuda::open(0) {
+        Ok(device) => {
+            let checks =
+                psim_kernels::conformance::run_topic(&device, psim_kernels::conformance::gemm_fp8, 5);
+            for check in checks.unwrap() {
+                assert!(check.passed(), "{check:?}");
+            }
+        }
+        Err(error) => eprintln!("SKIP: {error}"),
+    }
+}

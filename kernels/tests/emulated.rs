@@ -194,7 +194,16 @@ fn element(operand: Operand, row: usize, column: usize) -> f32 {
             Format::Fp32 => *(operand.address as *const f32).add(at),
             Format::Bf16 => (*(operand.address as *const half::bf16).add(at)).to_f32(),
             Format::Fp16 => (*(operand.address as *const half::f16).add(at)).to_f32(),
-            Format::Fp8 => f32::NAN,
+            Format::Fp8 => {
+                let bits = *(operand.address as *const u8).add(at);
+                let (exponent, mantissa) = (i32::from((bits >> 3) & 15), f32::from(bits & 7));
+                let value = if exponent == 0 {
+                    mantissa / 512.0
+                } else {
+                    (1.0 + mantissa / 8.0) * 2.0_f32.powi(exponent - 7)
+                };
+                if bits & 128 == 0 { value } else { -value }
+            }
         }
     }
 }
@@ -224,3 +233,26 @@ fn device() -> Option<CudaDevice<Emulation>> {
 }
 
 psim_kernels::conformance_suite!(emulated_cuda, super::device);
+
+/// Fp8 products and casts, both ways.
+#[test]
+fn fp8() {
+    let Some(device) = device() else { return };
+    let checks =
+        psim_kernels::conformance::run_topic(&device, psim_kernels::conformance::gemm_fp8, 5).unwrap();
+    assert!(!checks.is_empty());
+    for check in checks {
+        assert!(check.passed(), "{check:?}");
+    }
+}
+
+/// The micro-benchmarks launch what their sources declare.
+#[test]
+fn micro_benchmarks_run() {
+    use psim_kernels::Micro;
+    let Some(device) = device() else { return };
+    assert!(device.load_latency(4_096, 100).unwrap() > 0.0);
+    assert!(device.shared_latency(100).unwrap().unwrap() > 0.0);
+    assert!(device.launch_cost(10, false).unwrap().unwrap() > 0.0);
+    assert_eq!(device.launch_cost(10, true).unwrap(), None);
+}

@@ -75,6 +75,29 @@ pub fn gemm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     bench.check("gemm strided", &c, &expected)
 }
 
+/// Fp8 products, for devices that have them: both matrices stored along the reduction.
+///
+/// Hopper's tensor cores add fp8 products with fewer bits than fp32 has (DeepSeek-V3 report 2024, section 3.5.2).
+pub fn gemm_fp8<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
+    for (m, n, k) in [(16, 16, 16), (64, 32, 48), (128, 256, 512)] {
+        let shape = Gemm::new(m, n, k).transposed_b();
+        let (a, a_values) = bench.input_as(DType::Fp8, m * k)?;
+        let (b, b_values) = bench.input_as(DType::Fp8, n * k)?;
+        let mut expected = vec![0.0; m * n];
+        reference::gemm(&shape, &a_values, &b_values, &mut expected);
+        let mut c = bench.output_as(DType::Bf16, m * n)?;
+        bench.device.gemm(&shape, &a, &b, &mut c)?;
+        bench.check_within(&format!("gemm fp8 {m}x{n}x{k}"), &c, &expected, 1e-2)?;
+        let mut cast = bench.output_as(DType::Fp32, m * k)?;
+        bench.device.copy(m, k, &a, Strided::new(0, k), &mut cast, Strided::new(0, k))?;
+        bench.check_within("cast from fp8", &cast, &a_values, 0.0)?;
+        let mut back = bench.output_as(DType::Fp8, m * k)?;
+        bench.device.copy(m, k, &cast, Strided::new(0, k), &mut back, Strided::new(0, k))?;
+        bench.check_within("cast to fp8", &back, &a_values, 0.0)?;
+    }
+    Ok(())
+}
+
 /// RMS and layer normalisation.
 pub fn norm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     for (rows, width) in [(1, 8), (19, 100), (6, 1031)] {

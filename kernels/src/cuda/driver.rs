@@ -2,8 +2,9 @@
 
 use super::matmul::Multiplier;
 use super::runtime::{Arg, Format, Kernel, Launch, Product, Runtime};
-use super::sources;
+use super::{sources, telemetry};
 use crate::device::{DeviceError, Result};
+use crate::micro::Telemetry;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
     result, sys,
@@ -30,6 +31,7 @@ pub(super) fn compile(format: Format, dim: usize, architecture: &'static str) ->
 
 /// One device, its default stream and what was compiled for it.
 pub struct Driver {
+    index: u32,
     name: String,
     units: u32,
     context: Arc<CudaContext>,
@@ -43,7 +45,11 @@ pub struct Driver {
 impl Driver {
     pub(super) fn new(index: usize) -> Result<Self> {
         let context = CudaContext::new(index).map_err(failed("opening the device"))?;
-        let stream = context.default_stream();
+        // Everything of a device runs on this one stream: nothing has to be ordered across streams, and recording that
+        // order would break the capture of graphs.
+        // SAFETY: no memory of this context is used on any other stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("compute capability"))?;
         let architecture = match (major, minor) {
             (8, 0) => "compute_80",
@@ -65,6 +71,7 @@ impl Driver {
         let name = format!("cuda:{index} {}", context.name().map_err(failed("device name"))?);
         let multiplier = Multiplier::new(&stream)?;
         Ok(Self {
+            index: index as u32,
             name,
             units: units.max(1) as u32,
             context,
@@ -145,6 +152,38 @@ impl Runtime for Driver {
         work()?;
         end.record(&self.stream).map_err(failed("event"))?;
         Ok(f64::from(start.elapsed_ms(&end).map_err(failed("event"))?) * 1e-3)
+    }
+    fn time_graph(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("graph capture"))?;
+        let worked = work();
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream.end_capture(flags).map_err(failed("graph capture"))?;
+        worked?;
+        let Some(graph) = graph else { return Ok(None) };
+        let replay = || graph.launch().map_err(failed("graph launch"));
+        replay()?;
+        self.synchronize()?;
+        self.time(&mut || replay()).map(Some)
+    }
+    fn host_copy(&self, bytes: usize, to_device: bool) -> Result<Option<f64>> {
+        // SAFETY: bytes have no invalid values; what is copied does not matter.
+        let mut host = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(16), 0) }
+            .map_err(failed("page-locked memory"))?;
+        let mut device = self.allocate(bytes.max(16))?;
+        let mut copy = || {
+            if to_device {
+                self.stream.memcpy_htod(&host, &mut device).map_err(failed("upload"))
+            } else {
+                self.stream.memcpy_dtoh(&device, &mut host).map_err(failed("download"))
+            }
+        };
+        copy()?;
+        self.synchronize()?;
+        self.time(&mut copy).map(Some)
+    }
+    fn telemetry(&self) -> Option<Telemetry> {
+        telemetry::read(self.index)
     }
     fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.0 == 0 || launch.grid.1 == 0 || launch.grid.2 == 0 {

@@ -17,7 +17,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.title()
     }
     fn formats(&self) -> &'static [DType] {
-        &[DType::Fp32, DType::Bf16, DType::Fp16]
+        // The last one is what a calibration measures first.
+        &[DType::Fp32, DType::Fp16, DType::Bf16]
     }
     fn head_dims(&self) -> &'static [usize] {
         &HEAD_DIMS

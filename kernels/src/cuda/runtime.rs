@@ -4,6 +4,7 @@
 //! CPU, so that kernels and the host code that calls them are checked on machines without a GPU.
 
 use crate::device::Result;
+use crate::micro::Telemetry;
 use psim_hardware::DType;
 
 /// An argument of a kernel: the sources take 64-bit integers, floats and pointers only.
@@ -128,6 +129,18 @@ pub trait Runtime {
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the work takes on the device.
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// Seconds that the work takes when it is captured once and replayed as a graph; `None` where there are no graphs.
+    fn time_graph(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+        Ok(None)
+    }
+    /// Seconds to copy between page-locked host memory and the device; `None` where they are one.
+    fn host_copy(&self, _bytes: usize, _to_device: bool) -> Result<Option<f64>> {
+        Ok(None)
+    }
+    /// Clocks and power now.
+    fn telemetry(&self) -> Option<Telemetry> {
+        None
+    }
     /// Launches a kernel with the arguments that its source declares, in order.
     fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()>;
     /// A matrix product; dimensions are not zero.

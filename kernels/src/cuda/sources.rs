@@ -5,6 +5,7 @@ use super::runtime::Format;
 /// Instructions that C++ cannot say.
 pub const PTX: &str = include_str!("../../cuda/ptx.cu");
 const OPERATORS: &str = include_str!("../../cuda/operators.cu");
+const MICRO: &str = include_str!("../../cuda/micro.cu");
 const ATTENTION: &str = include_str!("../../cuda/attention.cu");
 const FLASH: &str = include_str!("../../cuda/flash.cu");
 const PAGED: &str = include_str!("../../cuda/paged.cu");
@@ -23,6 +24,9 @@ pub fn module(instructions: &str, format: Format, dim: usize) -> String {
     }
     source.push_str(instructions);
     source.push_str(OPERATORS);
+    if dim == 0 {
+        source.push_str(MICRO);
+    }
     if dim > 0 {
         source.push_str(ATTENTION);
         source.push_str(PAGED);
@@ -55,9 +59,10 @@ mod tests {
     /// Every kernel that the host launches exists in the sources.
     #[test]
     fn launched_kernels_exist() {
-        let sources = module(PTX, Format::Bf16, 64);
+        let sources = module(PTX, Format::Bf16, 0) + &module(PTX, Format::Bf16, 64);
         let known = kernels(&sources);
-        let host = concat!(include_str!("operators.rs"), include_str!("attention.rs"));
+        let host =
+            concat!(include_str!("operators.rs"), include_str!("attention.rs"), include_str!("micro.rs"));
         let names: Vec<&str> =
             host.split("kernel!(\"").skip(1).filter_map(|part| part.split('"').next()).collect();
         assert!(names.len() > 20, "{names:?}");

@@ -151,6 +151,7 @@ static inline u16 to_fp16(float x) { _Float16 h = (_Float16)x; u16 r; memcpy(&r,
 static inline float from_fp16(u16 x) { _Float16 h; memcpy(&h, &x, 2); return (float)h; }
 static inline u32 pack_bf16(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
 static inline u32 pack_fp16(float low, float high) { return to_fp16(low) | (u32)to_fp16(high) << 16; }
+static inline u32 load_past_l1(const u32* p) { return *p; }
 static inline float power_of_two(float x) { return exp2f(x); }
 
 // Row `lane / 4` of each matrix, columns `2·(lane % 4)` and the next; transposed: the other way round.
