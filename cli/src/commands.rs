@@ -5,6 +5,7 @@ mod compare;
 mod completions;
 mod emit;
 mod explain;
+mod gallery;
 mod import;
 mod not_built;
 mod plan;
@@ -46,8 +47,8 @@ pub(crate) enum Command {
     Calibrate(not_built::Arguments),
     /// Run a plan for real and compare it with its prediction (not built yet)
     Execute(not_built::Arguments),
-    /// Re-simulate published scenarios and compare (not built yet)
-    Gallery(not_built::Arguments),
+    /// Re-simulate published techniques and compare with their numbers
+    Gallery(gallery::Arguments),
 }
 
 impl Command {
@@ -67,7 +68,7 @@ impl Command {
             Self::Completions(arguments) => completions::run(&arguments, host),
             Self::Calibrate(_) => not_built::run("psim calibrate"),
             Self::Execute(_) => not_built::run("psim execute"),
-            Self::Gallery(_) => not_built::run("psim gallery"),
+            Self::Gallery(arguments) => gallery::run(&arguments, host),
         }
     }
 }

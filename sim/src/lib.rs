@@ -6,6 +6,7 @@
 //! This crate is pure: it reads no files, no clock and no environment.
 
 pub mod engine;
+pub mod gallery;
 pub mod pipeline;
 pub mod prediction;
 pub mod schedule;

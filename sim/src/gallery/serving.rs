@@ -1,0 +1,209 @@
+//! Scenarios of serving runs: one or two runs of an engine under traffic, and a figure of their reports.
+//!
+//! ```toml
+//! measure = "ratio"            # or "value": the first run's figure alone
+//! metric = "requests_per_s"    # see `figure`
+//! [base]                       # what all runs share
+//! model = "llama2-70b"
+//! accelerator = "A100-SXM-80GB"
+//! tp = 4
+//! engine = "vllm-2024"
+//! workload = """…"""           # a serving workload
+//! [[run]]                      # the technique
+//! policy = "splitfuse"
+//! [[run]]                      # what it is compared with
+//! ```
+
+use crate::serving::{FleetOptions, Router, ServingInput, ServingReport, ServingRun, simulate as serve};
+use psim_cost_models::ProfileLibrary;
+use psim_cost_models::serving::{EngineProfile, Policy, StepCost, engine};
+use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+use psim_models::presets;
+use psim_models::serving::workload::parse_workload;
+use psim_models::serving::{Deployment, NumberFormat, Quantization, Traffic};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// One run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    model: String,
+    accelerator: String,
+    engine: String,
+    #[serde(default = "one")]
+    tp: u32,
+    #[serde(default = "one")]
+    pp: u32,
+    #[serde(default = "one")]
+    replicas: u32,
+    format: Option<String>,
+    /// Batching policy in place of the engine's own.
+    policy: Option<String>,
+    max_sequences: Option<u32>,
+    token_budget: Option<u32>,
+    block_tokens: Option<u32>,
+    /// The cache is cut to this many tokens.
+    cache_tokens: Option<f64>,
+    /// Numbers of the engine by name.
+    #[serde(default)]
+    parameters: BTreeMap<String, f64>,
+    router: Option<String>,
+    workload: String,
+    #[serde(default = "seed")]
+    seed: u64,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn seed() -> u64 {
+    7
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Measure {
+    /// First run over second.
+    Ratio,
+    /// First run.
+    Value,
+}
+
+/// Simulates the runs of a file and takes the figure.
+///
+/// # Errors
+/// What is wrong with the file, or why a run is impossible.
+pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
+    let get = |key: &str| file.get(key).cloned().ok_or_else(|| format!("`{key}` is missing"));
+    let measure: Measure = get("measure")?.try_into().map_err(|e| format!("measure: {e}"))?;
+    let metric: String = get("metric")?.try_into().map_err(|e| format!("metric: {e}"))?;
+    let base = match file.get("base") {
+        Some(toml::Value::Table(t)) => t.clone(),
+        _ => toml::Table::new(),
+    };
+    let runs: Vec<toml::Table> = get("run")?.try_into().map_err(|e| format!("run: {e}"))?;
+    let wanted = if matches!(measure, Measure::Ratio) { 2 } else { 1 };
+    if runs.len() != wanted {
+        return Err(format!("{} [[run]] tables where {wanted} are needed", runs.len()));
+    }
+    let mut figures = Vec::new();
+    for (index, own) in runs.iter().enumerate() {
+        let mut table = base.clone();
+        table.extend(own.clone());
+        let run: Run = table.try_into().map_err(|e| format!("run {}: {e}", index + 1))?;
+        let (run, report) = run.serve().map_err(|e| format!("run {}: {e}", index + 1))?;
+        figures.push(figure(&metric, &run, &report)?);
+    }
+    Ok(match figures[..] {
+        [a, b] => a / b,
+        _ => figures[0],
+    })
+}
+
+impl Run {
+    fn serve(&self) -> Result<(ServingRun, ServingReport), String> {
+        let format = match &self.format {
+            Some(name) => NumberFormat::parse(name).ok_or(format!("`{name}` is not a number format"))?,
+            None => NumberFormat::Bf16,
+        };
+        let model = presets::find(&self.model).map_err(|e| e.to_string())?;
+        let deployment = Deployment {
+            tp: self.tp,
+            pp: self.pp,
+            replicas: self.replicas,
+            ..Deployment::tensor_parallel(self.tp, Quantization::uniform(format))
+        };
+        let ranks = self.tp * self.pp;
+        let cluster = homogeneous(&self.accelerator, ranks.max(8), &HomogeneousOptions::default())
+            .map_err(|e| e.to_string())?;
+        let node = cluster.first_node();
+        let mut engine = self.engine()?;
+        let (mut parameters, _) = engine.on(&node.accelerator.name);
+        for (name, value) in &self.parameters {
+            if !parameters.set(name, *value) {
+                return Err(format!("`{name}` is not a number of an engine"));
+            }
+        }
+        let library = ProfileLibrary::built_in();
+        let price = |engine: &EngineProfile| {
+            StepCost::with_parameters(&model, &deployment, &cluster, node, engine, parameters, &library)
+                .map_err(|e| e.to_string())
+        };
+        let mut cost = price(&engine)?;
+        if let Some(tokens) = self.cache_tokens {
+            let spare = cost.cache_bytes() - tokens * cost.shape().kv_bytes_per_token;
+            if spare < 0.0 {
+                return Err(format!("{tokens} tokens of cache do not fit"));
+            }
+            engine.reserve_gib += spare / 1024f64.powi(3);
+            cost = price(&engine)?;
+        }
+        let workload = parse_workload("workload", &self.workload, &mut |_| Err("no files here".to_owned()))
+            .map_err(|e| e.to_string())?;
+        let traffic = Traffic::generate(&workload, self.seed);
+        let router = self.router.as_deref().map_or(Ok(Router::default()), Router::parse)?;
+        let options = FleetOptions { router, ..FleetOptions::default() };
+        let input = ServingInput {
+            cost: &cost,
+            engine: &engine,
+            traffic: &traffic,
+            replicas: self.replicas,
+            options,
+        };
+        let run = serve(&input).map_err(|e| e.to_string())?;
+        let levels: Vec<_> = workload.tenants.iter().map(|t| t.slo.clone()).collect();
+        let report = ServingReport::new(&run, &traffic, &levels);
+        Ok((run, report))
+    }
+
+    fn engine(&self) -> Result<EngineProfile, String> {
+        let mut profile = engine::find(&self.engine)
+            .ok_or_else(|| {
+                let known: Vec<&str> = engine::engines().iter().map(|e| e.name.as_str()).collect();
+                format!("`{}` is not an engine; known: {}", self.engine, known.join(", "))
+            })?
+            .clone();
+        if let Some(policy) = &self.policy {
+            profile.policy = Policy::parse(policy)?;
+        }
+        profile.max_sequences = self.max_sequences.unwrap_or(profile.max_sequences);
+        profile.token_budget = self.token_budget.unwrap_or(profile.token_budget);
+        profile.block_tokens = self.block_tokens.unwrap_or(profile.block_tokens);
+        Ok(profile)
+    }
+}
+
+/// A figure of a run by name.
+fn figure(name: &str, run: &ServingRun, report: &ServingReport) -> Result<f64, String> {
+    let percentiles = match name.split('_').next() {
+        Some("ttft") => Some(report.ttft_ms),
+        Some("tpot") => Some(report.tpot_ms),
+        Some("itl") => Some(report.itl_ms),
+        Some("e2e") => Some(report.e2e_ms),
+        _ => None,
+    };
+    if let (Some(p), Some((_, which))) = (percentiles, name.split_once('_')) {
+        return Ok(match which {
+            "mean" => p.mean,
+            "p50" => p.p50,
+            "p90" => p.p90,
+            "p95" => p.p95,
+            "p99" => p.p99,
+            "max" => p.max,
+            _ => return Err(format!("`{name}` is not a figure")),
+        });
+    }
+    Ok(match name {
+        "seconds" => report.seconds,
+        "requests_per_s" => report.requests_per_s,
+        "output_tokens_per_s" => report.output_tokens_per_s,
+        "total_tokens_per_s" => report.output_tokens_per_s + report.input_tokens_per_s,
+        "goodput" => report.goodput,
+        "good_share" => report.good_share,
+        "cache_hits" => report.cache_hits,
+        "steps" => run.steps as f64,
+        _ => return Err(format!("`{name}` is not a figure")),
+    })
+}
