@@ -8,7 +8,7 @@ mod explain;
 mod gallery;
 mod import;
 mod not_built;
-mod plan;
+pub(crate) mod plan;
 mod report;
 mod show;
 mod simulate;

@@ -47,6 +47,17 @@ pub(crate) fn read_text(host: &Host<'_>, given: &Path, what: &str, limit: usize)
     })
 }
 
+/// Reads a file of at most `limit` bytes as it is.
+pub(crate) fn read_bytes(host: &Host<'_>, given: &Path, limit: usize) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(host.path(given))?;
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
+        return Err(std::io::Error::other(format!("it is longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// Writes a file so that a reader never sees half of it: to a temporary neighbour, then renamed.
 pub(crate) fn write_atomically(host: &Host<'_>, given: &Path, contents: &[u8]) -> Result<(), Failure> {
     let path = host.path(given);

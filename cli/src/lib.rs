@@ -11,6 +11,7 @@ mod inputs;
 mod number;
 mod progress;
 mod render;
+mod serving;
 mod table;
 
 pub use failure::{EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_OK};

@@ -1,12 +1,14 @@
 //! Serving: what is asked for (requests, lengths, arrivals, service levels), how it is deployed, and what one engine
 //! step consists of.
 //!
+//! - [`builtin`]: workloads that come with the program;
 //! - [`workload`]: the TOML description of traffic and service levels; [`traffic`] turns it into requests;
 //! - [`trace`]: request traces in the layouts that are published;
 //! - [`deployment`]: replicas, parallel degrees, number formats;
 //! - [`kv_transfer`]: what moves when prefill and decode run on different instances;
 //! - [`mod@lower`]: model and deployment to the linear layers, attention kinds, experts, collectives and bytes of a step.
 
+pub mod builtin;
 pub mod deployment;
 pub mod kv_transfer;
 pub mod lengths;

@@ -4,11 +4,18 @@
 //! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate never falls when accelerators are added.
 
 pub mod bounds;
+mod detail;
 mod disaggregated;
+pub mod energy;
+mod rank;
 mod search;
+pub mod size;
 
+pub use detail::{DetailError, ServingDetail, detail};
 pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};
+pub use rank::Needed;
 pub use search::{capacity, plan_serving};
+pub use size::{ServingSize, size_all};
 
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::EngineProfile;

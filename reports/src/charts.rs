@@ -3,6 +3,7 @@
 mod bars;
 mod canvas;
 mod curve;
+mod lines;
 mod memory;
 mod pareto;
 mod timeline;
@@ -10,6 +11,7 @@ mod waterfall;
 
 pub use bars::{Bar, bars};
 pub use curve::curve;
+pub use lines::{Limit, Line, lines};
 pub use memory::memory;
 pub use pareto::{ParetoMark, pareto};
 pub use timeline::timeline;

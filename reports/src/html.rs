@@ -4,9 +4,11 @@ mod capacity;
 mod page;
 mod plan;
 mod sections;
+mod serving;
 
 pub use capacity::capacity_page;
 pub use plan::plan_page;
+pub use serving::{ServingPage, serving_page};
 
 #[cfg(test)]
 mod tests;

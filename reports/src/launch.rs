@@ -7,6 +7,7 @@
 
 mod bridge;
 mod megatron;
+pub mod serving;
 mod shell;
 mod torchtitan;
 

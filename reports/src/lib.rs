@@ -2,7 +2,7 @@
 //!
 //! Every function returns text: writing it to a file is the caller's business. This crate is pure.
 //!
-//! * [`plan_page`] and [`capacity_page`]: one self-contained HTML page, no external address, dark and light.
+//! * [`plan_page`], [`serving_page`] and [`capacity_page`]: one self-contained HTML page, no external address, dark and light.
 //! * [`trace::chrome`]: a timeline as Chrome trace JSON, which the Perfetto viewer opens.
 //! * [`launch`]: configuration files of training frameworks for a plan.
 
@@ -12,8 +12,8 @@ pub mod launch;
 pub mod trace;
 mod words;
 
-pub use html::{capacity_page, plan_page};
-pub use words::plan_label;
+pub use html::{ServingPage, capacity_page, plan_page, serving_page};
+pub use words::{plan_label, serving_label};
 
 #[cfg(test)]
 mod fixture;

@@ -2,7 +2,9 @@
 
 use psim_hardware::Time;
 use psim_sim::Timeline;
+use psim_sim::serving::ServingRun;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Microseconds with picosecond digits, the unit of the format.
 fn microseconds(time: Time) -> f64 {
@@ -39,6 +41,38 @@ pub fn chrome(timeline: &Timeline, metadata: &Value) -> String {
     }
     let document = json!({ "displayTimeUnit": "ms", "otherData": metadata, "traceEvents": events });
     document.to_string()
+}
+
+/// Requests drawn at most; of longer runs the beginning is kept.
+const MOST_REQUESTS: usize = 20_000;
+
+/// A serving run: every request as an asynchronous span of its replica with the wait for the first token inside, and
+/// queue, batch and cache as counters where the run kept a timeline.
+pub fn serving(run: &ServingRun, metadata: &Value) -> String {
+    let mut events: Vec<Value> = Vec::new();
+    let mut named: BTreeSet<u32> = BTreeSet::new();
+    let span = |name: &str, replica: u32, id: usize, from: Time, to: Time, events: &mut Vec<Value>| {
+        for (phase, at) in [("b", from), ("e", to)] {
+            events.push(json!({ "ph": phase, "name": name, "cat": "request", "id": id, "pid": replica, "tid": 0,
+                                "ts": microseconds(at) }));
+        }
+    };
+    for (id, outcome) in run.outcomes.iter().enumerate().take(MOST_REQUESTS).filter(|(_, o)| !o.refused) {
+        if named.insert(outcome.replica) {
+            let name = format!("replica {}", outcome.replica);
+            events.push(meta("process_name", outcome.replica as usize, 0, &json!({ "name": name })));
+        }
+        span("request", outcome.replica, id, outcome.sent, outcome.finish, &mut events);
+        span("to first token", outcome.replica, id, outcome.sent, outcome.first_token, &mut events);
+    }
+    for s in &run.samples {
+        let mut counter = |name: &str, args: Value| {
+            events.push(json!({ "ph": "C", "name": name, "pid": s.replica, "ts": microseconds(s.time), "args": args }));
+        };
+        counter("requests", json!({ "running": s.running, "waiting": s.waiting }));
+        counter("KV cache", json!({ "used %": (f64::from(s.cache) * 1000.0).round() / 10.0 }));
+    }
+    json!({ "displayTimeUnit": "ms", "otherData": metadata, "traceEvents": events }).to_string()
 }
 
 /// A metadata event.

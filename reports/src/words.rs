@@ -1,6 +1,7 @@
 //! Numbers and plans in words.
 
 use psim_models::Plan;
+use psim_models::serving::Deployment;
 use psim_models::plan::{Recompute, Schedule, Sharding};
 
 /// A plan on one line, sizes of 1 left out: `TP8 PP2 DP4 mbs 1`.
@@ -25,6 +26,19 @@ pub fn plan_label(plan: &Plan) -> String {
     if plan.recompute != Recompute::None {
         parts.push(format!("recompute {}", recompute(plan.recompute)));
     }
+    parts.join(" ")
+}
+
+/// A serving deployment on one line, sizes of 1 left out: `8 x TP8 bf16`.
+pub fn serving_label(deployment: &Deployment) -> String {
+    let d = deployment;
+    let mut parts = vec![format!("{} x TP{}", grouped(u64::from(d.replicas)), d.tp)];
+    for (name, size) in [("PP", d.pp), ("attention-DP", d.attention_dp), ("EP", d.ep)] {
+        if size > 1 {
+            parts.push(format!("{name}{size}"));
+        }
+    }
+    parts.push(d.quantization.dense.name().to_owned());
     parts.join(" ")
 }
 

@@ -3,10 +3,11 @@
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::write_atomically;
-use crate::inputs::job::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQUENCE, parse_length, parse_precision};
+use crate::inputs::job::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQUENCE, Format, parse_format, parse_length};
 use crate::inputs::{CommonArguments, cluster, model};
 use crate::number::{grouped, parse_count, parse_days, parse_dollars, parse_range, short, three};
 use crate::progress::Bar;
+use crate::serving::{ServingCapacityArguments, run_capacity};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
 use clap::Args;
 use psim_hardware::catalogue::{self, HomogeneousOptions};
@@ -24,9 +25,9 @@ pub(crate) struct Arguments {
     /// Model: a preset (`psim show models`) or the path of a Hugging Face config.json
     #[arg(long, value_name = "NAME|config.json")]
     model: String,
-    /// Tokens of the whole job, such as 15T
-    #[arg(long, value_name = "N", value_parser = parse_count)]
-    tokens: f64,
+    /// Training: tokens of the whole job, such as 15T
+    #[arg(long, value_name = "N", value_parser = parse_count, required_unless_present = "rate", conflicts_with = "rate")]
+    tokens: Option<f64>,
     /// Must be done within this time, such as 30d
     #[arg(long, value_name = "TIME", value_parser = parse_days)]
     by: Option<f64>,
@@ -34,7 +35,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DOLLARS", value_parser = parse_dollars)]
     budget: Option<f64>,
     /// Accelerator types to rent (any number of each); default: the usual ones
-    #[arg(long = "accelerator", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long = "accelerator", visible_alias = "accelerators", value_name = "NAME", value_delimiter = ',')]
     accelerators: Vec<String>,
     /// Clusters that exist, as files or built-in names (repeatable)
     #[arg(long = "cluster", value_name = "FILE|NAME", value_delimiter = ',')]
@@ -49,17 +50,22 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = parse_length)]
     seq_len: Option<u64>,
     /// Arithmetic [default: bf16]
-    #[arg(long, value_name = "P", value_parser = parse_precision)]
-    precision: Option<Precision>,
+    #[arg(long, value_name = "P", value_parser = parse_format)]
+    precision: Option<Format>,
     /// Write a self-contained HTML report
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    serving: ServingCapacityArguments,
     #[command(flatten)]
     common: CommonArguments,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    let Some(tokens) = arguments.tokens else {
+        return run_serving(arguments, host);
+    };
     let model = model::load(host, &arguments.model)?;
     let software = arguments.common.software(host)?;
     let mut assumptions = Vec::new();
@@ -105,14 +111,15 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     if !software.stack_chosen {
         assume("software stack", software.stack.name.clone(), "the newest Megatron-Core; --stack");
     }
-    let precision = arguments.precision.unwrap_or_else(|| {
+    let given = arguments.precision.map(Format::training).transpose()?;
+    let precision = given.unwrap_or_else(|| {
         assume("precision", "bf16".to_owned(), "usual in pre-training; --precision");
         Precision::Bf16
     });
     let workload = TrainingWorkload {
         seq_len,
         global_batch,
-        tokens: Some(arguments.tokens),
+        tokens: Some(tokens),
         packed_length: None,
         lora_rank: None,
         expert_imbalance: 1.0,
@@ -139,6 +146,25 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         PlanError::Cancelled => Failure::input("the search was cancelled", "run it again"),
     })?;
     finish(&report, arguments.report.as_deref(), arguments.common.json, host)
+}
+
+/// The question of serving, with `--rate`.
+fn run_serving(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    let of_training = [
+        ("--by", arguments.by.is_some()),
+        ("--budget", arguments.budget.is_some()),
+        ("--global-batch", arguments.global_batch.is_some()),
+        ("--seq-len", arguments.seq_len.is_some()),
+        ("--report", arguments.report.is_some()),
+    ];
+    if let Some((flag, _)) = of_training.iter().find(|(_, given)| *given) {
+        return Err(Failure::input(
+            format!("{flag} belongs to training, and --rate asks about serving"),
+            "leave it out; `psim capacity --help` says which flag belongs to which question",
+        ));
+    }
+    let machines = (arguments.accelerators.as_slice(), arguments.clusters.as_slice());
+    run_capacity(&arguments.model, &arguments.serving, &arguments.common, arguments.precision, machines, host)
 }
 
 /// What may be rented: named types and clusters, else the usual types.

@@ -7,6 +7,7 @@ use crate::inputs::{CommonArguments, JobArguments};
 use crate::number::three;
 use crate::render::prediction::{as_json, header};
 use crate::render::waterfall;
+use crate::serving;
 use crate::table::wrap;
 use clap::Args;
 use psim_reports::plan_label;
@@ -28,6 +29,9 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.job.workload.as_deref())? {
+        return serving::explain(&arguments.job, &arguments.common, &arguments.plan, host);
+    }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     let prediction =
         predict(&job, &plan, Level::L2, false).map_err(|e| located(&e, &arguments.plan, host))?;

@@ -6,6 +6,7 @@ use crate::files::write_atomically;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::progress::Bar;
 use crate::render::{plans, prediction::header};
+use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_planner::request::DEFAULT_TOP;
 use psim_planner::{Infeasible, Objective, PlanError, PlanReport, PlanRequest};
@@ -21,7 +22,7 @@ pub(crate) enum Goal {
     Cost,
     /// Energy per token
     Energy,
-    /// Useful time: failures, restarts and checkpoints included
+    /// Useful time: failures, restarts and checkpoints included; of serving requests within the promises
     Goodput,
     /// Lowest peak memory among plans at most 10 % slower than the fastest
     Memory,
@@ -44,9 +45,9 @@ impl From<Goal> for Objective {
 pub(crate) struct SearchArguments {
     #[command(flatten)]
     pub(crate) job: JobArguments,
-    /// What is optimised
-    #[arg(long, value_enum, default_value_t = Goal::Time)]
-    pub(crate) objective: Goal,
+    /// What is optimised [default: time; of serving goodput]
+    #[arg(long, value_enum)]
+    pub(crate) objective: Option<Goal>,
     /// Plans shown
     #[arg(long, value_name = "K", default_value_t = DEFAULT_TOP as u32, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) top: u32,
@@ -79,7 +80,7 @@ fn search(job: &Job, arguments: &SearchArguments, host: &Host<'_>) -> Result<Pla
     let mut request =
         PlanRequest::new(&job.model, &job.cluster, &job.workload, &software.stack, &software.library);
     request.global_batch = Some(job.global_batch);
-    request.objective = arguments.objective.into();
+    request.objective = arguments.objective.unwrap_or(Goal::Time).into();
     request.top = arguments.top as usize;
     request.precision = vec![job.precision];
     request.assumptions.clone_from(&job.assumptions);
@@ -113,6 +114,10 @@ pub(crate) fn write_report(
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.search.job.workload.as_deref())? {
+        let (page, directory) = (arguments.report.as_deref(), arguments.emit.as_deref());
+        return serving::run_plan(&arguments.search, page, directory, false, host);
+    }
     let (job, report) = answer(&arguments.search, host)?;
     if let Some(path) = &arguments.report {
         write_report(&job, &report, path, host)?;

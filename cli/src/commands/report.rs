@@ -3,6 +3,7 @@
 use super::plan::{SearchArguments, answer, write_report};
 use crate::Host;
 use crate::failure::Failure;
+use crate::serving;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -19,6 +20,9 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.search.job.workload.as_deref())? {
+        return serving::run_plan(&arguments.search, Some(&arguments.out), None, true, host);
+    }
     let (job, report) = answer(&arguments.search, host)?;
     write_report(&job, &report, &arguments.out, host)?;
     if arguments.search.common.json {

@@ -6,6 +6,7 @@ use crate::files::{read_text, write_atomically};
 use crate::inputs::job::read_plan;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::seconds;
+use crate::serving;
 use crate::render::prediction::{as_json, header, must_fit, text};
 use clap::{Args, ValueEnum};
 use psim_hardware::SourceError;
@@ -35,13 +36,16 @@ pub(crate) enum Depth {
 pub(crate) struct Arguments {
     #[command(flatten)]
     job: JobArguments,
-    /// Plan file (TOML): schema = 1, tp, pp, dp, micro_batch, global_batch …
+    /// Plan file (TOML): schema = 1, tp, pp, dp, micro_batch, global_batch …; of serving a deployment: replicas, tp …
     #[arg(long, value_name = "FILE")]
     plan: PathBuf,
     /// Depth of simulation
     #[arg(long, value_enum, default_value_t = Depth::L2)]
     level: Depth,
-    /// Write the timeline of the step as Chrome trace JSON (open it at ui.perfetto.dev)
+    /// Write a self-contained HTML report (serving)
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Write the timeline of the step, or of the requests served, as Chrome trace JSON (open it at ui.perfetto.dev)
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     #[command(flatten)]
@@ -65,7 +69,7 @@ pub(crate) fn load(
             "leave --global-batch out, or change the plan",
         ));
     }
-    let with_batch = JobArguments { precision: Some(job.precision.unwrap_or(plan.precision)), ..with_batch };
+    let with_batch = JobArguments { precision: Some(job.precision.unwrap_or(plan.precision.into())), ..with_batch };
     let job = with_batch.load(common, host)?;
     let plan = Plan { precision: job.precision, ..plan };
     Ok((job, plan))
@@ -115,6 +119,22 @@ pub(crate) fn predict(
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.job.workload.as_deref())? {
+        if arguments.level != Depth::L2 {
+            return Err(Failure::input(
+                "serving is simulated step by step, there is no other --level",
+                "leave --level out",
+            ));
+        }
+        let (trace, page) = (arguments.trace.as_deref(), arguments.report.as_deref());
+        return serving::run_simulate(&arguments.job, &arguments.common, &arguments.plan, trace, page, host);
+    }
+    if arguments.report.is_some() {
+        return Err(Failure::input(
+            "--report of one training plan is not built",
+            "`psim plan --report` writes the page of the best plan",
+        ));
+    }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     let level = match arguments.level {
         Depth::L0 => return bound(&job, &plan, arguments, host),

@@ -17,8 +17,9 @@ pub(crate) struct CommonArguments {
     /// Profile of an accelerator, a fabric or a software stack, over the built-in one (repeatable)
     #[arg(long = "profile", value_name = "FILE")]
     pub(crate) profiles: Vec<PathBuf>,
-    /// Software stack: a built-in name (`psim show profiles`) or a file
-    #[arg(long, value_name = "NAME|FILE")]
+    /// Software stack of training (`psim show profiles`) or engine of serving (`psim show engines`): a built-in name
+    /// or a file
+    #[arg(long, visible_alias = "engine", value_name = "NAME|FILE")]
     pub(crate) stack: Option<String>,
     /// Change one value of the software stack, such as overlap.tp=false (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -50,13 +51,7 @@ pub(crate) struct Software {
 impl CommonArguments {
     /// Loads profiles and stack.
     pub(crate) fn software(&self, host: &Host<'_>) -> Result<Software, Failure> {
-        let mut library = ProfileLibrary::built_in();
-        let mut last_stack = None;
-        for path in &self.profiles {
-            if let Some(name) = add_profile(host, path, &mut library)? {
-                last_stack = Some(name);
-            }
-        }
+        let (library, last_stack) = self.library(host)?;
         let chosen = self.stack.clone().or(last_stack);
         let mut stack = match &chosen {
             None => built_in(&library, stacks::DEFAULT_TRAINING)?,
@@ -67,6 +62,18 @@ impl CommonArguments {
             stack = settings::apply(&stack, setting)?;
         }
         Ok(Software { library, stack, settings: self.settings.clone(), stack_chosen: chosen.is_some() })
+    }
+
+    /// Built-in profiles with the user's over them, and the name of the last stack among the user's.
+    pub(crate) fn library(&self, host: &Host<'_>) -> Result<(ProfileLibrary, Option<String>), Failure> {
+        let mut library = ProfileLibrary::built_in();
+        let mut last_stack = None;
+        for path in &self.profiles {
+            if let Some(name) = add_profile(host, path, &mut library)? {
+                last_stack = Some(name);
+            }
+        }
+        Ok((library, last_stack))
     }
 
     /// Runs `work` on the number of threads asked for.

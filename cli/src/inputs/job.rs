@@ -11,6 +11,7 @@ use psim_hardware::source_error::{MAX_FILE_BYTES, parse_toml_body};
 use psim_hardware::{Cluster, DType};
 use psim_models::arch::Position;
 use psim_models::plan::Precision;
+use psim_models::serving::NumberFormat;
 use psim_models::{Model, Plan, TrainingWorkload};
 use psim_planner::Assumption;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ pub(crate) struct JobArguments {
     /// Cluster: a file, or a built-in one (`psim show clusters`)
     #[arg(long, value_name = "FILE|NAME")]
     pub(crate) cluster: String,
-    /// Workload file (TOML): seq_len, global_batch, tokens …
+    /// Workload file (TOML): seq_len, global_batch, tokens … of training, or [[tenant]] tables of requests to serve;
+    /// or a built-in one (`psim show workloads`)
     #[arg(long, value_name = "FILE")]
     pub(crate) workload: Option<PathBuf>,
     /// Sequences per step, or a range such as 512..4096 [default: 4 Mi tokens]
@@ -43,9 +45,13 @@ pub(crate) struct JobArguments {
     /// Tokens of the whole job, such as 15T [default: 15T]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub(crate) tokens: Option<f64>,
-    /// Arithmetic: fp32, fp16, bf16, fp8, mxfp8, fp8-block, nvfp4 [default: bf16]
-    #[arg(long, value_name = "P", value_parser = parse_precision)]
-    pub(crate) precision: Option<Precision>,
+    /// Arithmetic: fp32, fp16, bf16, fp8, mxfp8, fp8-block, nvfp4; of served weights also int8, w8a16, w4a16, w4a8,
+    /// mxfp4, q4km [default: bf16]
+    #[arg(long, value_name = "P", value_parser = parse_format)]
+    pub(crate) precision: Option<Format>,
+    /// Format of the KV cache (serving): bf16, fp8, int8, fp4 [default: bf16]
+    #[arg(long, value_name = "P")]
+    pub(crate) kv_precision: Option<String>,
 }
 
 /// Longest sequence that is believed.
@@ -79,15 +85,58 @@ const PRECISIONS: [Precision; 7] = [
     Precision::NvFp4,
 ];
 
-/// Reads the name of a precision.
-pub(crate) fn parse_precision(text: &str) -> Result<Precision, String> {
+/// A number format as typed: a precision of training, a format of served weights, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Format {
+    training: Option<Precision>,
+    serving: Option<NumberFormat>,
+}
+
+impl Format {
+    /// The precision of training.
+    pub(crate) fn training(self) -> Result<Precision, Failure> {
+        self.training.ok_or_else(|| {
+            let name = self.serving.map_or("this", NumberFormat::name);
+            let known: Vec<&str> = PRECISIONS.iter().map(|p| p.name()).collect();
+            Failure::input(
+                format!("{name} is a format of served weights, nothing is trained in it"),
+                format!("one of {}", known.join(", ")),
+            )
+        })
+    }
+
+    /// The format of served weights.
+    pub(crate) fn serving(self) -> Result<NumberFormat, Failure> {
+        self.serving.ok_or_else(|| {
+            let name = self.training.map_or("this", Precision::name);
+            let known: Vec<&str> = NumberFormat::ALL.iter().map(|f| f.name()).collect();
+            Failure::input(
+                format!("{name} is a precision of training, not of served weights"),
+                format!("one of {}", known.join(", ")),
+            )
+        })
+    }
+}
+
+impl From<Precision> for Format {
+    fn from(precision: Precision) -> Self {
+        Self { training: Some(precision), serving: NumberFormat::parse(precision.name()) }
+    }
+}
+
+/// Reads the name of a number format.
+pub(crate) fn parse_format(text: &str) -> Result<Format, String> {
     let wanted = text.trim().to_lowercase();
-    PRECISIONS.into_iter().find(|p| p.name() == wanted).ok_or_else(|| {
-        let names: Vec<&str> = PRECISIONS.iter().map(|p| p.name()).collect();
-        match psim_hardware::suggest::closest(&wanted, names.iter().copied()) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("one of {}", names.join(", ")),
-        }
+    let training = PRECISIONS.into_iter().find(|p| p.name() == wanted);
+    let serving = NumberFormat::parse(&wanted);
+    if training.is_some() || serving.is_some() {
+        return Ok(Format { training, serving });
+    }
+    let mut names: Vec<&str> = PRECISIONS.iter().map(|p| p.name()).collect();
+    names.extend(NumberFormat::ALL.iter().map(|f| f.name()).filter(|n| PRECISIONS.iter().all(|p| p.name() != *n)));
+    Err(match psim_hardware::suggest::closest(&wanted, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("one of {}", names.join(", ")),
     })
 }
 
@@ -122,6 +171,12 @@ impl JobArguments {
                 cluster.description.clone(),
                 "the usual node, one full-bisection switch; --cluster FILE",
             );
+        }
+        if self.kv_precision.is_some() {
+            return Err(Failure::input(
+                "--kv-precision is of serving, and the job is training",
+                "give a serving workload (`psim show workloads`), or leave it out",
+            ));
         }
         let file = self.workload.as_deref().map(|path| read_workload(host, path)).transpose()?;
         let table = match model.position {
@@ -173,7 +228,8 @@ impl JobArguments {
                 Some(DEFAULT_TOKENS)
             }
         };
-        let precision = self.precision.unwrap_or_else(|| {
+        let given = self.precision.map(Format::training).transpose()?;
+        let precision = given.unwrap_or_else(|| {
             let everywhere = |dtype| cluster.groups.iter().all(|g| g.node.accelerator.peak(dtype).is_some());
             if everywhere(DType::Bf16) || !everywhere(DType::Fp16) {
                 assume("precision", "bf16".to_owned(), "usual in pre-training; --precision");

@@ -3,6 +3,8 @@
 use crate::failure::Failure;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::suggest::closest;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Applies `key=value` to a stack profile, by the key's dotted name (`overlap.tp=false`, `efficiency.gemm=0.9`).
 pub(crate) fn apply(stack: &StackProfile, setting: &str) -> Result<StackProfile, Failure> {
@@ -24,7 +26,23 @@ pub(crate) fn apply(stack: &StackProfile, setting: &str) -> Result<StackProfile,
         })?;
         return Ok(changed);
     }
-    let mut table = toml::Table::try_from(stack).map_err(Failure::defect)?;
+    apply_to(stack, setting, "`psim show profiles NAME` prints the present values")
+}
+
+/// Applies `key=value` to any profile by the key's dotted name.
+pub(crate) fn apply_to<T: Serialize + DeserializeOwned>(
+    profile: &T,
+    setting: &str,
+    listed: &str,
+) -> Result<T, Failure> {
+    let Some((key, value)) = setting.split_once('=') else {
+        return Err(Failure::input(
+            format!("`--set {setting}` has no `=`"),
+            "write --set key=value, for example --set token_budget=4096",
+        ));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    let mut table = toml::Table::try_from(profile).map_err(Failure::defect)?;
     let known = keys(&table, "");
     if !known.iter().any(|k| k == key) {
         let hint = match closest(key, known.iter().map(String::as_str)) {
@@ -38,7 +56,7 @@ pub(crate) fn apply(stack: &StackProfile, setting: &str) -> Result<StackProfile,
     table.try_into().map_err(|e: toml::de::Error| {
         Failure::input(
             format!("`--set {setting}`: {}", e.message().trim()),
-            "`psim show profiles NAME` prints the present values",
+            listed,
         )
     })
 }

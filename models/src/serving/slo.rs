@@ -2,6 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+impl Metric {
+    /// As people write it: `TTFT`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ttft => "TTFT",
+            Self::Tpot => "TPOT",
+            Self::Itl => "ITL",
+            Self::E2e => "E2E",
+        }
+    }
+}
+
 /// A latency of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,7 +53,7 @@ impl ServiceLevel {
         self.promises.iter().filter(|p| p.metric == metric).map(|p| p.limit_ms).reduce(f64::min)
     }
 
-    /// Reads `ttft<500ms@p90,tpot<50ms`; the percentile defaults to 90.
+    /// Reads `ttft<500ms@p90,tpot<50ms` or `ttft_p90<500ms`; the percentile defaults to 90.
     ///
     /// # Errors
     /// A sentence that names what is wrong.
@@ -51,7 +63,12 @@ impl ServiceLevel {
             let (name, rest) = part
                 .split_once(['<', '=', ':'])
                 .ok_or_else(|| format!("`{part}` is not of the form ttft<500ms@p90"))?;
-            let metric = match name.trim().to_lowercase().as_str() {
+            let lower = name.trim().to_lowercase();
+            let (name, named) = match lower.split_once(['_', ' ']) {
+                Some((metric, p)) => (metric, Some(p)),
+                None => (lower.as_str(), None),
+            };
+            let metric = match name {
                 "ttft" => Metric::Ttft,
                 "tpot" => Metric::Tpot,
                 "itl" => Metric::Itl,
@@ -59,12 +76,15 @@ impl ServiceLevel {
                 other => return Err(format!("`{other}` is not a latency; known: ttft, tpot, itl, e2e")),
             };
             let rest = rest.trim_start_matches('=').trim();
-            let (limit, percentile) = match rest.split_once('@') {
-                Some((limit, p)) => {
-                    let number = p.trim().trim_start_matches(['p', 'P']).parse::<f64>();
-                    (limit.trim(), number.map_err(|_| format!("`{p}` is not a percentile like p90"))?)
-                }
-                None => (rest, 90.0),
+            let number = |p: &str| {
+                let digits = p.trim().trim_start_matches(['p', 'P']);
+                digits.parse::<f64>().map_err(|_| format!("`{p}` is not a percentile like p90"))
+            };
+            let (limit, percentile) = match (rest.split_once('@'), named) {
+                (Some(_), Some(p)) => return Err(format!("`{part}` gives two percentiles, `{p}` is one")),
+                (Some((limit, p)), None) => (limit.trim(), number(p)?),
+                (None, Some(p)) => (rest.trim(), number(p)?),
+                (None, None) => (rest.trim(), 90.0),
             };
             let (number, factor) = match (limit.strip_suffix("ms"), limit.strip_suffix('s')) {
                 (Some(n), _) => (n, 1.0),
@@ -113,7 +133,8 @@ mod tests {
                 Promise { metric: Metric::Tpot, percentile: 90.0, limit_ms: 50.0 },
             ]
         );
-        for bad in ["ttft", "speed<3ms", "ttft<fast", "ttft<5ms@p900", "ttft<-5ms"] {
+        assert_eq!(ServiceLevel::parse("ttft_p95<500ms, tpot<=50ms@p90"), Ok(level));
+        for bad in ["ttft_p95<1s@p90", "ttft_often<1s", "ttft", "speed<3ms", "ttft<fast", "ttft<5ms@p900", "ttft<-5ms"] {
             assert!(ServiceLevel::parse(bad).is_err(), "{bad}");
         }
     }

@@ -1,5 +1,7 @@
 //! Request traces as published: CSV and JSON-lines layouts.
 //!
+//! Lines that start with `#` are remarks.
+//!
 //! | layout | columns |
 //! |---|---|
 //! | psim | `arrival_s, input_tokens, output_tokens` (more columns are ignored; `prefix_blocks_512` gives shared prefixes) |
@@ -44,16 +46,17 @@ pub struct TraceError {
 pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
     let fail = |line: usize, message: String| TraceError { file: file.to_owned(), line, message };
     let mut rows: Vec<(f64, u32, u32, Option<u64>)> = Vec::new();
-    let mut lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let Some((_, first)) = lines.next() else { return Err(fail(1, "the trace is empty".to_owned())) };
+    let said = |l: &str| !l.trim().is_empty() && !l.starts_with('#');
+    let mut lines = text.lines().enumerate().filter(|(_, l)| said(l));
+    let Some((top, first)) = lines.next() else { return Err(fail(1, "the trace is empty".to_owned())) };
     let timed;
     if first.trim_start().starts_with('{') {
         timed = true;
-        for (index, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        for (index, line) in text.lines().enumerate().filter(|(_, l)| said(l)) {
             rows.push(json_row(line).map_err(|m| fail(index + 1, m))?);
         }
     } else {
-        let columns = Columns::find(first).map_err(|m| fail(1, m))?;
+        let columns = Columns::find(first).map_err(|m| fail(top + 1, m))?;
         timed = columns.arrival.is_some();
         for (index, line) in lines {
             rows.push(columns.row(line).map_err(|m| fail(index + 1, m))?);

@@ -1,5 +1,6 @@
 //! Enumerates layouts and finds the highest rate of each.
 
+use crate::parallel::map_long;
 use super::{ServingCapacity, ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest};
 use psim_cost_models::serving::StepCost;
 use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
@@ -104,22 +105,30 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
     let mut plans = Vec::new();
     let mut rejected = Vec::new();
     let list = candidates(request, accelerators, node.scale_up.domain.max(1));
-    for candidate in &list {
-        let cost = match StepCost::new(
+    // Layouts do not depend on one another; the order of the list is kept whatever the threads.
+    let found = map_long(&list, |candidate| {
+        let cost = StepCost::new(
             request.model,
             candidate,
             request.cluster,
             node,
             request.engine,
             request.library,
-        ) {
-            Ok(cost) => cost,
-            Err(error) => {
-                rejected.push((describe(candidate), error.to_string()));
+        )
+        .map_err(|error| error.to_string())?;
+        Ok((highest_rate(request, &cost), cost.own_laws()))
+    });
+    for (candidate, outcome) in list.iter().zip(found) {
+        let (best, measured) = match outcome {
+            Ok((Some(best), measured)) => (best, measured),
+            Ok((None, _)) => continue,
+            Err(why) => {
+                let why: String = why;
+                rejected.push((describe(candidate), why));
                 continue;
             }
         };
-        let Some((rate, report)) = highest_rate(request, &cost) else { continue };
+        let (rate, report) = best;
         let each = candidate.accelerators_per_replica();
         let deployment = Deployment { replicas: (accelerators / each).max(1), ..*candidate };
         let per_accelerator = rate / f64::from(each);
@@ -135,7 +144,7 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
             usd_per_million_tokens: if tokens > 0.0 { price / 3600.0 / tokens * 1e6 } else { f64::INFINITY },
             pareto: false,
             report,
-            measured: cost.own_laws(),
+            measured,
         });
     }
     if plans.is_empty() {

@@ -1,0 +1,19 @@
+//! The serving side of the commands: a workload of requests with a service level in place of a training job.
+//!
+//! `plan`, `simulate`, `explain` and `report` come here when their `--workload` is a serving workload, `capacity` when
+//! it is given a rate.
+
+mod capacity;
+mod deployment;
+mod emit;
+mod job;
+mod plan;
+mod render;
+mod simulate;
+mod workload;
+
+pub(crate) use capacity::{ServingCapacityArguments, run as run_capacity};
+pub(crate) use job::ServingJob;
+pub(crate) use plan::run as run_plan;
+pub(crate) use simulate::{explain, run as run_simulate};
+pub(crate) use workload::is_serving;

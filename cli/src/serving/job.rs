@@ -1,0 +1,211 @@
+//! The serving job of plan, simulate, explain and report: model, cluster, traffic, engine.
+
+use super::{deployment, workload};
+use crate::Host;
+use crate::failure::Failure;
+use crate::files::read_text;
+use crate::inputs::{CommonArguments, JobArguments, cluster, model, settings};
+use crate::number::three;
+use psim_cost_models::ProfileLibrary;
+use psim_cost_models::serving::engine::{DEFAULT_ENGINE, engines, find};
+use psim_cost_models::serving::{EngineProfile, Policy};
+use psim_hardware::source_error::{MAX_FILE_BYTES, parse_toml};
+use psim_hardware::suggest::closest;
+use psim_hardware::{Cluster, DType};
+use psim_models::Model;
+use psim_models::serving::{NumberFormat, Quantization, ServingWorkload};
+use psim_planner::Assumption;
+use psim_planner::serving::ServingRequest;
+use std::path::Path;
+
+/// Requests of one simulation of the search; more narrow the percentiles and take longer.
+const SEARCH_REQUESTS: u32 = 400;
+
+/// A serving job, loaded.
+#[derive(Debug)]
+pub(crate) struct ServingJob {
+    pub(crate) model: Model,
+    pub(crate) cluster: Cluster,
+    pub(crate) workload: ServingWorkload,
+    pub(crate) engine: EngineProfile,
+    pub(crate) quantization: Quantization,
+    pub(crate) library: ProfileLibrary,
+    pub(crate) seed: u64,
+    /// Settings applied, as typed.
+    pub(crate) settings: Vec<String>,
+    /// Defaults taken.
+    pub(crate) assumptions: Vec<Assumption>,
+}
+
+/// An engine profile by name or file.
+pub(crate) fn load_engine(host: &Host<'_>, given: &str) -> Result<EngineProfile, Failure> {
+    let path = Path::new(given);
+    if host.path(path).is_file() {
+        let text = read_text(host, path, "engine profile", MAX_FILE_BYTES)?;
+        let hint = "`psim show engines NAME` prints a built-in one to start from";
+        return Ok(parse_toml(&path.display().to_string(), &text, "engine profile", 1, hint)?);
+    }
+    if let Some(engine) = find(given) {
+        return Ok(engine.clone());
+    }
+    if let Err(reason) = Policy::parse(given)
+        && reason.contains("not built")
+    {
+        return Err(Failure::input(reason, "`psim show engines` lists what is built in"));
+    }
+    let hint = match closest(given, engines().iter().map(|e| e.name.as_str())) {
+        Some(near) => format!("did you mean `{near}`? `psim show engines` lists the built-in ones"),
+        None => "`psim show engines` lists the built-in ones".to_owned(),
+    };
+    Err(Failure::input(format!("there is no serving engine `{given}`, neither built in nor as a file"), hint))
+}
+
+/// Applies `--set key=value` to an engine; numbers of the accelerator in use are what is changed.
+fn with_settings(
+    engine: &EngineProfile,
+    list: &[String],
+    accelerator: &str,
+) -> Result<EngineProfile, Failure> {
+    if list.is_empty() {
+        return Ok(engine.clone());
+    }
+    let mut changed = EngineProfile {
+        parameters: engine.on(accelerator).0,
+        accelerator: Vec::new(),
+        ..engine.clone()
+    };
+    for setting in list {
+        changed = settings::apply_to(&changed, setting, "`psim show engines NAME` prints the present values")?;
+        let p = &changed.parameters;
+        for (name, low, high) in psim_cost_models::serving::EngineParameters::BOUNDS {
+            if let Some(value) = p.get(name).filter(|v| !(low..=high).contains(v)) {
+                return Err(Failure::input(
+                    format!("`--set {setting}`: {name} is {}, must lie between {low} and {high}", three(value)),
+                    "the bounds are those of the physical quantity",
+                ));
+            }
+        }
+    }
+    Ok(changed)
+}
+
+/// Flags of training that say nothing about traffic.
+fn refuse_training_flags(job: &JobArguments) -> Result<(), Failure> {
+    let given = [
+        ("--global-batch", job.global_batch.is_some()),
+        ("--seq-len", job.seq_len.is_some()),
+        ("--tokens", job.tokens.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Failure::input(
+            format!("{flag} belongs to training, and the workload is traffic"),
+            "lengths and rates of requests stand in the workload file",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Number formats by flags; what is not given is 16 bits, said in the assumptions.
+pub(crate) fn formats(
+    weights: Option<NumberFormat>,
+    kv: Option<DType>,
+    assumptions: &mut Vec<Assumption>,
+) -> Quantization {
+    let mut assume = |name: &str, value: &str, why: &str| {
+        assumptions.push(Assumption { name: name.to_owned(), value: value.to_owned(), why: why.to_owned() });
+    };
+    let weights = weights.unwrap_or_else(|| {
+        assume("weights", "bf16", "as most checkpoints are published; --precision");
+        NumberFormat::Bf16
+    });
+    let kv = kv.unwrap_or_else(|| {
+        assume("KV cache", "bf16", "the engines' default; --kv-precision");
+        DType::Bf16
+    });
+    Quantization { kv, ..Quantization::uniform(weights) }
+}
+
+impl ServingJob {
+    /// Loads everything. `engine` overrides the default where no `--stack` is given.
+    pub(crate) fn load(
+        job: &JobArguments,
+        common: &CommonArguments,
+        engine: Option<&str>,
+        quantization: Option<Quantization>,
+        host: &Host<'_>,
+    ) -> Result<Self, Failure> {
+        refuse_training_flags(job)?;
+        let Some(path) = &job.workload else {
+            return Err(Failure::defect("a serving job without a workload"));
+        };
+        let workload = workload::load(host, path)?;
+        let model = model::load(host, &job.model)?;
+        let cluster = cluster::load(host, &job.cluster)?;
+        let mut assumptions = Vec::new();
+        if cluster.source.starts_with("catalogue: ") {
+            assumptions.push(Assumption {
+                name: "cluster".to_owned(),
+                value: cluster.description.clone(),
+                why: "the usual node, one full-bisection switch; --cluster FILE".to_owned(),
+            });
+        }
+        let name = common.stack.as_deref().or(engine).unwrap_or_else(|| {
+            assumptions.push(Assumption {
+                name: "engine".to_owned(),
+                value: DEFAULT_ENGINE.to_owned(),
+                why: "the newest vLLM; --stack".to_owned(),
+            });
+            DEFAULT_ENGINE
+        });
+        let engine = load_engine(host, name)?;
+        let engine =
+            with_settings(&engine, &common.settings, &cluster.first_node().accelerator.name)?;
+        let given = (
+            job.precision.map(crate::inputs::job::Format::serving).transpose()?,
+            job.kv_precision.as_deref().map(kv_format).transpose()?,
+        );
+        let quantization = match quantization {
+            Some(q) if given == (None, None) => q,
+            Some(_) => {
+                return Err(Failure::input(
+                    "--precision and --kv-precision stand beside a deployment that has formats of its own",
+                    "change `weights` and `kv` of the deployment file",
+                ));
+            }
+            None => formats(given.0, given.1, &mut assumptions),
+        };
+        let (library, _) = common.library(host)?;
+        Ok(Self {
+            model,
+            cluster,
+            workload,
+            engine,
+            quantization,
+            library,
+            seed: common.seed,
+            settings: common.settings.clone(),
+            assumptions,
+        })
+    }
+
+    /// The question for the planner.
+    pub(crate) fn request(&self) -> ServingRequest<'_> {
+        ServingRequest {
+            model: &self.model,
+            cluster: &self.cluster,
+            engine: &self.engine,
+            workload: &self.workload,
+            quantization: self.quantization,
+            library: &self.library,
+            requests: SEARCH_REQUESTS,
+            seed: self.seed,
+        }
+    }
+}
+
+/// Reads `--kv-precision`.
+pub(crate) fn kv_format(text: &str) -> Result<DType, Failure> {
+    deployment::cache_format(text).ok_or_else(|| {
+        Failure::input(format!("`{text}` is not a format of the KV cache"), "one of bf16, fp8, int8, fp4, int4")
+    })
+}

@@ -1,0 +1,138 @@
+//! `psim plan` and `psim report` with a serving workload: the deployments that keep the promises, best first.
+
+use super::{ServingJob, emit, render};
+use crate::Host;
+use crate::commands::plan::{Goal, SearchArguments};
+use crate::failure::Failure;
+use crate::files::write_atomically;
+use psim_models::serving::ServingWorkload;
+use psim_planner::Objective;
+use psim_planner::serving::{
+    ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail, plan_serving,
+};
+use psim_reports::{ServingPage, serving_page};
+use psim_sim::serving::{FleetOptions, Router};
+use serde_json::json;
+use std::path::Path;
+
+/// Requests of the simulation at the workload's own rate, at most.
+const MOST_REQUESTS: u32 = 20_000;
+
+/// Points of the timelines of the page.
+const SAMPLES: usize = 2000;
+
+/// What is optimised; training's goals that say nothing about traffic are refused.
+fn objective(goal: Option<Goal>) -> Result<Objective, Failure> {
+    match goal {
+        None | Some(Goal::Goodput) => Ok(Objective::Goodput),
+        Some(Goal::Cost) => Ok(Objective::Cost),
+        Some(Goal::Time | Goal::Memory | Goal::Energy) => Err(Failure::input(
+            "a serving plan is ranked by goodput or cost",
+            "use --objective goodput (most requests within the promises) or cost (cheapest for the workload's rate)",
+        )),
+    }
+}
+
+/// A planning error in the words of the command line.
+pub(super) fn failure(error: &ServingPlanError) -> Failure {
+    match error {
+        ServingPlanError::Infeasible { .. } => Failure::Infeasible {
+            message: error.to_string(),
+            hint: "a larger cluster, fewer bits (--precision fp8), or a smaller model".to_owned(),
+        },
+        ServingPlanError::ClosedLoop => Failure::input(
+            error.to_string(),
+            "simulate a closed loop with `psim simulate`, or give the tenant a `rate`",
+        ),
+        ServingPlanError::Rate(_) => Failure::input(error.to_string(), "write for example --rate 50rps"),
+    }
+}
+
+/// The workload with at most so many requests.
+fn shortened(workload: &ServingWorkload) -> ServingWorkload {
+    let mut out = workload.clone();
+    let share = (MOST_REQUESTS / out.tenants.len().max(1) as u32).max(1);
+    for tenant in &mut out.tenants {
+        tenant.requests = Some(tenant.requests.unwrap_or(share).min(share));
+    }
+    out
+}
+
+/// The best deployment under the workload's own traffic.
+fn at_own_rate(job: &ServingJob, report: &ServingPlanReport, samples: usize) -> Option<ServingDetail> {
+    let best = report.plans.first()?;
+    let workload = shortened(&job.workload);
+    let request = ServingRequest { workload: &workload, ..job.request() };
+    let options = FleetOptions { router: Router::LeastLoad, samples, ..FleetOptions::default() };
+    detail(&request, &best.deployment, options).ok()
+}
+
+/// Searches, prints and writes.
+pub(crate) fn run(
+    arguments: &SearchArguments,
+    page: Option<&Path>,
+    directory: Option<&Path>,
+    quiet: bool,
+    host: &mut Host<'_>,
+) -> Result<(), Failure> {
+    let objective = objective(arguments.objective)?;
+    let job = ServingJob::load(&arguments.job, &arguments.common, None, None, host)?;
+    let found = arguments.common.on_threads(|| plan_serving(&job.request()))?;
+    let mut report = found.map_err(|e| failure(&e))?;
+    let (rate, price) = (job.workload.rate(), job.cluster.first_node().price_per_gpu_hour);
+    report.rank(objective, rate, &job.cluster);
+    report.plans.truncate(arguments.top as usize);
+    let own = at_own_rate(&job, &report, if page.is_some() { SAMPLES } else { 0 });
+    if let Some(path) = page {
+        let text = serving_page(&ServingPage {
+            model: &job.model,
+            cluster: &job.cluster,
+            workload: &job.workload,
+            engine: &job.engine.name,
+            objective: objective.name(),
+            report: Some(&report),
+            detail: own.as_ref(),
+            assumptions: &job.assumptions,
+        });
+        write_atomically(host, path, text.as_bytes())?;
+        host.say(format_args!("wrote {}", path.display()));
+    }
+    if let (Some(directory), Some(best)) = (directory, report.plans.first()) {
+        emit::write_all(&job, &best.deployment, Router::LeastLoad, directory, host)?;
+    }
+    if arguments.common.json {
+        let plans: Vec<_> = report.plans.iter().map(|p| render::plan_json(p, rate, price)).collect();
+        let rejected: Vec<_> =
+            report.rejected.iter().map(|(layout, why)| json!({ "layout": layout, "why": why })).collect();
+        host.json(&json!({
+            "schema": 1,
+            "kind": "serving",
+            "question": render::question_json(&job),
+            "objective": objective.name(),
+            "plans": plans,
+            "best_at_the_workloads_rate": own.as_ref().map(|d| render::report_json(&d.report)),
+            "rejected": rejected,
+            "searched": report.searched,
+        }))?;
+    } else if !quiet {
+        host.print(render::header(&job))?;
+        host.line("")?;
+        host.print(render::plan_table(&report.plans, rate, price))?;
+        if let Some(best) = report.plans.first() {
+            host.line("")?;
+            host.print(render::winner(best))?;
+        }
+        if let Some(own) = &own {
+            host.line("\nthe best one under the workload's own traffic, all replicas, least-load router:")?;
+            host.print(render::figures(&own.report))?;
+        }
+        host.line(format!("\nsearched {} layouts, {} do not run", report.searched, report.rejected.len()))?;
+    }
+    if report.plans.iter().all(|p| p.rate_per_replica <= 0.0) {
+        return Err(Failure::Infeasible {
+            message: "no layout keeps the promises, not even for a single request".to_owned(),
+            hint: "a looser service level, a faster accelerator, or fewer bits (--precision fp8)".to_owned(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! Serving answers as text of at most 100 columns and as JSON.
+
+use super::deployment::router_name;
+use super::job::ServingJob;
+use crate::number::{grouped, seconds, short, three};
+use crate::table::{Align::Left, Align::Right, Table, wrap};
+use psim_models::serving::{Arrival, Deployment, ServingWorkload, Tenant};
+use psim_planner::serving::{ServingDetail, ServingPlan};
+use psim_reports::serving_label;
+use psim_sim::serving::{Percentiles, Router, ServingReport};
+use serde_json::{Value, json};
+
+/// Widest line.
+const WIDTH: usize = 100;
+
+/// Arrivals in words.
+fn arrival(arrival: &Arrival) -> String {
+    match arrival {
+        Arrival::Burst => "all at once".to_owned(),
+        Arrival::Constant { rate } => format!("{} requests/s at equal gaps", three(*rate)),
+        Arrival::Poisson { rate } => format!("Poisson at {} requests/s", three(*rate)),
+        Arrival::Gamma { rate, cv } => {
+            format!("gamma arrivals at {} requests/s (cv {})", three(*rate), three(*cv))
+        }
+        Arrival::ClosedLoop { concurrency } => {
+            format!("closed loop of {} clients", grouped(u64::from(*concurrency)))
+        }
+        Arrival::Ramp { from, to, over_s } => {
+            format!("{} to {} requests/s over {}", three(*from), three(*to), seconds(*over_s))
+        }
+        Arrival::Diurnal { mean, peak_ratio, .. } => {
+            format!("{} requests/s on average over a day, peak {} times that", three(*mean), three(*peak_ratio))
+        }
+        Arrival::Trace(rows) => format!("trace of {} requests", grouped(rows.len() as u64)),
+    }
+}
+
+/// A tenant on one line.
+fn tenant(tenant: &Tenant) -> String {
+    let (input, output) = tenant.mean_lengths();
+    let promises: Vec<String> = tenant
+        .slo
+        .promises
+        .iter()
+        .map(|p| format!("{} p{} < {}", p.metric.name(), three(p.percentile), seconds(p.limit_ms * 1e-3)))
+        .collect();
+    let promises = if promises.is_empty() { "no promise".to_owned() } else { promises.join(", ") };
+    format!(
+        "{}: {}; {} tokens in and {} out on average; {promises}",
+        tenant.name,
+        arrival(&tenant.arrival),
+        grouped(input.round() as u64),
+        grouped(output.round() as u64),
+    )
+}
+
+/// What was asked, and every default taken.
+pub(crate) fn header(job: &ServingJob) -> String {
+    let cluster = &job.cluster;
+    let first = format!(
+        "{} ({} parameters) on {}: {} x {}, {} {}",
+        job.model.name,
+        short(job.model.parameters().total as f64),
+        cluster.name,
+        grouped(u64::from(cluster.accelerators())),
+        cluster.first_node().accelerator.name,
+        grouped(u64::from(cluster.nodes())),
+        if cluster.nodes() == 1 { "node" } else { "nodes" },
+    );
+    let q = job.quantization;
+    let engine = format!(
+        "engine {}, weights {}, KV cache {}",
+        job.engine.name,
+        q.dense.name(),
+        q.kv.name()
+    );
+    let mut lines = vec![first, format!("serving {}; {engine}", job.workload.name)];
+    lines.extend(job.workload.tenants.iter().map(tenant));
+    if !job.settings.is_empty() {
+        lines.push(format!("with {}", job.settings.join(", ")));
+    }
+    if !job.assumptions.is_empty() {
+        let list: Vec<String> =
+            job.assumptions.iter().map(|a| format!("{} {} ({})", a.name, a.value, a.why)).collect();
+        lines.push(format!("assumed: {}", list.join("; ")));
+    }
+    lines.iter().map(|l| format!("{}\n", wrap(l, WIDTH, "  "))).collect()
+}
+
+/// Plans as a table; columns in which every plan has the neutral value are left out.
+pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -> String {
+    let any = |f: fn(&Deployment) -> bool| plans.iter().any(|p| f(&p.deployment));
+    let needed = rate.map(|r| format!("GPUs@{}/s", three(r)));
+    let shown = [
+        ("pp", any(|d| d.pp > 1)),
+        ("adp", any(|d| d.attention_dp > 1)),
+        ("ep", any(|d| d.ep > 1)),
+        ("needed", needed.is_some()),
+    ];
+    let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
+    let all = [
+        "#", "tp", "pp", "adp", "ep", "replicas", "req/s", "/GPU", "tok/s/GPU", "tok/s/user", "TTFT p50",
+        "p95", "TPOT p50", "p95", "$/Mtok", "needed", "P",
+    ];
+    let titles: Vec<(&str, _)> = all
+        .iter()
+        .filter(|n| keep(n))
+        .map(|n| (if *n == "needed" { needed.as_deref().unwrap_or(n) } else { n }, Right))
+        .collect();
+    let mut table = Table::new(&titles);
+    for (i, p) in plans.iter().enumerate() {
+        let d = &p.deployment;
+        let none = p.rate_per_replica <= 0.0;
+        let unless = |text: String| if none { "-".to_owned() } else { text };
+        let ms = |v: f64| unless(three(v));
+        let cells = [
+            (i + 1).to_string(),
+            d.tp.to_string(),
+            d.pp.to_string(),
+            d.attention_dp.to_string(),
+            d.ep.to_string(),
+            d.replicas.to_string(),
+            if none { "none".to_owned() } else { three(p.rate) },
+            unless(three(p.rate_per_accelerator)),
+            unless(grouped(p.tokens_per_s_per_accelerator.round() as u64)),
+            unless(three(p.tokens_per_s_per_user)),
+            ms(p.report.ttft_ms.p50),
+            ms(p.report.ttft_ms.p95),
+            ms(p.report.tpot_ms.p50),
+            ms(p.report.tpot_ms.p95),
+            unless(three(p.usd_per_million_tokens)),
+            rate.and_then(|r| p.needed(r, price))
+                .map_or_else(|| "-".to_owned(), |n| grouped(u64::from(n.accelerators))),
+            if p.pareto { "*" } else { "" }.to_owned(),
+        ];
+        table.row(cells.into_iter().zip(all).filter(|(_, n)| keep(n)).map(|(c, _)| c));
+    }
+    let legend = "req/s: most requests a second within every promise, all replicas; tok/s generated tokens at that rate; \
+                  TTFT and TPOT in ms at that rate; none: a promise breaks even for a single request; P: no other plan has \
+                  both more tok/s/GPU and more tok/s/user";
+    format!("{}{}\n", table.render_within(WIDTH), wrap(legend, WIDTH, ""))
+}
+
+/// The best plan in words.
+pub(crate) fn winner(plan: &ServingPlan) -> String {
+    if plan.rate_per_replica <= 0.0 {
+        return String::new();
+    }
+    let laws = if plan.measured { "kernel laws measured" } else { "some kernel laws transferred" };
+    let line = format!(
+        "best: {} carries {} requests/s within every promise, {} per GPU; ${} per million generated tokens; {laws} on this \
+         accelerator",
+        serving_label(&plan.deployment),
+        three(plan.rate),
+        three(plan.rate_per_accelerator),
+        three(plan.usd_per_million_tokens),
+    );
+    format!("{}\n", wrap(&line, WIDTH, "  "))
+}
+
+/// Figures of a run, latencies as a table; a saturated run has no latencies.
+pub(crate) fn figures(report: &ServingReport) -> String {
+    let mut out = String::new();
+    let line = format!(
+        "{} requests answered{} in {}: {} requests/s, {} tokens/s in, {} out; mean {} in the system, KV cache at most {:.0} % \
+         full{}{}",
+        grouped(report.requests),
+        if report.refused > 0 { format!(", {} refused (too long for the cache),", report.refused) } else { String::new() },
+        seconds(report.seconds),
+        three(report.requests_per_s),
+        grouped(report.input_tokens_per_s.round() as u64),
+        grouped(report.output_tokens_per_s.round() as u64),
+        three(report.mean_in_system),
+        report.peak_cache * 100.0,
+        if report.preemptions > 0 { format!(", {} preemptions", grouped(report.preemptions)) } else { String::new() },
+        if report.cache_hits > 0.0 {
+            format!(", {:.0} % of the prompt tokens found in the cache", report.cache_hits * 100.0)
+        } else {
+            String::new()
+        },
+    );
+    out.push_str(&wrap(&line, WIDTH, "  "));
+    out.push('\n');
+    if report.saturated {
+        out.push_str(&wrap(
+            "SATURATED: requests come faster than they are answered. Latencies would grow with the length of the run and are \
+             not given; requests/s above is what the deployment can do.",
+            WIDTH,
+            "  ",
+        ));
+        out.push('\n');
+        return out;
+    }
+    let columns = [
+        ("ms", Left),
+        ("mean", Right),
+        ("p50", Right),
+        ("p90", Right),
+        ("p95", Right),
+        ("p99", Right),
+        ("max", Right),
+    ];
+    let mut table = Table::new(&columns);
+    for (name, p) in [
+        ("TTFT", &report.ttft_ms),
+        ("TPOT", &report.tpot_ms),
+        ("ITL", &report.itl_ms),
+        ("E2E", &report.e2e_ms),
+    ] {
+        let cells = [p.mean, p.p50, p.p90, p.p95, p.p99, p.max].map(three);
+        table.row(std::iter::once(name.to_owned()).chain(cells));
+    }
+    out.push('\n');
+    out.push_str(&table.render());
+    if !report.promises.is_empty() {
+        let kept: Vec<String> = report
+            .promises
+            .iter()
+            .map(|k| {
+                format!(
+                    "{} p{} {} of {} ({})",
+                    k.metric.name(),
+                    three(k.percentile),
+                    seconds(k.reached_ms * 1e-3),
+                    seconds(k.limit_ms * 1e-3),
+                    if k.kept { "kept" } else { "BROKEN" }
+                )
+            })
+            .collect();
+        let line = format!(
+            "promises: {}; goodput {} requests/s ({:.1} % of the requests keep every limit)",
+            kept.join(", "),
+            three(report.goodput),
+            report.good_share * 100.0
+        );
+        out.push_str(&wrap(&line, WIDTH, "  "));
+        out.push('\n');
+    }
+    out
+}
+
+/// A deployment as JSON.
+pub(crate) fn deployment_json(d: &Deployment) -> Value {
+    let q = d.quantization;
+    json!({
+        "replicas": d.replicas, "tp": d.tp, "pp": d.pp, "attention_dp": d.attention_dp, "ep": d.ep,
+        "weights": q.dense.name(), "attention": q.attention.name(), "experts": q.experts.name(), "kv": q.kv.name(),
+    })
+}
+
+/// The figures of a run as JSON; latencies of a saturated run are null.
+pub(crate) fn report_json(report: &ServingReport) -> Value {
+    let latency = |p: &Percentiles| if report.saturated { Value::Null } else { json!(p) };
+    let promises: Vec<Value> = report
+        .promises
+        .iter()
+        .map(|k| {
+            let mut value = json!(k);
+            if report.saturated {
+                value["reached_ms"] = Value::Null;
+            }
+            value
+        })
+        .collect();
+    json!({
+        "saturated": report.saturated,
+        "requests": report.requests,
+        "refused": report.refused,
+        "seconds": report.seconds,
+        "requests_per_s": report.requests_per_s,
+        "input_tokens_per_s": report.input_tokens_per_s,
+        "output_tokens_per_s": report.output_tokens_per_s,
+        "ttft_ms": latency(&report.ttft_ms),
+        "tpot_ms": latency(&report.tpot_ms),
+        "itl_ms": latency(&report.itl_ms),
+        "e2e_ms": latency(&report.e2e_ms),
+        "promises": promises,
+        "goodput_rps": report.goodput,
+        "good_share": report.good_share,
+        "mean_in_system": report.mean_in_system,
+        "peak_cache": report.peak_cache,
+        "preemptions": report.preemptions,
+        "cache_hits": report.cache_hits,
+        "steps": report.steps,
+    })
+}
+
+/// A plan as JSON.
+pub(crate) fn plan_json(plan: &ServingPlan, rate: Option<f64>, price: f64) -> Value {
+    let finite = |v: f64| if v.is_finite() { json!(v) } else { Value::Null };
+    json!({
+        "deployment": deployment_json(&plan.deployment),
+        "accelerators": plan.accelerators,
+        "keeps_promises": plan.rate_per_replica > 0.0,
+        "goodput_rps": plan.rate,
+        "goodput_rps_per_replica": plan.rate_per_replica,
+        "goodput_rps_per_gpu": plan.rate_per_accelerator,
+        "output_tokens_per_s_per_gpu": plan.tokens_per_s_per_accelerator,
+        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
+        "usd_per_million_output_tokens": finite(plan.usd_per_million_tokens),
+        "pareto": plan.pareto,
+        "measured": plan.measured,
+        "needed": rate.and_then(|r| plan.needed(r, price)),
+        "replica_at_that_rate": report_json(&plan.report),
+    })
+}
+
+/// The question as JSON.
+pub(crate) fn question_json(job: &ServingJob) -> Value {
+    let (input, output) = job.workload.mean_lengths();
+    json!({
+        "model": job.model.name,
+        "parameters": job.model.parameters().total,
+        "cluster": job.cluster.name,
+        "accelerator": job.cluster.first_node().accelerator.name,
+        "accelerators": job.cluster.accelerators(),
+        "workload": job.workload.name,
+        "tenants": tenants_json(&job.workload),
+        "rate_rps": job.workload.rate(),
+        "mean_input_tokens": input,
+        "mean_output_tokens": output,
+        "engine": job.engine.name,
+        "weights": job.quantization.dense.name(),
+        "kv": job.quantization.kv.name(),
+        "seed": job.seed,
+        "assumptions": job.assumptions,
+    })
+}
+
+fn tenants_json(workload: &ServingWorkload) -> Vec<Value> {
+    workload
+        .tenants
+        .iter()
+        .map(|t| {
+            let (input, output) = t.mean_lengths();
+            json!({
+                "name": t.name, "arrival": arrival(&t.arrival), "rate_rps": t.arrival.rate(), "requests": t.requests,
+                "mean_input_tokens": input, "mean_output_tokens": output, "promises": t.slo.promises,
+            })
+        })
+        .collect()
+}
+
+/// What a deployment is and what its cache holds.
+pub(crate) fn deployment_line(detail: &ServingDetail, router: Router) -> String {
+    let d = &detail.deployment;
+    let cache = if detail.cache_tokens.is_finite() {
+        format!("{} tokens of KV cache per replica", grouped(detail.cache_tokens as u64))
+    } else {
+        "no KV cache that grows".to_owned()
+    };
+    let line = format!(
+        "deployment: {}, {} GPUs, {} router; {cache}",
+        serving_label(d),
+        grouped(u64::from(d.accelerators())),
+        router_name(router),
+    );
+    format!("{}\n", wrap(&line, WIDTH, "  "))
+}

@@ -1,0 +1,101 @@
+//! vLLM: `vllm serve` and `vllm bench serve`.
+
+use super::ServingLaunch;
+use super::common::{address, balancer, context, continued, goodput, header, load, placement, replicas};
+use crate::launch::{LaunchError, LaunchFile};
+use psim_hardware::DType;
+use psim_models::serving::NumberFormat;
+
+const NAME: &str = "vLLM";
+
+fn refuse(what: impl Into<String>) -> LaunchError {
+    LaunchError { framework: NAME, what: what.into() }
+}
+
+/// The files.
+pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+    let d = job.deployment;
+    let ranks = d.tp * d.attention_dp;
+    let mut options = vec![
+        "--host 0.0.0.0 --port $PORT".to_owned(),
+        format!("--tensor-parallel-size {}", d.tp),
+        format!("--gpu-memory-utilization {}", job.engine.memory_share),
+        format!("--max-model-len {}", context(job.workload)),
+        format!("--max-num-seqs {}", job.engine.max_sequences),
+        format!("--max-num-batched-tokens {}", job.engine.token_budget),
+    ];
+    if d.pp > 1 {
+        options.push(format!("--pipeline-parallel-size {}", d.pp));
+    }
+    if d.attention_dp > 1 {
+        options.push(format!("--data-parallel-size {}", d.attention_dp));
+    }
+    match d.ep {
+        1 if d.attention_dp > 1 && job.model.is_moe() => {
+            return Err(refuse("attention data parallelism with experts split by tensor parallelism"));
+        }
+        1 => {}
+        ep if ep == ranks => options.push("--enable-expert-parallel".to_owned()),
+        ep => return Err(refuse(format!("experts over {ep} of {ranks} ranks: it spreads them over all or none"))),
+    }
+    let mut remarks = String::new();
+    match d.quantization.dense {
+        NumberFormat::Bf16 => options.push("--dtype bfloat16".to_owned()),
+        NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
+        NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights at the predicted speed")),
+        other => {
+            remarks.push_str(&format!("# MODEL must be a checkpoint in {}; vLLM finds the format in it.\n", other.name()));
+        }
+    }
+    match d.quantization.kv {
+        DType::Bf16 | DType::Fp16 => {}
+        DType::Fp8 => options.push("--kv-cache-dtype fp8".to_owned()),
+        other => return Err(refuse(format!("a {} KV cache", other.name()))),
+    }
+    if placement(job).1 > 1 {
+        remarks.push_str("# Start a Ray cluster over the nodes of the replica first (ray start --head; ray start --address …).\n");
+        options.push("--distributed-executor-backend ray".to_owned());
+    }
+    let command = continued("vllm serve \"$MODEL\"", &options);
+    let mut files = vec![
+        LaunchFile {
+            name: "vllm.sh".to_owned(),
+            contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
+        },
+        LaunchFile { name: "vllm-bench.sh".to_owned(), contents: bench(job) },
+    ];
+    files.extend(balancer(job));
+    Ok(files)
+}
+
+fn bench(job: &ServingLaunch<'_>) -> String {
+    let mut out = header(job, NAME, "Check");
+    for tenant in &job.workload.tenants {
+        let load = load(tenant);
+        let mut options = vec![
+            format!("--base-url {}", address(job)),
+            "--dataset-name random --random-range-ratio 0 --ignore-eos".to_owned(),
+            format!("--random-input-len {} --random-output-len {}", load.input, load.output),
+            format!("--num-prompts {}", load.requests),
+            format!("--request-rate {}", load.rate),
+        ];
+        if load.rate != "inf" {
+            options.push(format!("--burstiness {:.4}", load.burstiness));
+        }
+        if let Some(clients) = load.concurrency {
+            options.push(format!("--max-concurrency {clients}"));
+        }
+        options.push("--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,90,95,99".to_owned());
+        let promises = goodput(tenant);
+        if !promises.is_empty() {
+            options.push(format!("--goodput {promises}"));
+        }
+        let remark = load.remark.map(|r| format!("# {r}.\n")).unwrap_or_default();
+        out.push_str(&format!(
+            "# Tenant {}.\n{remark}{}\n",
+            tenant.name,
+            continued("vllm bench serve --model \"$MODEL\"", &options)
+        ));
+    }
+    out
+}
