@@ -13,7 +13,7 @@ mod simulate;
 mod workload;
 
 pub(crate) use capacity::{ServingCapacityArguments, run as run_capacity};
-pub(crate) use job::ServingJob;
+pub(crate) use job::{ServingJob, load_engine};
 pub(crate) use plan::run as run_plan;
 pub(crate) use simulate::{explain, run as run_simulate};
 pub(crate) use workload::is_serving;

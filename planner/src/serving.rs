@@ -10,12 +10,14 @@ pub mod energy;
 mod rank;
 mod search;
 pub mod size;
+pub mod steps;
 
 pub use detail::{DetailError, ServingDetail, detail};
 pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};
 pub use rank::Needed;
 pub use search::{capacity, plan_serving};
 pub use size::{ServingSize, size_all};
+pub use steps::{Steps, steps};
 
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::EngineProfile;

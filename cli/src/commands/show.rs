@@ -1,5 +1,7 @@
 //! `psim show`: what is built in.
 
+mod serving;
+
 use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::cluster as clusters;
@@ -26,6 +28,10 @@ enum Topic {
     Clusters,
     /// Software stacks, accelerator and fabric profiles
     Profiles,
+    /// Serving engines
+    Engines,
+    /// Serving workloads
+    Workloads,
 }
 
 /// Arguments of `psim show`.
@@ -49,6 +55,8 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         Topic::Systems => systems(name, arguments.json, host),
         Topic::Clusters => cluster_list(name, arguments.json, host),
         Topic::Profiles => profiles(name, arguments.json, host),
+        Topic::Engines => serving::engines(name, arguments.json, host),
+        Topic::Workloads => serving::workloads(name, arguments.json, host),
     }
 }
 

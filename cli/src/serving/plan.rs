@@ -8,7 +8,7 @@ use crate::files::write_atomically;
 use psim_models::serving::ServingWorkload;
 use psim_planner::Objective;
 use psim_planner::serving::{
-    ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail, plan_serving,
+    DisaggregatedReport, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail, plan_disaggregated, plan_serving,
 };
 use psim_reports::{ServingPage, serving_page};
 use psim_sim::serving::{FleetOptions, Router};
@@ -77,7 +77,13 @@ pub(crate) fn run(
 ) -> Result<(), Failure> {
     let objective = objective(arguments.objective)?;
     let job = ServingJob::load(&arguments.job, &arguments.common, None, None, host)?;
-    let found = arguments.common.on_threads(|| plan_serving(&job.request()))?;
+    let (found, split) = arguments.common.on_threads(|| {
+        let request = job.request();
+        let found = plan_serving(&request);
+        // What cannot run on one pool may run on two; what cannot be split is no fault of the plan.
+        let split: Option<DisaggregatedReport> = found.is_ok().then(|| plan_disaggregated(&request).ok()).flatten();
+        (found, split)
+    })?;
     let mut report = found.map_err(|e| failure(&e))?;
     let (rate, price) = (job.workload.rate(), job.cluster.first_node().price_per_gpu_hour);
     report.rank(objective, rate, &job.cluster);
@@ -111,6 +117,7 @@ pub(crate) fn run(
             "objective": objective.name(),
             "plans": plans,
             "best_at_the_workloads_rate": own.as_ref().map(|d| render::report_json(&d.report)),
+            "split": split.as_ref().map(|s| s.plans.iter().map(render::split_json).collect::<Vec<_>>()),
             "rejected": rejected,
             "searched": report.searched,
         }))?;
@@ -122,11 +129,21 @@ pub(crate) fn run(
             host.line("")?;
             host.print(render::winner(best))?;
         }
+        if let Some(split) = &split {
+            host.print(render::split(split, report.plans.first()))?;
+        }
         if let Some(own) = &own {
             host.line("\nthe best one under the workload's own traffic, all replicas, least-load router:")?;
             host.print(render::figures(&own.report))?;
         }
-        host.line(format!("\nsearched {} layouts, {} do not run", report.searched, report.rejected.len()))?;
+        let splits = split.as_ref().map_or(String::new(), |s| {
+            format!("; {} splits into pools, {} of them simulated", s.searched, s.simulated)
+        });
+        host.line(format!(
+            "\nsearched {} layouts, {} do not run{splits}",
+            report.searched,
+            report.rejected.len()
+        ))?;
     }
     if report.plans.iter().all(|p| p.rate_per_replica <= 0.0) {
         return Err(Failure::Infeasible {

@@ -5,7 +5,7 @@ use super::job::ServingJob;
 use crate::number::{grouped, seconds, short, three};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
 use psim_models::serving::{Arrival, Deployment, ServingWorkload, Tenant};
-use psim_planner::serving::{ServingDetail, ServingPlan};
+use psim_planner::serving::{DisaggregatedPlan, DisaggregatedReport, ServingDetail, ServingPlan, Steps};
 use psim_reports::serving_label;
 use psim_sim::serving::{Percentiles, Router, ServingReport};
 use serde_json::{Value, json};
@@ -356,4 +356,105 @@ pub(crate) fn deployment_line(detail: &ServingDetail, router: Router) -> String 
         router_name(router),
     );
     format!("{}\n", wrap(&line, WIDTH, "  "))
+}
+
+/// Steps against their roofline.
+pub(crate) fn steps(steps: &Steps, engine: &str) -> String {
+    let share = |roofline: f64, step: f64| format!("{:.0}", 100.0 * roofline / step.max(1e-12));
+    let mut decode = Table::new(&[
+        ("decoding sequences", Right),
+        ("step ms", Right),
+        ("roofline ms", Right),
+        ("reached %", Right),
+        ("tok/s/user", Right),
+        ("tok/s/GPU", Right),
+    ]);
+    for p in &steps.decode {
+        decode.row([
+            grouped(u64::from(p.batch)),
+            three(p.step_ms),
+            three(p.roofline_ms),
+            share(p.roofline_ms, p.step_ms),
+            three(p.tokens_per_s_per_user),
+            three(p.tokens_per_s_per_gpu),
+        ]);
+    }
+    let mut prompts = Table::new(&[
+        ("prompt tokens", Right),
+        ("step ms", Right),
+        ("roofline ms", Right),
+        ("reached %", Right),
+        ("tok/s/GPU", Right),
+    ]);
+    for p in &steps.prompts {
+        prompts.row([
+            grouped(u64::from(p.tokens)),
+            three(p.step_ms),
+            three(p.roofline_ms),
+            share(p.roofline_ms, p.step_ms),
+            three(p.tokens_per_s_per_gpu),
+        ]);
+    }
+    let limit = if steps.fit < steps.engine_limit {
+        format!("the KV cache, which holds {} sequences of the mean length", grouped(u64::from(steps.fit)))
+    } else {
+        format!("{engine}, which runs at most {} sequences", grouped(u64::from(steps.engine_limit)))
+    };
+    let line = format!(
+        "each accelerator holds {} GiB of weights and has {} GiB for the KV cache; the batch of one copy of the attention is \
+         limited by {limit}. Decoding below reads {} tokens of context per sequence. reached: what datasheet rates allow over \
+         the step's time",
+        three(steps.weights_gib),
+        three(steps.cache_gib),
+        grouped(steps.context as u64),
+    );
+    format!("{}\n\n{}\n{}", wrap(&line, WIDTH, "  "), decode.render(), prompts.render())
+}
+
+/// The best split into prompt and answer pools, beside the best plan without a split.
+pub(crate) fn split(report: &DisaggregatedReport, best: Option<&ServingPlan>) -> String {
+    let Some(p) = report.plans.first() else { return String::new() };
+    let against = match best.filter(|b| b.rate > 0.0) {
+        Some(b) => format!("{:+.0} % against the best without a split", 100.0 * (p.rate / b.rate - 1.0)),
+        None => "nothing without a split keeps the promises".to_owned(),
+    };
+    let pool = |d: &Deployment| {
+        let mut text = format!("{} x TP{}", d.replicas, d.tp);
+        for (name, size) in [("PP", d.pp), ("attention-DP", d.attention_dp), ("EP", d.ep)] {
+            if size > 1 {
+                text.push_str(&format!(" {name}{size}"));
+            }
+        }
+        text
+    };
+    let line = format!(
+        "split into pools: prompts on {}, answers on {} carry {} requests/s, {} per GPU ({against}); TTFT p95 {} ms, TPOT p95 {} \
+         ms, the cache takes {} ms to arrive",
+        pool(&p.prefill),
+        pool(&p.decode),
+        three(p.rate),
+        three(p.rate_per_accelerator),
+        three(p.report.ttft_ms.p95),
+        three(p.report.tpot_ms.p95),
+        three(p.transfer_ms),
+    );
+    format!("{}\n", wrap(&line, WIDTH, "  "))
+}
+
+/// A split as JSON.
+pub(crate) fn split_json(p: &DisaggregatedPlan) -> Value {
+    json!({
+        "prefill": deployment_json(&p.prefill),
+        "decode": deployment_json(&p.decode),
+        "unit": { "prefill": p.unit_prefill, "decode": p.unit_decode, "units": p.units },
+        "accelerators": p.accelerators,
+        "goodput_rps": p.rate,
+        "goodput_rps_per_gpu": p.rate_per_accelerator,
+        "output_tokens_per_s_per_gpu": p.tokens_per_s_per_accelerator,
+        "output_tokens_per_s_per_user": p.tokens_per_s_per_user,
+        "usd_per_million_output_tokens": p.usd_per_million_tokens,
+        "transfer_ms": p.transfer_ms,
+        "measured": p.measured,
+        "unit_at_that_rate": report_json(&p.report),
+    })
 }

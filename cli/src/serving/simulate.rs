@@ -8,10 +8,9 @@ use crate::inputs::{CommonArguments, JobArguments};
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
 use psim_hardware::SourceError;
 use psim_models::serving::deployment::DeploymentError;
-use psim_planner::serving::{DetailError, ServingDetail, detail};
+use psim_planner::serving::{DetailError, ServingDetail, detail, steps};
 use psim_cost_models::serving::StepCostError;
 use psim_reports::{ServingPage, serving_label, serving_page, trace};
-use psim_sim::serving::Router;
 use serde_json::json;
 use std::path::Path;
 
@@ -64,7 +63,12 @@ fn serve(
     host: &Host<'_>,
 ) -> Result<ServingDetail, Failure> {
     let options = psim_sim::serving::FleetOptions { samples, ..deployed.options };
-    detail(&job.request(), &deployed.deployment, options).map_err(|error| match &error {
+    detail(&job.request(), &deployed.deployment, options).map_err(|e| refuse(&e, file, host))
+}
+
+/// Why a deployment is not simulated, at the key of the file that caused it.
+fn refuse(error: &DetailError, file: &Path, host: &Host<'_>) -> Failure {
+    match error {
         DetailError::Cost(StepCostError::Memory { .. }) => Failure::Infeasible {
             message: error.to_string(),
             hint: "more tensor-parallel ranks, fewer bits (weights = \"fp8\"), or a larger accelerator".to_owned(),
@@ -80,7 +84,7 @@ fn serve(
         }
         DetailError::Cost(_) => Failure::input(error.to_string(), "another model or --profile"),
         DetailError::Run(_) => Failure::input(error.to_string(), "check the workload"),
-    })
+    }
 }
 
 /// Nothing was answered: every request is longer than the cache.
@@ -153,6 +157,18 @@ pub(crate) fn explain(
     plan: &Path,
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
-    let _ = (job, common, plan, &host, Router::RoundRobin);
-    Err(Failure::not_built("psim explain of a serving deployment", "psim simulate prints its figures"))
+    let (job, deployed) = load(job, common, plan, host)?;
+    let found = steps(&job.request(), &deployed.deployment).map_err(|e| refuse(&e, plan, host))?;
+    if common.json {
+        return host.json(&json!({
+            "schema": 1,
+            "kind": "serving",
+            "question": render::question_json(&job),
+            "deployment": render::deployment_json(&deployed.deployment),
+            "steps": found,
+        }));
+    }
+    host.print(render::header(&job))?;
+    host.line(format!("deployment: {}\n", serving_label(&deployed.deployment)))?;
+    host.print(render::steps(&found, &job.engine.name))
 }

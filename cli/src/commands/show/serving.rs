@@ -1,0 +1,66 @@
+//! `psim show engines` and `psim show workloads`.
+
+use crate::Host;
+use crate::failure::Failure;
+use crate::serving::load_engine;
+use crate::table::{Align::Left, Align::Right, Table};
+use psim_cost_models::serving::engine;
+use psim_models::serving::builtin;
+use serde_json::json;
+
+/// Engine profiles, or one as the file to start from.
+pub(super) fn engines(name: Option<&str>, as_json: bool, host: &mut Host<'_>) -> Result<(), Failure> {
+    if let Some(name) = name {
+        let engine = load_engine(host, name)?;
+        if as_json {
+            return host.json(&json!({ "schema": 1, "engine": engine }));
+        }
+        return host.print(toml::to_string(&engine).map_err(Failure::defect)?);
+    }
+    let all = engine::engines();
+    if as_json {
+        return host.json(&json!({ "schema": 1, "engines": all }));
+    }
+    let columns =
+        [("engine", Left), ("policy", Left), ("sequences", Right), ("tokens/step", Right), ("stands for", Left)];
+    let mut table = Table::new(&columns);
+    for e in all {
+        let policy = serde_json::to_value(e.policy).ok().and_then(|v| v.as_str().map(str::to_owned));
+        let era: String = e.era.chars().take(44).collect();
+        table.row([
+            e.name.clone(),
+            policy.unwrap_or_default(),
+            e.max_sequences.to_string(),
+            e.token_budget.to_string(),
+            if era.len() < e.era.len() { format!("{era}…") } else { era },
+        ]);
+    }
+    host.print(table.render_within(100))
+}
+
+/// Built-in workloads, or one as the file to start from.
+pub(super) fn workloads(name: Option<&str>, as_json: bool, host: &mut Host<'_>) -> Result<(), Failure> {
+    if let Some(name) = name {
+        let Some(text) = builtin::workload(name) else {
+            let known: Vec<&str> = builtin::names().map(|(n, _)| n).collect();
+            let hint = match builtin::suggestion(name) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("one of {}", known.join(", ")),
+            };
+            return Err(Failure::input(format!("there is no built-in workload `{name}`"), hint));
+        };
+        if as_json {
+            return host.json(&json!({ "schema": 1, "name": name, "toml": text }));
+        }
+        return host.print(text);
+    }
+    if as_json {
+        let list: Vec<_> = builtin::names().map(|(n, about)| json!({ "name": n, "about": about })).collect();
+        return host.json(&json!({ "schema": 1, "workloads": list }));
+    }
+    let mut table = Table::new(&[("workload", Left), ("what it is", Left)]);
+    for (name, about) in builtin::names() {
+        table.row([name.to_owned(), about.to_owned()]);
+    }
+    host.print(table.render())
+}
