@@ -74,6 +74,8 @@ pub enum ServingPlanError {
 pub struct ServingPlan {
     /// Layout; `replicas` fill the cluster, or are as many as a rate needs.
     pub deployment: Deployment,
+    /// Tokens of a step at most that carried the most requests: the engine's own budget, or less.
+    pub token_budget: u32,
     /// Accelerators in use.
     pub accelerators: u32,
     /// Requests a second that one replica carries within the service level; 0 where even a trickle breaks it.

@@ -74,9 +74,10 @@ pub(crate) fn schedule(kind: Schedule) -> &'static str {
     }
 }
 
-/// Three significant digits.
+/// Three significant digits; whole numbers without a point.
 pub(crate) fn three(value: f64) -> String {
     let decimals = match value.abs() {
+        v if (v - v.round()).abs() < 1e-9 * v.max(1.0) => 0,
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,
         v if v >= 1.0 => 2,
@@ -102,7 +103,7 @@ pub(crate) fn grouped(value: u64) -> String {
 pub(crate) fn short(value: f64) -> String {
     for (limit, unit) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")] {
         if value >= limit {
-            return format!("{}{unit}", three(value / limit).trim_end_matches(".00"));
+            return format!("{}{unit}", three(value / limit));
         }
     }
     format!("{value:.0}")

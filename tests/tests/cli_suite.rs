@@ -6,5 +6,7 @@ mod bad_inputs;
 mod harness;
 #[path = "cli_suite/output.rs"]
 mod output;
+#[path = "cli_suite/serving.rs"]
+mod serving;
 #[path = "cli_suite/snapshots.rs"]
 mod snapshots;

@@ -13,6 +13,7 @@
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
+use psim_cost_models::serving::EngineProfile;
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key, parse_toml_body};
 use psim_hardware::{BytesPerSec, DType, SourceError};
 use psim_models::serving::{Deployment, NumberFormat, Quantization};
@@ -114,7 +115,12 @@ pub(crate) fn cache_format(text: &str) -> Option<DType> {
 }
 
 /// The file of a deployment.
-pub(crate) fn to_toml(deployment: &Deployment, engine: &str, router: Router) -> Result<String, Failure> {
+pub(crate) fn to_toml(
+    deployment: &Deployment,
+    engine: &EngineProfile,
+    token_budget: u32,
+    router: Router,
+) -> Result<String, Failure> {
     let q = deployment.quantization;
     let differs = |f: NumberFormat| (f != q.dense).then(|| f.name().to_owned());
     let file = File {
@@ -127,12 +133,12 @@ pub(crate) fn to_toml(deployment: &Deployment, engine: &str, router: Router) -> 
         attention: differs(q.attention),
         experts: differs(q.experts),
         kv: q.kv.name().to_owned(),
-        engine: Some(engine.to_owned()),
+        engine: Some(engine.name.clone()),
         router: Some(router_name(router).to_owned()),
         preemption: None,
         swap_gb_per_s: None,
         max_sequences: None,
-        token_budget: None,
+        token_budget: (token_budget != engine.token_budget).then_some(token_budget),
         memory_share: None,
     };
     Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))

@@ -4,7 +4,8 @@ use super::{ServingJob, deployment};
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::{make_directory, write_atomically};
-use psim_models::serving::Deployment;
+use psim_cost_models::serving::EngineProfile;
+use psim_planner::serving::ServingPlan;
 use psim_reports::launch::serving::{self, ServingEngine, ServingLaunch};
 use psim_sim::serving::Router;
 use std::path::Path;
@@ -12,12 +13,14 @@ use std::path::Path;
 /// Writes `deployment.toml` and the files of every engine that can express it.
 pub(crate) fn write_all(
     job: &ServingJob,
-    chosen: &Deployment,
+    plan: &ServingPlan,
     router: Router,
     directory: &Path,
     host: &mut Host<'_>,
 ) -> Result<Vec<String>, Failure> {
     make_directory(host, directory)?;
+    let chosen = &plan.deployment;
+    let engine = EngineProfile { token_budget: plan.token_budget, ..job.engine.clone() };
     let mut written = Vec::new();
     let mut put = |name: &str, contents: &str, host: &mut Host<'_>| -> Result<(), Failure> {
         let path = directory.join(name);
@@ -26,12 +29,12 @@ pub(crate) fn write_all(
         written.push(path.display().to_string());
         Ok(())
     };
-    put("deployment.toml", &deployment::to_toml(chosen, &job.engine.name, router)?, host)?;
+    put("deployment.toml", &deployment::to_toml(chosen, &job.engine, plan.token_budget, router)?, host)?;
     let launch = ServingLaunch {
         model: &job.model,
         cluster: &job.cluster,
         workload: &job.workload,
-        engine: &job.engine,
+        engine: &engine,
         deployment: chosen,
     };
     for engine in ServingEngine::ALL {

@@ -5,6 +5,7 @@ use crate::Host;
 use crate::commands::plan::{Goal, SearchArguments};
 use crate::failure::Failure;
 use crate::files::write_atomically;
+use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
 use psim_planner::Objective;
 use psim_planner::serving::{
@@ -62,7 +63,8 @@ fn shortened(workload: &ServingWorkload) -> ServingWorkload {
 fn at_own_rate(job: &ServingJob, report: &ServingPlanReport, samples: usize) -> Option<ServingDetail> {
     let best = report.plans.first()?;
     let workload = shortened(&job.workload);
-    let request = ServingRequest { workload: &workload, ..job.request() };
+    let engine = EngineProfile { token_budget: best.token_budget, ..job.engine.clone() };
+    let request = ServingRequest { workload: &workload, engine: &engine, ..job.request() };
     let options = FleetOptions { router: Router::LeastLoad, samples, ..FleetOptions::default() };
     detail(&request, &best.deployment, options).ok()
 }
@@ -104,7 +106,7 @@ pub(crate) fn run(
         host.say(format_args!("wrote {}", path.display()));
     }
     if let (Some(directory), Some(best)) = (directory, report.plans.first()) {
-        emit::write_all(&job, &best.deployment, Router::LeastLoad, directory, host)?;
+        emit::write_all(&job, best, Router::LeastLoad, directory, host)?;
     }
     if arguments.common.json {
         let plans: Vec<_> = report.plans.iter().map(|p| render::plan_json(p, rate, price)).collect();

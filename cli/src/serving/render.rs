@@ -95,11 +95,12 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
         ("pp", any(|d| d.pp > 1)),
         ("adp", any(|d| d.attention_dp > 1)),
         ("ep", any(|d| d.ep > 1)),
+        ("budget", plans.windows(2).any(|w| w[0].token_budget != w[1].token_budget)),
         ("needed", needed.is_some()),
     ];
     let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
     let all = [
-        "#", "tp", "pp", "adp", "ep", "replicas", "req/s", "/GPU", "tok/s/GPU", "tok/s/user", "TTFT p50",
+        "#", "tp", "pp", "adp", "ep", "reps", "budget", "req/s", "/GPU", "tok/s/GPU", "tok/s/user", "TTFT p50",
         "p95", "TPOT p50", "p95", "$/Mtok", "needed", "P",
     ];
     let titles: Vec<(&str, _)> = all
@@ -120,6 +121,7 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
             d.attention_dp.to_string(),
             d.ep.to_string(),
             d.replicas.to_string(),
+            p.token_budget.to_string(),
             if none { "none".to_owned() } else { three(p.rate) },
             unless(three(p.rate_per_accelerator)),
             unless(grouped(p.tokens_per_s_per_accelerator.round() as u64)),
@@ -135,7 +137,7 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
         ];
         table.row(cells.into_iter().zip(all).filter(|(_, n)| keep(n)).map(|(c, _)| c));
     }
-    let legend = "req/s: most requests a second within every promise, all replicas; tok/s generated tokens at that rate; \
+    let legend = "reps: replicas; budget: most tokens of a step; req/s: most requests a second within every promise, all replicas; tok/s generated tokens at that rate; \
                   TTFT and TPOT in ms at that rate; none: a promise breaks even for a single request; P: no other plan has \
                   both more tok/s/GPU and more tok/s/user";
     format!("{}{}\n", table.render_within(WIDTH), wrap(legend, WIDTH, ""))
@@ -148,9 +150,10 @@ pub(crate) fn winner(plan: &ServingPlan) -> String {
     }
     let laws = if plan.measured { "kernel laws measured" } else { "some kernel laws transferred" };
     let line = format!(
-        "best: {} carries {} requests/s within every promise, {} per GPU; ${} per million generated tokens; {laws} on this \
+        "best: {} with at most {} tokens a step carries {} requests/s within every promise, {} per GPU; ${} per million generated tokens; {laws} on this \
          accelerator",
         serving_label(&plan.deployment),
+        grouped(u64::from(plan.token_budget)),
         three(plan.rate),
         three(plan.rate_per_accelerator),
         three(plan.usd_per_million_tokens),
@@ -290,6 +293,7 @@ pub(crate) fn plan_json(plan: &ServingPlan, rate: Option<f64>, price: f64) -> Va
     let finite = |v: f64| if v.is_finite() { json!(v) } else { Value::Null };
     json!({
         "deployment": deployment_json(&plan.deployment),
+        "token_budget": plan.token_budget,
         "accelerators": plan.accelerators,
         "keeps_promises": plan.rate_per_replica > 0.0,
         "goodput_rps": plan.rate,

@@ -2,9 +2,9 @@
 
 use crate::parallel::map_long;
 use super::{ServingCapacity, ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest};
-use psim_cost_models::serving::StepCost;
+use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
-use psim_sim::serving::{FleetOptions, ServingInput, ServingReport, simulate};
+use psim_sim::serving::{FleetOptions, Rules, ServingInput, ServingReport, simulate};
 
 /// Layouts to try on `accelerators` in domains of `domain`.
 pub(super) fn candidates(request: &ServingRequest<'_>, accelerators: u32, domain: u32) -> Vec<Deployment> {
@@ -90,6 +90,33 @@ fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, S
     Some((low, best))
 }
 
+/// Smallest token budget that is tried, tokens a step.
+const LEAST_BUDGET: u32 = 512;
+
+/// The highest rate over token budgets: long chunks of prompts finish prompts soon and hold up those who are being
+/// answered. Engines whose prompts are not cut have one budget.
+fn best_budget(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, ServingReport, u32)> {
+    let own = request.engine.token_budget;
+    let (rate, report) = highest_rate(request, cost)?;
+    let mut best = (rate, report, own);
+    if !Rules::of(request.engine.policy).chunked {
+        return Some(best);
+    }
+    for budget in [own / 4, own / 16].into_iter().filter(|b| *b >= LEAST_BUDGET) {
+        let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
+        let narrower = ServingRequest { engine: &engine, ..*request };
+        // A budget that breaks at the best rate so far cannot beat it.
+        if best.0 > 0.0 && !at_rate(&narrower, cost, best.0).is_some_and(|r| keeps(&r)) {
+            continue;
+        }
+        match highest_rate(&narrower, cost) {
+            Some((rate, report)) if rate > best.0 => best = (rate, report, budget),
+            _ => {}
+        }
+    }
+    Some(best)
+}
+
 /// Every layout at the highest rate that keeps the service level, best total rate first.
 ///
 /// # Errors
@@ -116,7 +143,7 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
             request.library,
         )
         .map_err(|error| error.to_string())?;
-        Ok((highest_rate(request, &cost), cost.own_laws()))
+        Ok((best_budget(request, &cost), cost.own_laws()))
     });
     for (candidate, outcome) in list.iter().zip(found) {
         let (best, measured) = match outcome {
@@ -128,13 +155,14 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
                 continue;
             }
         };
-        let (rate, report) = best;
+        let (rate, report, token_budget) = best;
         let each = candidate.accelerators_per_replica();
         let deployment = Deployment { replicas: (accelerators / each).max(1), ..*candidate };
         let per_accelerator = rate / f64::from(each);
         let tokens = per_accelerator * output;
         plans.push(ServingPlan {
             deployment,
+            token_budget,
             accelerators: deployment.accelerators(),
             rate_per_replica: rate,
             rate: rate * f64::from(deployment.replicas),

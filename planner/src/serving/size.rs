@@ -4,6 +4,7 @@ use super::energy::{Activity, energy};
 use super::{Needed, ServingPlan, ServingPlanError, ServingRequest, detail, plan_serving};
 use crate::capacity::failures::MTBF_PER_GPU_HOURS;
 use crate::parallel;
+use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::Deployment;
 use psim_sim::serving::FleetOptions;
 use serde::Serialize;
@@ -128,7 +129,8 @@ pub fn size(
         tenant.duration_s = None;
     }
     let one = Deployment { replicas: 1, ..best.plan.deployment };
-    let at_share = ServingRequest { workload: &workload, ..*request };
+    let engine = EngineProfile { token_budget: best.plan.token_budget, ..request.engine.clone() };
+    let at_share = ServingRequest { workload: &workload, engine: &engine, ..*request };
     if let Ok(run) = detail(&at_share, &one, FleetOptions::default()) {
         let activity = Activity {
             seconds: run.report.seconds,

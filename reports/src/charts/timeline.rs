@@ -8,8 +8,8 @@ use psim_sim::Timeline;
 const WIDTH: i32 = 960;
 const LEFT: i32 = 150;
 const RIGHT: i32 = 30;
-/// Spans drawn at most; of longer steps only the beginning is shown.
-const MOST_SPANS: usize = 2500;
+/// Spans drawn at most for each track; of longer steps only the beginning is shown, so that passes can be told apart.
+const MOST_SPANS: usize = 64;
 /// Tracks drawn at most.
 const MOST_TRACKS: usize = 32;
 
@@ -17,8 +17,18 @@ const MOST_TRACKS: usize = 32;
 pub fn timeline(title: &str, timeline: &Timeline) -> String {
     let tracks = timeline.tracks.len().min(MOST_TRACKS);
     let spans: Vec<_> = timeline.spans.iter().filter(|s| (s.track as usize) < tracks).collect();
-    let shown = &spans[..spans.len().min(MOST_SPANS)];
-    let end = shown.iter().map(|s| s.end.seconds().0).fold(0.0, f64::max);
+    // Every track is cut at the same time: where the first of them has shown as much as can be told apart.
+    let cut = (0..tracks)
+        .filter_map(|track| {
+            let mut ends = spans.iter().filter(|s| s.track as usize == track).map(|s| s.end);
+            ends.nth(MOST_SPANS - 1)
+        })
+        .min();
+    let shown: Vec<_> = spans.iter().filter(|s| cut.is_none_or(|cut| s.start < cut)).collect();
+    let end = match cut {
+        Some(cut) => cut.seconds().0,
+        None => shown.iter().map(|s| s.end.seconds().0).fold(0.0, f64::max),
+    };
     if shown.is_empty() || end <= 0.0 {
         return String::new();
     }
@@ -41,7 +51,7 @@ pub fn timeline(title: &str, timeline: &Timeline) -> String {
             let label = format!("{} {}", track.process, track.stream);
             area.draw(&Text::new(label, (LEFT - 8, row * i as i32 + row / 2), style))?;
         }
-        for span in shown {
+        for span in &shown {
             let colour = match span.category {
                 "forward" => PALETTE[0],
                 "backward" => PALETTE[2],
@@ -50,7 +60,7 @@ pub fn timeline(title: &str, timeline: &Timeline) -> String {
                 _ => PALETTE[7],
             };
             let y = row * span.track as i32;
-            let (a, b) = (x(span.start.seconds().0), x(span.end.seconds().0));
+            let (a, b) = (x(span.start.seconds().0), x(span.end.seconds().0.min(end)));
             // A gap of a pixel tells neighbours apart where there is room for it.
             let b = if b - a > 3 { b - 1 } else { b.max(a + 1) };
             area.draw(&Rectangle::new([(a, y + 2), (b, y + row - 2)], colour.filled()))?;

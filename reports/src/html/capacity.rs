@@ -96,10 +96,13 @@ fn options(report: &CapacityReport) -> Markup {
             note: format!("${}, {} days", short(o.cost_usd), three(o.days)),
         })
         .collect();
+    // Options far beyond the limits would squeeze the others into a corner.
+    let any = report.options.iter().any(|o| o.meets);
     let marks: Vec<ParetoMark> = report
         .options
         .iter()
         .enumerate()
+        .filter(|(_, o)| o.meets || !any)
         .map(|(i, o)| ParetoMark {
             label: format!("{} × {}", grouped(u64::from(o.rented)), o.accelerator),
             x: o.days,
@@ -112,7 +115,7 @@ fn options(report: &CapacityReport) -> Markup {
             h2 { "Options" }
             (figure(charts::bars("price per option", "M$", &bars), "Price of the whole job, spares and failures included."))
             @if marks.len() > 1 {
-                (figure(charts::pareto("days against price", "days", "M$", &marks), "Days against price; the marked one is recommended."))
+                (figure(charts::pareto("days against price", "days", "M$", &marks), "Days against price of the options that meet the limits; the marked one is recommended."))
             }
             (table(&columns, &rows))
         }

@@ -207,6 +207,8 @@ fn distribution(input: &ServingPage<'_>, detail: &ServingDetail, metric: Metric)
 /// Queue, batch and cache over time, over all replicas.
 fn timelines(samples: &[Sample], replicas: u32) -> Markup {
     let series = binned(samples, replicas);
+    // Up to the brim where the cache comes near it, else as much as is used.
+    let full = series.fullest.iter().any(|p| p.1 > 40.0).then_some(100.0);
     html! {
         @if !series.waiting.is_empty() {
             h2 { "Over time" }
@@ -215,7 +217,7 @@ fn timelines(samples: &[Sample], replicas: u32) -> Markup {
                     &[Line { name: "running".to_owned(), points: series.running }, Line { name: "waiting".to_owned(), points: series.waiting }], &[]),
                 "Requests in the batches of all replicas, and in their queues."))
             (figure(
-                charts::lines("cache over time", "seconds", "% of the KV cache", 210, Some(100.0),
+                charts::lines("cache over time", "seconds", "% of the KV cache", 210, full,
                     &[Line { name: "fullest".to_owned(), points: series.fullest }, Line { name: "mean".to_owned(), points: series.cache }], &[]),
                 "Share of the key/value cache in use: mean over the replicas, and the fullest one."))
         }
@@ -275,13 +277,13 @@ fn plans(report: &ServingPlanReport) -> Markup {
         ("#", true),
         ("deployment", false),
         ("req/s", true),
-        ("req/s/GPU", true),
+        ("/GPU", true),
         ("tok/s/GPU", true),
         ("tok/s/user", true),
-        ("TTFT p50 ms", true),
-        ("TTFT p95 ms", true),
-        ("TPOT p50 ms", true),
-        ("TPOT p95 ms", true),
+        ("TTFT p50", true),
+        ("TTFT p95", true),
+        ("TPOT p50", true),
+        ("TPOT p95", true),
         ("$/M tokens", true),
         ("Pareto", false),
     ];
@@ -317,7 +319,7 @@ fn plans(report: &ServingPlanReport) -> Markup {
         }
         @if !rows.is_empty() {
             h2 { "All layouts" }
-            p.soft { "Click a column title to sort. none: a promise breaks even for a single request." }
+            p.soft { "Latencies in ms of one replica at its highest rate. Click a column title to sort. none: a promise breaks even for a single request." }
             (table(&columns, &rows))
         }
         @if !rejected.is_empty() {

@@ -48,6 +48,8 @@ pub fn at(sorted: &[f64], percent: f64) -> f64 {
 /// One promise and what was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Kept {
+    /// Index of the tenant whose requests are meant.
+    pub tenant: u16,
     /// Which latency.
     pub metric: Metric,
     /// Percentile.
@@ -110,6 +112,9 @@ impl ServingReport {
         let n = run.outcomes.len();
         let (mut ttft, mut tpot, mut e2e) =
             (Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n));
+        // One tenant's latencies are everybody's; several are kept apart, for each has promises of its own.
+        let mut tenants: Vec<[Vec<f64>; 3]> =
+            if levels.len() > 1 { vec![Default::default(); levels.len()] } else { Vec::new() };
         let mut good = 0u64;
         let (mut refused, mut preemptions) = (0u64, 0u64);
         let (mut inputs, mut outputs) = (0u64, 0u64);
@@ -125,6 +130,7 @@ impl ServingReport {
             let whole = (o.finish - o.sent).0 as f64 * ms;
             ttft.push(first);
             e2e.push(whole);
+            let tenant = tenants.get_mut(usize::from(r.tenant));
             let per = if r.output > 1 {
                 let per = (o.finish - o.first_token).0 as f64 * ms / f64::from(r.output - 1);
                 tpot.push(per);
@@ -132,6 +138,13 @@ impl ServingReport {
             } else {
                 0.0
             };
+            if let Some(own) = tenant {
+                own[0].push(first);
+                own[2].push(whole);
+                if r.output > 1 {
+                    own[1].push(per);
+                }
+            }
             let keeps = levels.get(usize::from(r.tenant)).is_none_or(|level| {
                 level.promises.iter().all(|p| match p.metric {
                     Metric::Ttft => first <= p.limit_ms,
@@ -155,17 +168,24 @@ impl ServingReport {
         };
         let (ttft_ms, tpot_ms, e2e_ms) =
             (Percentiles::of(&mut ttft), Percentiles::of(&mut tpot), Percentiles::of(&mut e2e));
+        for values in tenants.iter_mut().flatten() {
+            values.sort_by(f64::total_cmp);
+        }
         let promises = levels
             .iter()
-            .flat_map(|l| &l.promises)
-            .map(|p| {
+            .enumerate()
+            .flat_map(|(i, l)| l.promises.iter().map(move |p| (i, p)))
+            .map(|(i, p)| {
+                let own = tenants.get(i);
                 let reached_ms = match p.metric {
-                    Metric::Ttft => at(&ttft, p.percentile),
-                    Metric::Tpot => at(&tpot, p.percentile),
+                    Metric::Ttft => at(own.map_or(&ttft, |o| &o[0]), p.percentile),
+                    Metric::Tpot => at(own.map_or(&tpot, |o| &o[1]), p.percentile),
+                    // Gaps are counted for all tenants together.
                     Metric::Itl => itl(p.percentile),
-                    Metric::E2e => at(&e2e, p.percentile),
+                    Metric::E2e => at(own.map_or(&e2e, |o| &o[2]), p.percentile),
                 };
                 Kept {
+                    tenant: i as u16,
                     metric: p.metric,
                     percentile: p.percentile,
                     limit_ms: p.limit_ms,
