@@ -142,7 +142,7 @@ fn explain_sets_steps_against_their_roofline() {
 #[test]
 fn capacity_sizes_several_accelerators_with_headroom() {
     let command = "capacity --model 8b --rate 30rps --slo 'ttft_p95<2s,tpot_p95<50ms' --input 512 --output 64 \
-                   --accelerators h100,h200 --json";
+                   --accelerators h100,h200 --availability 99.999 --json";
     let run = psim(command);
     assert_eq!(run.code, 0, "{}", run.transcript());
     let value = json(&run.out);
