@@ -53,8 +53,10 @@ pub fn serving(run: &ServingRun, metadata: &Value) -> String {
     let mut named: BTreeSet<u32> = BTreeSet::new();
     let span = |name: &str, replica: u32, id: usize, from: Time, to: Time, events: &mut Vec<Value>| {
         for (phase, at) in [("b", from), ("e", to)] {
-            events.push(json!({ "ph": phase, "name": name, "cat": "request", "id": id, "pid": replica, "tid": 0,
-                                "ts": microseconds(at) }));
+            events.push(
+                json!({ "ph": phase, "name": name, "cat": "request", "id": id, "pid": replica, "tid": 0,
+                                "ts": microseconds(at) }),
+            );
         }
     };
     for (id, outcome) in run.outcomes.iter().enumerate().take(MOST_REQUESTS).filter(|(_, o)| !o.refused) {

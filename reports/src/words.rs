@@ -1,8 +1,8 @@
 //! Numbers and plans in words.
 
 use psim_models::Plan;
-use psim_models::serving::Deployment;
 use psim_models::plan::{Recompute, Schedule, Sharding};
+use psim_models::serving::Deployment;
 
 /// A plan on one line, sizes of 1 left out: `TP8 PP2 DP4 mbs 1`.
 pub fn plan_label(plan: &Plan) -> String {

@@ -6,8 +6,8 @@ use crate::files::{read_text, write_atomically};
 use crate::inputs::job::read_plan;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::seconds;
-use crate::serving;
 use crate::render::prediction::{as_json, header, must_fit, text};
+use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_hardware::SourceError;
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
@@ -69,7 +69,8 @@ pub(crate) fn load(
             "leave --global-batch out, or change the plan",
         ));
     }
-    let with_batch = JobArguments { precision: Some(job.precision.unwrap_or(plan.precision.into())), ..with_batch };
+    let with_batch =
+        JobArguments { precision: Some(job.precision.unwrap_or(plan.precision.into())), ..with_batch };
     let job = with_batch.load(common, host)?;
     let plan = Plan { precision: job.precision, ..plan };
     Ok((job, plan))

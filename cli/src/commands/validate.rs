@@ -4,9 +4,9 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
 use crate::inputs::CommonArguments;
-use clap::Args;
 use crate::serving::load_engine;
 use crate::table::{Align::Left, Align::Right, Table};
+use clap::Args;
 use psim_calibration::validate::row::{self, Row};
 use psim_calibration::validate::score::RowResult;
 use psim_calibration::validate::{Predictor, Report, RowsError};
@@ -39,8 +39,14 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     let common = &arguments.common;
     let text = read_text(host, &arguments.rows, "file of rows", MAX_ROWS_BYTES)?;
     // `--stack` may name a training stack or a serving engine; each replaces that of the rows of its kind.
-    let engine = common.stack.as_deref().filter(|name| names_engine(host, name)).map(|n| load_engine(host, n)).transpose()?;
-    let training = CommonArguments { stack: common.stack.clone().filter(|_| engine.is_none()), ..common.clone() };
+    let engine = common
+        .stack
+        .as_deref()
+        .filter(|name| names_engine(host, name))
+        .map(|n| load_engine(host, n))
+        .transpose()?;
+    let training =
+        CommonArguments { stack: common.stack.clone().filter(|_| engine.is_none()), ..common.clone() };
     let software = training.software(host)?;
     let serving =
         ServingPredictor { library: software.library.clone(), engine, ..ServingPredictor::built_in() };
@@ -114,8 +120,11 @@ fn summary(rows: &[Row], results: &[RowResult]) -> Vec<Family> {
     }
     let rows: Vec<Row> = picked.iter().map(|i| rows[*i].clone()).collect();
     let results: Vec<RowResult> = picked.iter().map(|i| results[*i].clone()).collect();
-    let classes =
-        [(Class::Aggregated, "aggregated"), (Class::Speculative, "speculative"), (Class::Disaggregated, "disaggregated")];
+    let classes = [
+        (Class::Aggregated, "aggregated"),
+        (Class::Speculative, "speculative"),
+        (Class::Disaggregated, "disaggregated"),
+    ];
     let mut out = Vec::new();
     for (class, name) in classes {
         for (family, metrics) in FAMILIES {

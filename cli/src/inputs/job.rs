@@ -133,7 +133,9 @@ pub(crate) fn parse_format(text: &str) -> Result<Format, String> {
         return Ok(Format { training, serving });
     }
     let mut names: Vec<&str> = PRECISIONS.iter().map(|p| p.name()).collect();
-    names.extend(NumberFormat::ALL.iter().map(|f| f.name()).filter(|n| PRECISIONS.iter().all(|p| p.name() != *n)));
+    names.extend(
+        NumberFormat::ALL.iter().map(|f| f.name()).filter(|n| PRECISIONS.iter().all(|p| p.name() != *n)),
+    );
     Err(match psim_hardware::suggest::closest(&wanted, names.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("one of {}", names.join(", ")),

@@ -54,10 +54,7 @@ pub(crate) fn apply_to<T: Serialize + DeserializeOwned>(
     let parsed = value_of(value);
     replace(&mut table, key, parsed);
     table.try_into().map_err(|e: toml::de::Error| {
-        Failure::input(
-            format!("`--set {setting}`: {}", e.message().trim()),
-            listed,
-        )
+        Failure::input(format!("`--set {setting}`: {}", e.message().trim()), listed)
     })
 }
 

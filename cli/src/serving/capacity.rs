@@ -131,8 +131,9 @@ fn traffic(
     };
     load = load.at_rate(rate);
     if let Some(text) = &arguments.slo {
-        let level = ServiceLevel::parse(text)
-            .map_err(|m| Failure::input(format!("--slo: {m}"), "write for example 'ttft_p95<2s,tpot_p95<50ms'"))?;
+        let level = ServiceLevel::parse(text).map_err(|m| {
+            Failure::input(format!("--slo: {m}"), "write for example 'ttft_p95<2s,tpot_p95<50ms'")
+        })?;
         for tenant in &mut load.tenants {
             tenant.slo = level.clone();
         }
@@ -256,7 +257,8 @@ pub(crate) fn run(
         host.print(text(&question, &options, &rejected))?;
     }
     if options.is_empty() {
-        let why = rejected.first().map_or_else(|| "nothing was compared".to_owned(), |(n, w)| format!("{n}: {w}"));
+        let why =
+            rejected.first().map_or_else(|| "nothing was compared".to_owned(), |(n, w)| format!("{n}: {w}"));
         return Err(Failure::Infeasible {
             message: format!("no accelerator carries the rate within the promises; {why}"),
             hint: "a looser --slo, fewer bits (--precision fp8), or other --accelerators".to_owned(),
@@ -364,11 +366,16 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
             question.availability,
             REPAIR_HOURS,
         ));
-        say("GPUs include spares; load: the rate over what the rented replicas carry; TTFT and TPOT in ms of a replica at its \
-             highest rate; prices are assumptions of the order of list prices unless a cluster file gives them");
+        say(
+            "GPUs include spares; load: the rate over what the rented replicas carry; TTFT and TPOT in ms of a replica at its \
+             highest rate; prices are assumptions of the order of list prices unless a cluster file gives them",
+        );
     }
     for s in options.iter().filter(|s| !s.plan.measured) {
-        say(&format!("{}: some kernel laws were measured on another accelerator and transferred", s.accelerator));
+        say(&format!(
+            "{}: some kernel laws were measured on another accelerator and transferred",
+            s.accelerator
+        ));
     }
     for (name, why) in rejected {
         say(&format!("not possible: {name}: {why}"));

@@ -213,7 +213,11 @@ pub(crate) fn read(host: &Host<'_>, path: &Path) -> Result<Deployed, Failure> {
         attention: or("attention", &file.attention)?,
         experts: or("experts", &file.experts)?,
         kv: cache_format(&file.kv).ok_or_else(|| {
-            at("kv", format!("`{}` is not a format of the cache", file.kv), "one of bf16, fp8, int8, fp4, int4")
+            at(
+                "kv",
+                format!("`{}` is not a format of the cache", file.kv),
+                "one of bf16, fp8, int8, fp4, int4",
+            )
         })?,
     };
     let router = match &file.router {
@@ -249,7 +253,11 @@ pub(crate) fn read(host: &Host<'_>, path: &Path) -> Result<Deployed, Failure> {
     };
     for (key, value) in [("max_sequences", file.max_sequences), ("token_budget", file.token_budget)] {
         if value == Some(0) {
-            return Err(at(key, format!("{key} is 0, must be at least 1"), "leave it out for the engine's own"));
+            return Err(at(
+                key,
+                format!("{key} is 0, must be at least 1"),
+                "leave it out for the engine's own",
+            ));
         }
     }
     if let Some(share) = file.memory_share.filter(|s| !(*s > 0.0 && *s <= 1.0)) {

@@ -69,18 +69,19 @@ fn with_settings(
     if list.is_empty() {
         return Ok(engine.clone());
     }
-    let mut changed = EngineProfile {
-        parameters: engine.on(accelerator).0,
-        accelerator: Vec::new(),
-        ..engine.clone()
-    };
+    let mut changed =
+        EngineProfile { parameters: engine.on(accelerator).0, accelerator: Vec::new(), ..engine.clone() };
     for setting in list {
-        changed = settings::apply_to(&changed, setting, "`psim show engines NAME` prints the present values")?;
+        changed =
+            settings::apply_to(&changed, setting, "`psim show engines NAME` prints the present values")?;
         let p = &changed.parameters;
         for (name, low, high) in psim_cost_models::serving::EngineParameters::BOUNDS {
             if let Some(value) = p.get(name).filter(|v| !(low..=high).contains(v)) {
                 return Err(Failure::input(
-                    format!("`--set {setting}`: {name} is {}, must lie between {low} and {high}", three(value)),
+                    format!(
+                        "`--set {setting}`: {name} is {}, must lie between {low} and {high}",
+                        three(value)
+                    ),
                     "the bounds are those of the physical quantity",
                 ));
             }
@@ -158,8 +159,7 @@ impl ServingJob {
             DEFAULT_ENGINE
         });
         let engine = load_engine(host, name)?;
-        let engine =
-            with_settings(&engine, &common.settings, &cluster.first_node().accelerator.name)?;
+        let engine = with_settings(&engine, &common.settings, &cluster.first_node().accelerator.name)?;
         let given = (
             job.precision.map(crate::inputs::job::Format::serving).transpose()?,
             job.kv_precision.as_deref().map(kv_format).transpose()?,
@@ -206,6 +206,9 @@ impl ServingJob {
 /// Reads `--kv-precision`.
 pub(crate) fn kv_format(text: &str) -> Result<DType, Failure> {
     deployment::cache_format(text).ok_or_else(|| {
-        Failure::input(format!("`{text}` is not a format of the KV cache"), "one of bf16, fp8, int8, fp4, int4")
+        Failure::input(
+            format!("`{text}` is not a format of the KV cache"),
+            "one of bf16, fp8, int8, fp4, int4",
+        )
     })
 }

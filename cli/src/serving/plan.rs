@@ -9,7 +9,8 @@ use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
 use psim_planner::Objective;
 use psim_planner::serving::{
-    DisaggregatedReport, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail, plan_disaggregated, plan_serving,
+    DisaggregatedReport, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail,
+    plan_disaggregated, plan_serving,
 };
 use psim_reports::{ServingPage, serving_page};
 use psim_sim::serving::{FleetOptions, Router};
@@ -83,7 +84,8 @@ pub(crate) fn run(
         let request = job.request();
         let found = plan_serving(&request);
         // What cannot run on one pool may run on two; what cannot be split is no fault of the plan.
-        let split: Option<DisaggregatedReport> = found.is_ok().then(|| plan_disaggregated(&request).ok()).flatten();
+        let split: Option<DisaggregatedReport> =
+            found.is_ok().then(|| plan_disaggregated(&request).ok()).flatten();
         (found, split)
     })?;
     let mut report = found.map_err(|e| failure(&e))?;

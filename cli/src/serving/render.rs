@@ -29,7 +29,11 @@ fn arrival(arrival: &Arrival) -> String {
             format!("{} to {} requests/s over {}", three(*from), three(*to), seconds(*over_s))
         }
         Arrival::Diurnal { mean, peak_ratio, .. } => {
-            format!("{} requests/s on average over a day, peak {} times that", three(*mean), three(*peak_ratio))
+            format!(
+                "{} requests/s on average over a day, peak {} times that",
+                three(*mean),
+                three(*peak_ratio)
+            )
         }
         Arrival::Trace(rows) => format!("trace of {} requests", grouped(rows.len() as u64)),
     }
@@ -68,12 +72,7 @@ pub(crate) fn header(job: &ServingJob) -> String {
         if cluster.nodes() == 1 { "node" } else { "nodes" },
     );
     let q = job.quantization;
-    let engine = format!(
-        "engine {}, weights {}, KV cache {}",
-        job.engine.name,
-        q.dense.name(),
-        q.kv.name()
-    );
+    let engine = format!("engine {}, weights {}, KV cache {}", job.engine.name, q.dense.name(), q.kv.name());
     let mut lines = vec![first, format!("serving {}; {engine}", job.workload.name)];
     lines.extend(job.workload.tenants.iter().map(tenant));
     if !job.settings.is_empty() {
@@ -100,8 +99,24 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
     ];
     let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
     let all = [
-        "#", "tp", "pp", "adp", "ep", "reps", "budget", "req/s", "/GPU", "tok/s/GPU", "tok/s/user", "TTFT p50",
-        "p95", "TPOT p50", "p95", "$/Mtok", "needed", "P",
+        "#",
+        "tp",
+        "pp",
+        "adp",
+        "ep",
+        "reps",
+        "budget",
+        "req/s",
+        "/GPU",
+        "tok/s/GPU",
+        "tok/s/user",
+        "TTFT p50",
+        "p95",
+        "TPOT p50",
+        "p95",
+        "$/Mtok",
+        "needed",
+        "P",
     ];
     let titles: Vec<(&str, _)> = all
         .iter()
@@ -168,14 +183,22 @@ pub(crate) fn figures(report: &ServingReport) -> String {
         "{} requests answered{} in {}: {} requests/s, {} tokens/s in, {} out; mean {} in the system, KV cache at most {:.0} % \
          full{}{}",
         grouped(report.requests),
-        if report.refused > 0 { format!(", {} refused (too long for the cache),", report.refused) } else { String::new() },
+        if report.refused > 0 {
+            format!(", {} refused (too long for the cache),", report.refused)
+        } else {
+            String::new()
+        },
         seconds(report.seconds),
         three(report.requests_per_s),
         grouped(report.input_tokens_per_s.round() as u64),
         grouped(report.output_tokens_per_s.round() as u64),
         three(report.mean_in_system),
         report.peak_cache * 100.0,
-        if report.preemptions > 0 { format!(", {} preemptions", grouped(report.preemptions)) } else { String::new() },
+        if report.preemptions > 0 {
+            format!(", {} preemptions", grouped(report.preemptions))
+        } else {
+            String::new()
+        },
         if report.cache_hits > 0.0 {
             format!(", {:.0} % of the prompt tokens found in the cache", report.cache_hits * 100.0)
         } else {

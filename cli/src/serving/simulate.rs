@@ -5,11 +5,11 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::files::write_atomically;
 use crate::inputs::{CommonArguments, JobArguments};
-use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
+use psim_cost_models::serving::StepCostError;
 use psim_hardware::SourceError;
+use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
 use psim_models::serving::deployment::DeploymentError;
 use psim_planner::serving::{DetailError, ServingDetail, detail, steps};
-use psim_cost_models::serving::StepCostError;
 use psim_reports::{ServingPage, serving_label, serving_page, trace};
 use serde_json::json;
 use std::path::Path;
@@ -71,7 +71,8 @@ fn refuse(error: &DetailError, file: &Path, host: &Host<'_>) -> Failure {
     match error {
         DetailError::Cost(StepCostError::Memory { .. }) => Failure::Infeasible {
             message: error.to_string(),
-            hint: "more tensor-parallel ranks, fewer bits (weights = \"fp8\"), or a larger accelerator".to_owned(),
+            hint: "more tensor-parallel ranks, fewer bits (weights = \"fp8\"), or a larger accelerator"
+                .to_owned(),
         },
         DetailError::Cost(StepCostError::Deployment(inner)) => {
             let (key, hint) = match inner {

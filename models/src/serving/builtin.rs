@@ -68,8 +68,9 @@ mod tests {
     fn every_workload_reads() {
         for (name, _) in names() {
             let text = workload(&format!("{name}.toml")).unwrap();
-            let read =
-                parse_workload(name, text, &mut |file| data(file).map(str::to_owned).ok_or_else(|| "no".into()));
+            let read = parse_workload(name, text, &mut |file| {
+                data(file).map(str::to_owned).ok_or_else(|| "no".into())
+            });
             let read = read.unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(read.name, name);
             assert!(read.mean_lengths().0 > 1.0);

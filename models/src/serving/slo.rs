@@ -134,7 +134,15 @@ mod tests {
             ]
         );
         assert_eq!(ServiceLevel::parse("ttft_p95<500ms, tpot<=50ms@p90"), Ok(level));
-        for bad in ["ttft_p95<1s@p90", "ttft_often<1s", "ttft", "speed<3ms", "ttft<fast", "ttft<5ms@p900", "ttft<-5ms"] {
+        for bad in [
+            "ttft_p95<1s@p90",
+            "ttft_often<1s",
+            "ttft",
+            "speed<3ms",
+            "ttft<fast",
+            "ttft<5ms@p900",
+            "ttft<-5ms",
+        ] {
             assert!(ServiceLevel::parse(bad).is_err(), "{bad}");
         }
     }

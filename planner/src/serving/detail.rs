@@ -3,7 +3,9 @@
 use super::ServingRequest;
 use psim_cost_models::serving::{StepCost, StepCostError};
 use psim_models::serving::{Deployment, ServiceLevel, Traffic};
-use psim_sim::serving::{FleetOptions, Sample, ServingError, ServingInput, ServingReport, ServingRun, simulate};
+use psim_sim::serving::{
+    FleetOptions, Sample, ServingError, ServingInput, ServingReport, ServingRun, simulate,
+};
 
 /// Why a deployment cannot be simulated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

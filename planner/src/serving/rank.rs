@@ -24,11 +24,7 @@ impl ServingPlan {
         }
         let replicas = (rate / self.rate_per_replica).ceil().clamp(1.0, f64::from(u32::MAX >> 12)) as u32;
         let accelerators = replicas.saturating_mul(self.deployment.accelerators_per_replica());
-        Some(Needed {
-            replicas,
-            accelerators,
-            usd_per_hour: f64::from(accelerators) * price_per_gpu_hour,
-        })
+        Some(Needed { replicas, accelerators, usd_per_hour: f64::from(accelerators) * price_per_gpu_hour })
     }
 }
 
@@ -47,9 +43,9 @@ impl ServingPlanReport {
                 none.then(cost(a).total_cmp(&cost(b)))
                     .then(b.rate_per_accelerator.total_cmp(&a.rate_per_accelerator))
             }),
-            _ => self.plans.sort_by(|a, b| {
-                b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators))
-            }),
+            _ => {
+                self.plans.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators)))
+            }
         }
     }
 }

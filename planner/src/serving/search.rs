@@ -1,7 +1,7 @@
 //! Enumerates layouts and finds the highest rate of each.
 
-use crate::parallel::map_long;
 use super::{ServingCapacity, ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest};
+use crate::parallel::map_long;
 use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{FleetOptions, Rules, ServingInput, ServingReport, simulate};
@@ -134,15 +134,9 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
     let list = candidates(request, accelerators, node.scale_up.domain.max(1));
     // Layouts do not depend on one another; the order of the list is kept whatever the threads.
     let found = map_long(&list, |candidate| {
-        let cost = StepCost::new(
-            request.model,
-            candidate,
-            request.cluster,
-            node,
-            request.engine,
-            request.library,
-        )
-        .map_err(|error| error.to_string())?;
+        let cost =
+            StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library)
+                .map_err(|error| error.to_string())?;
         Ok((best_budget(request, &cost), cost.own_laws()))
     });
     for (candidate, outcome) in list.iter().zip(found) {

@@ -103,23 +103,29 @@ pub fn size(
         })
     });
     let best = sized.min_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(a.load.total_cmp(&b.load)));
-    let mut best = best.ok_or_else(
-        || {
-            let broken: Vec<String> = nearest
-                .iter()
-                .filter(|k| !k.kept)
-                .map(|k| format!("{} p{} is {:.3} ms of {:.3}", k.metric.name(), k.percentile, k.reached_ms, k.limit_ms))
-                .collect();
-            ServingPlanError::Infeasible {
-                model: request.model.name.clone(),
-                accelerator: node.accelerator.name.clone(),
-                reasons: vec![format!(
-                    "no layout keeps the promises even for a single request ({})",
-                    if broken.is_empty() { "the search found no rate".to_owned() } else { broken.join(", ") }
-                )],
-            }
-        },
-    )?;
+    let mut best = best.ok_or_else(|| {
+        let broken: Vec<String> = nearest
+            .iter()
+            .filter(|k| !k.kept)
+            .map(|k| {
+                format!(
+                    "{} p{} is {:.3} ms of {:.3}",
+                    k.metric.name(),
+                    k.percentile,
+                    k.reached_ms,
+                    k.limit_ms
+                )
+            })
+            .collect();
+        ServingPlanError::Infeasible {
+            model: request.model.name.clone(),
+            accelerator: node.accelerator.name.clone(),
+            reasons: vec![format!(
+                "no layout keeps the promises even for a single request ({})",
+                if broken.is_empty() { "the search found no rate".to_owned() } else { broken.join(", ") }
+            )],
+        }
+    })?;
     // Power at the rate asked for: one replica with its share of it, spares working too.
     let rented = best.needed.replicas + best.spare_replicas;
     let mut workload = request.workload.at_rate(rate / f64::from(rented));

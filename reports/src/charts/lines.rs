@@ -77,7 +77,10 @@ pub fn lines(
             let colour = PALETTE[limit.line % PALETTE.len()];
             let mut from = TOP;
             while from < base {
-                area.draw(&PathElement::new(vec![(x(limit.at), from), (x(limit.at), (from + 5).min(base))], colour))?;
+                area.draw(&PathElement::new(
+                    vec![(x(limit.at), from), (x(limit.at), (from + 5).min(base))],
+                    colour,
+                ))?;
                 from += 10;
             }
             let style = ink(12).pos(Pos::new(HPos::Center, VPos::Bottom));
@@ -88,7 +91,10 @@ pub fn lines(
         for (i, line) in all.iter().enumerate() {
             let colour = PALETTE[i % PALETTE.len()];
             let style = ShapeStyle { color: colour.to_rgba(), filled: false, stroke_width: 2 };
-            area.draw(&PathElement::new(line.points.iter().map(|p| (x(p.0), y(p.1))).collect::<Vec<_>>(), style))?;
+            area.draw(&PathElement::new(
+                line.points.iter().map(|p| (x(p.0), y(p.1))).collect::<Vec<_>>(),
+                style,
+            ))?;
             let Some(last) = line.points.last() else { continue };
             let mut at = y(last.1);
             while taken.iter().any(|t| (t - at).abs() < 15) {

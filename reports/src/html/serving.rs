@@ -197,11 +197,23 @@ fn distribution(input: &ServingPage<'_>, detail: &ServingDetail, metric: Metric)
         .iter()
         .flat_map(|t| &t.slo.promises)
         .filter(|p| p.metric == metric && p.limit_ms < 4.0 * values[shown])
-        .map(|p| Limit { name: format!("p{} {} ms", three(p.percentile), three(p.limit_ms)), at: p.limit_ms, line: 5 })
+        .map(|p| Limit {
+            name: format!("p{} {} ms", three(p.percentile), three(p.limit_ms)),
+            at: p.limit_ms,
+            line: 5,
+        })
         .collect();
     let name = metric.name();
     let line = Line { name: name.to_owned(), points };
-    charts::lines(&format!("distribution of {name}"), &format!("{name}, ms"), "% of requests", 250, Some(100.0), &[line], &limits)
+    charts::lines(
+        &format!("distribution of {name}"),
+        &format!("{name}, ms"),
+        "% of requests",
+        250,
+        Some(100.0),
+        &[line],
+        &limits,
+    )
 }
 
 /// Queue, batch and cache over time, over all replicas.
@@ -310,7 +322,8 @@ fn plans(report: &ServingPlanReport) -> Markup {
             ]
         })
         .collect();
-    let rejected: Vec<Vec<Cell>> = report.rejected.iter().map(|(what, why)| vec![words(what), words(why)]).collect();
+    let rejected: Vec<Vec<Cell>> =
+        report.rejected.iter().map(|(what, why)| vec![words(what), words(why)]).collect();
     html! {
         @if marks.len() > 1 {
             h2 { "Throughput against what a user sees" }

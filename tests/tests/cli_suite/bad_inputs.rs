@@ -398,8 +398,7 @@ fn argument_cases() -> Vec<Case> {
     ]
 }
 
-const TENANT: &str =
-    "schema = 1\n[[tenant]]\narrival = \"poisson\"\nrate = 2.0\ninput = { fixed = 512 }\noutput = { fixed = 64 }\n";
+const TENANT: &str = "schema = 1\n[[tenant]]\narrival = \"poisson\"\nrate = 2.0\ninput = { fixed = 512 }\noutput = { fixed = 64 }\n";
 const SERVE: &str = "plan --model 8b --cluster h100x8 --workload f.toml";
 const DEPLOYED: &str = "simulate --model 8b --cluster h100x8 --workload chat --plan f.toml";
 
@@ -431,32 +430,110 @@ fn serving_cases() -> Vec<Case> {
         Case("promise of words", SERVE, with("slo = \"quick\"\n"), 2, &["f.toml:7", "form"]),
         Case("unknown latency", SERVE, with("slo = \"speed<3ms\"\n"), 2, &["f.toml:7", "ttft, tpot"]),
         Case("percentile 0", SERVE, with("slo = \"ttft<1s@p0\"\n"), 2, &["f.toml:7", "0 to 100"]),
-        Case("no trace file", SERVE, put("\"poisson\"", "\"trace\"\ntrace = \"no.csv\""), 2, &["f.toml:4", "no.csv"]),
-        Case("trace of garbage", SERVE, put("\"poisson\"", "\"trace\"\ntrace = \"f.json\""), 2, &["f.toml:4", "layout"]),
+        Case(
+            "no trace file",
+            SERVE,
+            put("\"poisson\"", "\"trace\"\ntrace = \"no.csv\""),
+            2,
+            &["f.toml:4", "no.csv"],
+        ),
+        Case(
+            "trace of garbage",
+            SERVE,
+            put("\"poisson\"", "\"trace\"\ntrace = \"f.json\""),
+            2,
+            &["f.toml:4", "layout"],
+        ),
         Case("newer schema", SERVE, put("schema = 1", "schema = 9"), 2, &["f.toml:1:1", "schema 9"]),
-        Case("closed loop has no plan", SERVE, put("poisson\"", "closed-loop\"\nconcurrency = 4"), 2, &["closed loop"]),
-        Case("training flag", "plan --model 8b --cluster h100x8 --workload chat --seq-len 512", none(), 2, &["--seq-len"]),
-        Case("training goal", "plan --model 8b --cluster h100x8 --workload chat --objective memory", none(), 2, &["goodput"]),
-        Case("training format", "plan --model 8b --cluster h100x8 --workload chat --precision mxfp8", none(), 2, &["mxfp8"]),
-        Case("format of the cache", "plan --model 8b --cluster h100x8 --workload chat --kv-precision q9", none(), 2, &["q9"]),
-        Case("cache of training", "plan --model 8b --cluster h100x8 --kv-precision fp8", none(), 2, &["serving"]),
-        Case("unknown engine", "plan --model 8b --cluster h100x8 --workload chat --stack vllm-v7", none(), 2, &["vllm-v1"]),
-        Case("too small", "plan --model 405b --cluster h100x8 --workload chat", none(), 1, &["no layout", "GiB"]),
+        Case(
+            "closed loop has no plan",
+            SERVE,
+            put("poisson\"", "closed-loop\"\nconcurrency = 4"),
+            2,
+            &["closed loop"],
+        ),
+        Case(
+            "training flag",
+            "plan --model 8b --cluster h100x8 --workload chat --seq-len 512",
+            none(),
+            2,
+            &["--seq-len"],
+        ),
+        Case(
+            "training goal",
+            "plan --model 8b --cluster h100x8 --workload chat --objective memory",
+            none(),
+            2,
+            &["goodput"],
+        ),
+        Case(
+            "training format",
+            "plan --model 8b --cluster h100x8 --workload chat --precision mxfp8",
+            none(),
+            2,
+            &["mxfp8"],
+        ),
+        Case(
+            "format of the cache",
+            "plan --model 8b --cluster h100x8 --workload chat --kv-precision q9",
+            none(),
+            2,
+            &["q9"],
+        ),
+        Case(
+            "cache of training",
+            "plan --model 8b --cluster h100x8 --kv-precision fp8",
+            none(),
+            2,
+            &["serving"],
+        ),
+        Case(
+            "unknown engine",
+            "plan --model 8b --cluster h100x8 --workload chat --stack vllm-v7",
+            none(),
+            2,
+            &["vllm-v1"],
+        ),
+        Case(
+            "too small",
+            "plan --model 405b --cluster h100x8 --workload chat",
+            none(),
+            1,
+            &["no layout", "GiB"],
+        ),
         Case("empty deployment", DEPLOYED, none(), 2, &["f.toml", "empty"]),
         Case("zero ranks", DEPLOYED, text("schema = 1\ntp = 0\n"), 2, &["f.toml:2:1", "tp is 0"]),
         Case("training plan", DEPLOYED, text(PLAN), 2, &["f.toml", "plan of training"]),
         Case("too many", DEPLOYED, deployed("replicas = 9\n"), 2, &["f.toml:3", "needs 9", "has 8"]),
-        Case("heads do not divide", DEPLOYED, text("schema = 1\ntp = 5\n"), 2, &["f.toml:2", "32 query heads"]),
+        Case(
+            "heads do not divide",
+            DEPLOYED,
+            text("schema = 1\ntp = 5\n"),
+            2,
+            &["f.toml:2", "32 query heads"],
+        ),
         Case("odd experts", DEPLOYED, deployed("ep = 4\n"), 2, &["f.toml:3", "expert parallelism 4"]),
         Case("unknown router", DEPLOYED, deployed("router = \"random\"\n"), 2, &["f.toml:3", "round-robin"]),
         Case("unknown format", DEPLOYED, deployed("weights = \"fp3\"\n"), 2, &["f.toml:3", "fp3", "w4a16"]),
         Case("unknown deployment key", DEPLOYED, deployed("gpus = 8\n"), 2, &["f.toml:3:1", "gpus"]),
         Case("autoscaling", DEPLOYED, deployed("autoscale = true\n"), 2, &["f.toml:3", "not built"]),
-        Case("swap without rate", DEPLOYED, deployed("preemption = \"swap\"\n"), 2, &["f.toml:3", "swap_gb_per_s"]),
+        Case(
+            "swap without rate",
+            DEPLOYED,
+            deployed("preemption = \"swap\"\n"),
+            2,
+            &["f.toml:3", "swap_gb_per_s"],
+        ),
         Case("capacity of nothing", "capacity --model 8b", none(), 2, &["--tokens"]),
         Case("rate of words", "capacity --model 8b --rate fast", none(), 2, &["50rps"]),
         Case("both kinds", "capacity --model 8b --rate 5rps --tokens 1T", none(), 2, &["--tokens"]),
-        Case("nothing promised", "capacity --model 8b --rate 5rps --input 9 --output 9", none(), 2, &["--slo"]),
+        Case(
+            "nothing promised",
+            "capacity --model 8b --rate 5rps --input 9 --output 9",
+            none(),
+            2,
+            &["--slo"],
+        ),
         Case(
             "impossible promise",
             "capacity --model 8b --rate 5rps --input 9 --output 9 --slo tpot<1us --accelerators h100",
@@ -471,13 +548,20 @@ fn serving_cases() -> Vec<Case> {
             1,
             &["H100", "promises"],
         ),
-        Case("always up", "capacity --model 8b --rate 5rps --availability 100", none(), 2, &["impossible to promise"]),
+        Case(
+            "always up",
+            "capacity --model 8b --rate 5rps --availability 100",
+            none(),
+            2,
+            &["impossible to promise"],
+        ),
     ]
 }
 
 #[test]
 fn bad_input_is_answered_with_cause_place_and_hint() {
-    let groups = [cluster_cases(), plan_cases(), workload_and_model_cases(), argument_cases(), serving_cases()];
+    let groups =
+        [cluster_cases(), plan_cases(), workload_and_model_cases(), argument_cases(), serving_cases()];
     let mut count = 0;
     let mut faults: Vec<String> = Vec::new();
     for Case(what, command, contents, code, parts) in groups.into_iter().flatten() {

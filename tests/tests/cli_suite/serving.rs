@@ -38,7 +38,15 @@ fn a_plan_ranks_deployments_and_its_best_one_keeps_its_promises() {
     let report = &json(&again.out)["report"];
     assert_eq!(report["requests"], 200);
     assert!(report["promises"].as_array().unwrap().iter().all(|p| p["kept"] == true), "{report}");
-    for name in ["vllm.sh", "vllm-bench.sh", "sglang.sh", "sglang-bench.sh", "trtllm.sh", "trtllm.yaml", "trtllm-bench.sh"] {
+    for name in [
+        "vllm.sh",
+        "vllm-bench.sh",
+        "sglang.sh",
+        "sglang-bench.sh",
+        "trtllm.sh",
+        "trtllm.yaml",
+        "trtllm-bench.sh",
+    ] {
         let text = std::fs::read_to_string(files.path().join("out").join(name)).unwrap();
         assert!(text.len() > 80, "{name}");
     }
@@ -58,8 +66,9 @@ fn same_seed_same_bytes_whatever_the_threads() {
 #[test]
 fn cost_prefers_fewer_accelerators_for_the_rate() {
     let files = directory(&[("w.toml", TRAFFIC.as_bytes())]);
-    let value =
-        json(&psim_in(&files, "plan --model 8b --cluster h100x8 --workload w.toml --objective cost --json").out);
+    let value = json(
+        &psim_in(&files, "plan --model 8b --cluster h100x8 --workload w.toml --objective cost --json").out,
+    );
     let needed: Vec<f64> = value["plans"]
         .as_array()
         .unwrap()
@@ -82,7 +91,13 @@ fn saturation_is_flagged_and_never_a_number() {
     for key in ["ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"] {
         assert!(report[key].is_null(), "{key}");
     }
-    assert!(report["promises"].as_array().unwrap().iter().all(|p| p["kept"] == false && p["reached_ms"].is_null()));
+    assert!(
+        report["promises"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|p| p["kept"] == false && p["reached_ms"].is_null())
+    );
 }
 
 #[test]
@@ -166,9 +181,11 @@ fn capacity_sizes_several_accelerators_with_headroom() {
 fn a_trace_is_replayed_as_it_stands() {
     let workload = "schema = 1\n[[tenant]]\narrival = \"trace\"\ntrace = \"t.csv\"\n";
     let azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.50,100,3\n2023-11-16 18:15:48.00,200,4\n";
-    let files = directory(&[("w.toml", workload.as_bytes()), ("t.csv", azure.as_bytes()), ("d.toml", DEPLOYMENT)]);
-    let value =
-        json(&psim_in(&files, "simulate --model 8b --cluster h100x8 --workload w.toml --plan d.toml --json").out);
+    let files =
+        directory(&[("w.toml", workload.as_bytes()), ("t.csv", azure.as_bytes()), ("d.toml", DEPLOYMENT)]);
+    let value = json(
+        &psim_in(&files, "simulate --model 8b --cluster h100x8 --workload w.toml --plan d.toml --json").out,
+    );
     assert_eq!(value["report"]["requests"], 2);
     let seconds = value["report"]["seconds"].as_f64().unwrap();
     assert!(seconds > 1.5 && seconds < 3.0, "{seconds}");
@@ -183,7 +200,8 @@ fn rows_of_both_kinds_are_scored_in_one_file() {
     let run = psim_in(&files, "validate r.jsonl --json");
     assert_eq!(run.code, 0, "{}", run.transcript());
     let value = json(&run.out);
-    let of = |id: &str| value["rows"].as_array().unwrap().iter().filter(|r| r["id"] == id).collect::<Vec<_>>();
+    let of =
+        |id: &str| value["rows"].as_array().unwrap().iter().filter(|r| r["id"] == id).collect::<Vec<_>>();
     let metrics: Vec<&str> = of("x-1").iter().map(|r| r["metric"].as_str().unwrap()).collect();
     assert_eq!(metrics, ["output_tokens_per_s", "tpot_ms", "ttft_ms", "fits"]);
     for entry in of("x-1").into_iter().chain(of("y-1")) {
@@ -198,7 +216,10 @@ fn rows_of_both_kinds_are_scored_in_one_file() {
 fn texts_of_serving() {
     insta::assert_snapshot!("show_workloads", psim("show workloads").transcript());
     insta::assert_snapshot!("help_capacity", psim("capacity --help").transcript());
-    insta::assert_snapshot!("unknown_workload", psim("plan --model 8b --cluster h100x8 --workload chatt").transcript());
+    insta::assert_snapshot!(
+        "unknown_workload",
+        psim("plan --model 8b --cluster h100x8 --workload chatt").transcript()
+    );
     let text = TRAFFIC.replace("\"poisson\"", "\"posson\"");
     let files = directory(&[("w.toml", text.as_bytes())]);
     insta::assert_snapshot!(
@@ -211,9 +232,14 @@ fn texts_of_serving() {
 fn listed_workloads_and_engines_are_files_to_start_from() {
     let chat = psim("show workloads chat").out;
     let engine = psim("show engines vllm-v1").out;
-    let files = directory(&[("w.toml", chat.as_bytes()), ("e.toml", engine.as_bytes()), ("d.toml", DEPLOYMENT)]);
-    let own = psim_in(&files, "simulate --model 70b --cluster h100x8 --workload w.toml --plan d.toml --stack e.toml --json");
+    let files =
+        directory(&[("w.toml", chat.as_bytes()), ("e.toml", engine.as_bytes()), ("d.toml", DEPLOYMENT)]);
+    let own = psim_in(
+        &files,
+        "simulate --model 70b --cluster h100x8 --workload w.toml --plan d.toml --stack e.toml --json",
+    );
     assert_eq!(own.code, 0, "{}", own.transcript());
-    let built_in = psim_in(&files, "simulate --model 70b --cluster h100x8 --workload chat --plan d.toml --json");
+    let built_in =
+        psim_in(&files, "simulate --model 70b --cluster h100x8 --workload chat --plan d.toml --json");
     assert_eq!(json(&own.out)["report"], json(&built_in.out)["report"]);
 }

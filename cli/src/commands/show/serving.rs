@@ -21,8 +21,13 @@ pub(super) fn engines(name: Option<&str>, as_json: bool, host: &mut Host<'_>) ->
     if as_json {
         return host.json(&json!({ "schema": 1, "engines": all }));
     }
-    let columns =
-        [("engine", Left), ("policy", Left), ("sequences", Right), ("tokens/step", Right), ("stands for", Left)];
+    let columns = [
+        ("engine", Left),
+        ("policy", Left),
+        ("sequences", Right),
+        ("tokens/step", Right),
+        ("stands for", Left),
+    ];
     let mut table = Table::new(&columns);
     for e in all {
         let policy = serde_json::to_value(e.policy).ok().and_then(|v| v.as_str().map(str::to_owned));

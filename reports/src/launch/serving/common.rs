@@ -18,7 +18,8 @@ pub(super) fn context(workload: &ServingWorkload) -> u64 {
         tenant.requests = Some(tenant.requests.unwrap_or(DRAWN).min(DRAWN));
     }
     let traffic = Traffic::generate(&sample, 0);
-    let longest = traffic.requests.iter().map(|r| u64::from(r.input) + u64::from(r.output)).max().unwrap_or(1);
+    let longest =
+        traffic.requests.iter().map(|r| u64::from(r.input) + u64::from(r.output)).max().unwrap_or(1);
     // Distributions without an end have longer requests than any sample.
     (longest + longest / 8).next_multiple_of(256)
 }

@@ -40,7 +40,10 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
         NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights at the predicted speed")),
         other => {
-            remarks.push_str(&format!("# MODEL must be a checkpoint in {}; SGLang finds the format in it.\n", other.name()));
+            remarks.push_str(&format!(
+                "# MODEL must be a checkpoint in {}; SGLang finds the format in it.\n",
+                other.name()
+            ));
         }
     }
     match d.quantization.kv {

@@ -42,7 +42,12 @@ fn every_engine_says_the_layout_and_the_benchmark_the_load() {
         // 2,048 + 128 tokens and an eighth, in steps of 256.
         assert!(serve.contains(" 2560"), "{serve}");
         let bench = text(&files, &format!("{name}-bench.sh"));
-        for part in ["--random-input-len 2048 --random-output-len 128", "--request-rate 2.5", "--num-prompts 500", rate] {
+        for part in [
+            "--random-input-len 2048 --random-output-len 128",
+            "--request-rate 2.5",
+            "--num-prompts 500",
+            rate,
+        ] {
             assert!(bench.contains(part), "{part}: {bench}");
         }
         assert_eq!(text(&files, "nginx.conf").matches("server node").count(), 4);
@@ -56,7 +61,9 @@ fn what_an_engine_cannot_express_is_refused() {
     for engine in ServingEngine::ALL {
         assert!(files(d, "H100-SXM-80GB", engine).unwrap_err().to_string().contains("Q4_K_M"));
     }
-    assert!(files(layout(1, 4), "MI300X", ServingEngine::TensorRtLlm).unwrap_err().to_string().contains("MI300X"));
+    assert!(
+        files(layout(1, 4), "MI300X", ServingEngine::TensorRtLlm).unwrap_err().to_string().contains("MI300X")
+    );
 }
 
 #[test]
@@ -67,7 +74,10 @@ fn scripts_are_valid_shell() {
         for d in [layout(4, 4), layout(2, 8), layout(1, 16)] {
             for file in files(d, "H100-SXM-80GB", engine).unwrap() {
                 if file.name.ends_with(".sh") {
-                    let run = std::process::Command::new("bash").args(["-n", "-c", &file.contents]).output().unwrap();
+                    let run = std::process::Command::new("bash")
+                        .args(["-n", "-c", &file.contents])
+                        .output()
+                        .unwrap();
                     assert!(run.status.success(), "{}: {}", file.name, String::from_utf8_lossy(&run.stderr));
                 }
             }

@@ -53,7 +53,9 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         other => return Err(refuse(format!("a {} KV cache", other.name()))),
     };
     if placement(job).1 > 1 {
-        remarks.push_str("# One replica spans nodes: start it under srun or mpirun with trtllm-llmapi-launch in front.\n");
+        remarks.push_str(
+            "# One replica spans nodes: start it under srun or mpirun with trtllm-llmapi-launch in front.\n",
+        );
     }
     let yaml = format!(
         "# Options of trtllm-serve; written by psim.\nenable_attention_dp: {}\nenable_chunked_prefill: true\nkv_cache_config:\n  \

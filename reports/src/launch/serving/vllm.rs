@@ -36,7 +36,11 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         }
         1 => {}
         ep if ep == ranks => options.push("--enable-expert-parallel".to_owned()),
-        ep => return Err(refuse(format!("experts over {ep} of {ranks} ranks: it spreads them over all or none"))),
+        ep => {
+            return Err(refuse(format!(
+                "experts over {ep} of {ranks} ranks: it spreads them over all or none"
+            )));
+        }
     }
     let mut remarks = String::new();
     match d.quantization.dense {
@@ -44,7 +48,10 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
         NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights at the predicted speed")),
         other => {
-            remarks.push_str(&format!("# MODEL must be a checkpoint in {}; vLLM finds the format in it.\n", other.name()));
+            remarks.push_str(&format!(
+                "# MODEL must be a checkpoint in {}; vLLM finds the format in it.\n",
+                other.name()
+            ));
         }
     }
     match d.quantization.kv {
