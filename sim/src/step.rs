@@ -1,21 +1,28 @@
 //! One training step, from a model, a plan, a cluster and a software stack to a prediction.
 //!
 //! Depths: [`StepModel::lower_bound`] is L0. [`StepModel::predict`] list-schedules the operators of every kind of layer on
-//! the compute and communication streams of a representative rank, with contention, and runs the pipeline events on the
-//! sums: L1. L2 takes the memory from the simulated schedule; its step times are those of L1.
+//! the compute and communication streams of a representative rank, runs the pipeline events on the sums, and adds
+//! gradient reduction in closed form: L1. L2 runs the operators of a whole chunk as tasks on the streams of one rank per
+//! stage (compute, model-parallel exchange, sharding, sends, host) with contention between them, across layers and
+//! micro-batches, and takes the memory from the schedule.
 
 mod chunk;
 mod data_parallel;
+mod deep;
+mod device;
 mod energy;
 mod error;
 mod fast;
 mod layer;
 mod mesh;
+mod operators;
 mod optimizer;
 mod parts;
 mod pass;
 mod predict;
 mod program;
+mod stages;
+mod work;
 
 pub use error::SimError;
 pub use layer::{KindTimes, LayerTimes};

@@ -49,14 +49,16 @@ pub enum TaskClass {
     Compute = 0,
     /// Bound by device memory: normalisation, activation, optimizer.
     Memory = 1,
-    /// Network traffic driven by the device: collectives, point-to-point.
+    /// Network traffic driven by the device: collectives between scale-up domains, point-to-point.
     Communication = 2,
-    /// Copy engines: host and storage transfers.
+    /// Copy engines and transfers that take no multiprocessors.
     Copy = 3,
+    /// Collectives inside a scale-up domain, on its own links.
+    Local = 4,
 }
 
 /// Number of [`TaskClass`] values.
-pub(crate) const CLASSES: usize = 4;
+pub(crate) const CLASSES: usize = 5;
 
 /// One task to add.
 #[derive(Debug, Clone, Copy)]

@@ -95,6 +95,18 @@ impl Shape {
         }
     }
 
+    /// The shape of an encoder that sees `per_token` of its own tokens for each token of the decoder.
+    #[must_use]
+    pub fn encoder(&self, per_token: f64) -> Self {
+        let scale = |x: u64| (x as f64 * per_token).ceil() as u64;
+        Self {
+            seq_len: scale(self.seq_len),
+            tokens: scale(self.tokens),
+            sharded_tokens: scale(self.sharded_tokens),
+            ..self.clone()
+        }
+    }
+
     /// Share of the square of scores that a causal mask with window and packing leaves.
     pub fn density(&self, causal: bool, window: Option<u64>) -> f64 {
         let s = self.seq_len.max(1) as f64;

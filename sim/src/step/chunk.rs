@@ -55,6 +55,9 @@ fn beside(pass: &Pass, communication: f64, count: f64, stack: &StackProfile) -> 
     out.parts.contention += slowed;
     out.busy[2] += communication;
     out.time = duration;
+    if stack.overlap.fsdp_prefetch == 0 {
+        out.floor += communication;
+    }
     Pass::default().plus(&out, count)
 }
 
@@ -72,6 +75,8 @@ pub(super) fn chunk_times(
         Recompute::Layers(n) => n,
         _ => 0,
     };
+    // Communication of parameters and gradients over the whole pass: a bound of its own where it runs beside.
+    let mut shared = (0.0, 0.0);
     let mut add = |times: &KindTimes, count: u32, recomputed: u32, gathering: Option<(Gathering, bool)>| {
         let (n, r) = (f64::from(count), f64::from(recomputed));
         let mut backward = if split { times.input } else { times.backward };
@@ -84,6 +89,8 @@ pub(super) fn chunk_times(
         match gathering {
             Some((g, again)) => {
                 let gather_again = if again { g.gather } else { 0.0 };
+                shared.0 += n * g.gather;
+                shared.1 += n * (gather_again + g.scatter);
                 out.forward = out.forward.plus(&beside(&times.forward, g.gather, n, stack), 1.0);
                 out.backward = out.backward.plus(&beside(&backward, gather_again + g.scatter, n, stack), 1.0);
             }
@@ -133,9 +140,11 @@ pub(super) fn chunk_times(
         out.backward.parts.dp += g.scatter;
         out.backward.time += g.scatter;
     }
-    out.forward.parts.launch += stack.host.per_micro_batch.0 / 2.0;
-    out.forward.time += stack.host.per_micro_batch.0 / 2.0;
-    out.backward.parts.launch += stack.host.per_micro_batch.0 / 2.0;
-    out.backward.time += stack.host.per_micro_batch.0 / 2.0;
+    for (pass, shared) in [(&mut out.forward, shared.0), (&mut out.backward, shared.1)] {
+        let host = stack.host.per_micro_batch.0 / 2.0;
+        pass.parts.launch += host;
+        pass.time += host;
+        pass.floor = f64::max(pass.floor, shared) + host;
+    }
     out
 }

@@ -5,10 +5,9 @@
 
 use super::SimError;
 use super::chunk::{ChunkTimes, chunk_times};
-use super::data_parallel::{exposed_gather, exposed_reduction};
 use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
-use super::predict::{Prepared, StepModel, costs, mean_stage};
+use super::predict::{Prepared, StepModel, costs, is_split, mean_stage};
 use super::program::spec;
 use crate::pipeline::PipelineSim;
 use psim_hardware::Bytes;
@@ -28,8 +27,9 @@ impl StepModel<'_> {
         let m = f64::from(plan.micro_batches().max(1));
         let blocked = if self.stack.overlap.p2p { 0.0 } else { p2p };
         let last = mesh.class_of.len().saturating_sub(1);
-        // Per stage: passes that the gradient chain waits for, weight passes, and forward time for hiding gathers.
-        let mut busy = [(0.0f64, 0.0f64, 0.0f64, 0.0f64); MOST_STAGES];
+        // Per stage: passes that the gradient chain waits for, weight passes, and passes that a reduction may hide
+        // behind.
+        let mut busy = [(0.0f64, 0.0f64, 0.0f64); MOST_STAGES];
         if stages > MOST_STAGES {
             return 0.0;
         }
@@ -39,33 +39,47 @@ impl StepModel<'_> {
             let next_elsewhere = c < last && mesh.stage_of[c + 1] != stage;
             let previous_elsewhere = c > 0 && mesh.stage_of[c - 1] != stage;
             let sends = f64::from(u8::from(next_elsewhere)) + f64::from(u8::from(previous_elsewhere));
-            b.0 += times.forward.time + times.backward.time + blocked * sends;
-            b.1 += times.weight.time;
-            b.2 += times.forward.time;
-            b.3 += times.backward.time + times.weight.time;
+            b.0 += times.forward.floor + times.backward.floor + blocked * sends;
+            b.1 += times.weight.floor;
+            b.2 += times.backward.floor + times.weight.floor;
         }
+        // Parameters that a stage must have gathered before its first layer; the host's part of a pass needs none.
+        let head = |stage: usize| {
+            let r = &mesh.reductions[stage];
+            if self.stack.overlap.param_gather {
+                (r.gather / r.buckets - self.stack.host.per_micro_batch.0 / 2.0).max(0.0)
+            } else {
+                r.gather
+            }
+        };
+        // Where stages run on into the next step, none waits for another at the ends of the step.
+        let runs_on = is_split(plan.schedule);
         let (mut down, mut up) = (0.0f64, 0.0f64);
-        let mut pipeline = 0.0f64;
-        let mut reduced = 0.0f64;
-        let mut gathered = 0.0f64;
-        for (stage, &(chain, weight, forward, backward)) in busy[..stages].iter().enumerate() {
+        let mut bound = 0.0f64;
+        for (stage, &(chain, weight, window)) in busy[..stages].iter().enumerate() {
             let reduction = &mesh.reductions[stage];
-            let (exposed, slowed) = exposed_reduction(reduction, backward, self.stack);
+            let start = if runs_on { head(stage) } else { f64::max(head(stage), head(0) + down) };
             // The last send of a stage delays nobody but itself.
-            let own = down + m * (chain + weight) - blocked;
-            pipeline = pipeline.max(own).max(down + m * chain - blocked + up);
-            reduced = reduced.max(own + exposed + slowed);
-            let (exposed, slowed) = exposed_gather(reduction, forward, self.stack);
-            gathered = gathered.max(exposed + slowed);
+            let own = start + m * (chain + weight) - blocked;
+            // Gradients leave during the last backward pass of their chunk at the earliest, the last bucket behind it.
+            let exposed = if !self.stack.overlap.grad_reduce {
+                reduction.reduce
+            } else {
+                let bucket = reduction.reduce / reduction.buckets;
+                if plan.vpp > 1 { bucket } else { f64::max(bucket, reduction.reduce - window) }
+            };
+            bound = bound.max(own + exposed);
+            if !runs_on {
+                bound = bound.max(start + m * chain - blocked + up);
+            }
             let first = &classes[usize::from(mesh.class_of[stage])];
-            down += first.forward.time + p2p;
-            up += first.backward.time + p2p;
+            down += first.forward.floor + p2p;
+            up += first.backward.floor + p2p;
         }
-        // Rounding to picoseconds of every pass may make the simulated time shorter than the sum of floats.
-        let passes = 2.0 * m * mesh.class_of.len() as f64 + 4.0 * stages as f64;
-        let rounded = f64::max(pipeline, reduced) - passes * 1e-12;
+        // Rounding to picoseconds of every task may make the simulated time shorter than the sum of floats.
+        let tasks = 2.0 * m * mesh.class_of.len() as f64 + 64.0 * (stages as f64 + mesh.layout_layers() as f64);
         let tail = mesh.optimizer + self.stack.host.per_step.0;
-        ((rounded + gathered + tail) * (1.0 + self.straggler(plan)) * (1.0 - 1e-12)).max(0.0)
+        ((bound - tasks * 1e-12 + tail) * (1.0 + self.straggler(plan)) * (1.0 - 1e-9)).max(0.0)
     }
 
     /// The step time that [`StepModel::predict`] gives at L1, in seconds. `sim` keeps its buffers between calls.
@@ -82,7 +96,7 @@ impl StepModel<'_> {
         let prepared = self.prepare(plan, shared, mesh);
         let costs = costs(&prepared, self.stack.overlap.p2p);
         let result = sim.run(&spec(plan), &costs).map_err(|e| SimError::Schedule(e.to_string()))?;
-        let (after, _, _) = self.after_pipeline(&prepared, &result);
+        let (after, _, _) = self.after_pipeline(plan, &prepared, &result);
         let unscaled = after + mesh.optimizer + self.stack.host.per_step.0;
         Ok(unscaled * (1.0 + self.straggler(plan)))
     }

@@ -70,12 +70,7 @@ impl LayerTimes {
         let times = |program: LayerProgram| KindTimes::new(&program, cost, stack, peak, split);
         let kinds: Vec<KindTimes> = model.kinds.iter().map(|b| times(lower_block(b, model, shape))).collect();
         let encoder = model.encoder.as_ref().map_or_else(KindTimes::default, |e| {
-            let mut longer = shape.clone();
-            let scale = |x: u64| (x as f64 * e.tokens_per_decoder_token).ceil() as u64;
-            longer.seq_len = scale(shape.seq_len);
-            longer.tokens = scale(shape.tokens);
-            longer.sharded_tokens = scale(shape.sharded_tokens);
-            times(lower_block(&e.block, model, &longer))
+            times(lower_block(&e.block, model, &shape.encoder(e.tokens_per_decoder_token)))
         });
         let mut head = times(lower_head(model, shape));
         if model.mtp_layers > 0

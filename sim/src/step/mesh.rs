@@ -35,6 +35,13 @@ pub struct MeshCosts {
     pub(super) split: bool,
 }
 
+impl MeshCosts {
+    /// Layers of the model.
+    pub(super) fn layout_layers(&self) -> u32 {
+        self.layout.chunks.iter().map(Chunk::count).sum()
+    }
+}
+
 /// Costs of one micro-batch: shared by plans that agree in tp, cp, context exchange, ep, etp, micro-batch, sequence
 /// parallelism, precision and in whether the schedule splits the backward pass.
 #[derive(Debug, Clone)]

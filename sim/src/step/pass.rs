@@ -18,6 +18,8 @@ pub struct Pass {
     pub time: f64,
     /// By cause.
     pub parts: Parts,
+    /// Seconds that no deeper simulation of the pass can beat: its compute and the collectives that compute waits for.
+    pub floor: f64,
     /// Floating-point operations.
     pub flops: f64,
     /// Sum over operators of time² · sigma², for the interval.
@@ -36,6 +38,7 @@ impl Pass {
         Self {
             time: self.time + other.time * factor,
             parts,
+            floor: self.floor + other.floor * factor,
             flops: self.flops + other.flops * factor,
             variance: self.variance + other.variance * factor * factor,
             busy: std::array::from_fn(|i| self.busy[i] + other.busy[i] * factor),
@@ -51,7 +54,7 @@ impl Pass {
 }
 
 /// Kernels that an operator launches.
-fn kernels(kind: &OperatorKind, host: &Host) -> f64 {
+pub(super) fn kernels(kind: &OperatorKind, host: &Host) -> f64 {
     match kind {
         OperatorKind::Gemm { .. } => 1.0,
         OperatorKind::GroupedGemm { groups, .. } => 2.0 + *groups as f64 * host.expert_launches,
@@ -67,7 +70,7 @@ fn kernels(kind: &OperatorKind, host: &Host) -> f64 {
     }
 }
 
-fn is_matrix(kind: &OperatorKind) -> bool {
+pub(super) fn is_matrix(kind: &OperatorKind) -> bool {
     matches!(
         kind,
         OperatorKind::Gemm { .. } | OperatorKind::GroupedGemm { .. } | OperatorKind::Attention { .. }
@@ -84,6 +87,7 @@ pub fn run_pass(
 ) -> Pass {
     let mut out = Pass::default();
     let parts = &mut out.parts;
+    let floor = &mut out.floor;
     let gap = stack.host.gap.0;
     let contention = stack.efficiency.contention;
     let (mut compute_end, mut comm_end) = (0.0f64, 0.0f64);
@@ -110,6 +114,7 @@ pub fn run_pass(
             match op.sync {
                 Sync::Serial => {
                     parts.expose(dimension, start - compute_end + time);
+                    *floor += time;
                     compute_end = start + time;
                     comm_end = compute_end;
                 }
@@ -148,6 +153,7 @@ pub fn run_pass(
         let gaps = gap * kernels(&op.kind, &stack.host);
         parts.launch += gaps;
         let mut duration = time;
+        *floor += time + gaps;
         if matrix && let Some((transfer, dimension, chunks)) = pending.take() {
             let total = f64::max(time, transfer) + f64::min(time, transfer) / chunks;
             let slowed = contention * f64::min(time, transfer);
@@ -168,6 +174,7 @@ pub fn run_pass(
             // Token counts are read back by the host before the all-to-all can be sized.
             parts.launch += stack.host.moe_sync.0;
             compute_end += stack.host.moe_sync.0;
+            *floor += stack.host.moe_sync.0;
         }
     }
     if let Some((transfer, dimension, _)) = pending {

@@ -265,7 +265,9 @@ impl<'a> StepModel<'a> {
         self.check(plan)?;
         let mesh = self.mesh_costs(plan)?;
         let shared = StageCosts { shape: self.shape(plan), layers: layers.clone() };
-        let prepared = self.prepare(plan, &shared, &mesh);
+        let mut prepared = self.prepare(plan, &shared, &mesh);
+        let deep = if level >= Level::L2 { Some(self.deepen(plan, &mut prepared)?) } else { None };
+        let prepared = prepared;
         let spec = spec(plan);
         let mut costs = costs(&prepared, self.stack.overlap.p2p);
         if level >= Level::L2 {
@@ -283,23 +285,32 @@ impl<'a> StepModel<'a> {
         } else {
             (sim.run(&spec, &costs).map_err(failed)?, None)
         };
-        let result = if plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule) {
+        let vocabulary = plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule);
+        let result = if vocabulary {
             self.vocabulary_passes(plan, layers, &prepared).map_err(failed)?
         } else {
             result
         };
-        let makespan = result.makespan.seconds().0;
+        let step = |result: &PipelineResult| result.step(plan.schedule).seconds().0;
+        let makespan = step(&result);
         let without_p2p = if prepared.p2p > 0.0 {
             let free = PipelineCosts { p2p: Time::ZERO, ..costs.clone() };
-            sim.run(&spec, &free).map_err(failed)?.makespan.seconds().0
+            step(&sim.run(&spec, &free).map_err(failed)?)
         } else {
             makespan
         };
         let (mean, even) = mean_stage(plan, &prepared);
         let even_costs = PipelineCosts { p2p: Time::ZERO, chunks: even, ..costs.clone() };
-        let balanced = sim.run(&spec, &even_costs).map_err(failed)?.makespan.seconds().0;
+        let balanced = step(&sim.run(&spec, &even_costs).map_err(failed)?);
 
-        let (after, dp_exposed, contention) = self.after_pipeline(&prepared, &result);
+        let (after, dp_exposed, contention) = match &deep {
+            Some(deep) if !vocabulary && deep.has_events(&prepared) => {
+                let events = self.events(plan, deep, &prepared, &costs, program, &mut sim)?;
+                let slowed = events.slowed.min((events.end - makespan).max(0.0));
+                (events.end, events.end - makespan - slowed, slowed)
+            }
+            _ => self.after_pipeline(plan, &prepared, &result),
+        };
         let mut breakdown = mean.parts.into_breakdown();
         breakdown.pp_exposed = Seconds((makespan - without_p2p).max(0.0));
         breakdown.imbalance = Seconds((without_p2p - balanced).max(0.0));
@@ -353,33 +364,45 @@ impl<'a> StepModel<'a> {
     }
 
     /// End of the last reduction and gathering, with the exposed communication and the slow-down behind it.
-    pub(super) fn after_pipeline(&self, prepared: &Prepared<'_>, result: &PipelineResult) -> (f64, f64, f64) {
-        let mut end: f64 = 0.0;
-        let mut contention_at_end = 0.0;
-        let mut gather: f64 = 0.0;
-        let mut gather_contention = 0.0;
+    ///
+    /// A gathering delays the step by what sticks out after the stage's first input has arrived. Where stages run on
+    /// into the next step (zero bubble), the longest span of one stage counts instead.
+    pub(super) fn after_pipeline(
+        &self,
+        plan: &Plan,
+        prepared: &Prepared<'_>,
+        result: &PipelineResult,
+    ) -> (f64, f64, f64) {
+        let runs_on = is_split(plan.schedule);
+        // (until when, slow-down in it) of the reduction and of the gathering that decide.
+        let (mut end, mut gather) = ((0.0f64, 0.0f64), (0.0f64, 0.0f64));
         for (stage, outcome) in result.stages.iter().enumerate() {
             let local = || prepared.mesh.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
             let backward: f64 = local().map(|c| c.backward.time + c.weight.time).sum();
             let forward: f64 = local().map(|c| c.forward.time).sum();
             let r = &prepared.mesh.reductions[stage];
-            let (exposed, slowed) = exposed_reduction(r, backward, self.stack);
-            let finish = outcome.last_end.seconds().0 + exposed + slowed;
-            if finish > end {
-                end = finish;
-                contention_at_end = slowed;
+            let reduction = exposed_reduction(r, backward, self.stack);
+            let gathering = exposed_gather(r, forward, self.stack);
+            let (first, last) = (outcome.first_start.seconds().0, outcome.last_end.seconds().0);
+            let (out, late) = if runs_on {
+                let slowed = reduction.1 + gathering.1;
+                ((last - first + reduction.0 + gathering.0 + slowed, slowed), (0.0, 0.0))
+            } else {
+                let late = (gathering.0 + gathering.1 - first).max(0.0);
+                ((last + reduction.0 + reduction.1, reduction.1), (late, gathering.1.min(late)))
+            };
+            if out.0 > end.0 {
+                end = out;
             }
-            let (exposed, slowed) = exposed_gather(r, forward, self.stack);
-            if exposed + slowed > gather + gather_contention {
-                gather = exposed;
-                gather_contention = slowed;
+            if late.0 > gather.0 {
+                gather = late;
             }
         }
-        let makespan = result.makespan.seconds().0;
-        let end = f64::max(end, makespan);
-        let contention = f64::min(contention_at_end, end - makespan) + gather_contention;
-        let total = end + gather + gather_contention;
-        (total, total - makespan - contention, contention)
+        let pipeline = result.step(plan.schedule).seconds().0;
+        let until = f64::max(end.0, pipeline);
+        let contention = f64::min(end.1, until - pipeline) + gather.1;
+        let total = until + gather.0;
+        (total, total - pipeline - contention, contention)
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call, all distinct")]

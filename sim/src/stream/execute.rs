@@ -170,7 +170,7 @@ pub(super) fn share(graph: &TaskGraph, mut links: Links, rates: &Rates) -> Resul
             for &stream in &device.streams {
                 let run = &mut running[stream as usize];
                 let class = graph.classes[run.task as usize] as usize;
-                let rate = rates[class][present(&device.classes, class)];
+                let rate = rates.of(class, present(&device.classes, class), device.classes[class]);
                 if rate != run.rate {
                     run.left = run.left.saturating_sub(u128::from(now.0 - run.since) * u128::from(run.rate));
                     run.since = now.0;
