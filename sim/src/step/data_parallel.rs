@@ -1,5 +1,6 @@
 //! Gradient reduction and parameter gathering over data-parallel ranks.
 
+use super::pass::slowed;
 use psim_cost_models::CostModel;
 use psim_hardware::GroupShape;
 use psim_hardware::profile::StackProfile;
@@ -80,19 +81,43 @@ pub(super) fn reduction(
     out
 }
 
+/// The last backward pass of a local chunk: when it is over, how long it took, and its share of the gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct LastBackward {
+    pub(super) done: f64,
+    pub(super) duration: f64,
+    pub(super) share: f64,
+}
+
 /// Seconds of a stage's reduction that stick out after its last backward pass, and the compute slow-down it causes.
 ///
-/// With overlap, buckets leave as their layers finish in the last micro-batch: all but the last bucket can hide behind
-/// the stage's own backward time `window`.
-pub(super) fn exposed_reduction(reduction: &Reduction, window: f64, stack: &StackProfile) -> (f64, f64) {
-    if !stack.overlap.grad_reduce {
+/// With overlap, buckets leave as their layers finish in the last micro-batch of each local chunk, one after another:
+/// all but the last bucket can hide behind those passes, and behind whatever runs between them.
+pub(super) fn exposed_reduction<I: Iterator<Item = LastBackward>>(
+    reduction: &Reduction,
+    chunks: impl Fn() -> I,
+    last_end: f64,
+    stack: &StackProfile,
+) -> (f64, f64) {
+    if !stack.overlap.grad_reduce || reduction.reduce <= 0.0 {
         return (reduction.reduce, 0.0);
     }
     let last = reduction.reduce / reduction.buckets;
-    let hidden_window = window * (1.0 - 1.0 / reduction.buckets);
-    let exposed = f64::max(last, reduction.reduce - hidden_window);
+    // Chunks finish last to first; a few at most, so picking the next is cheap.
+    let mut until = f64::NEG_INFINITY;
+    let mut after = f64::NEG_INFINITY;
+    loop {
+        let Some(next) = chunks().filter(|c| c.done > after).min_by(|a, b| a.done.total_cmp(&b.done)) else {
+            break;
+        };
+        after = next.done;
+        let buckets = (reduction.buckets * next.share).max(1.0);
+        let leaves = next.done - next.duration * (1.0 - 1.0 / buckets);
+        until = until.max(leaves) + reduction.reduce * next.share;
+    }
+    let exposed = f64::max(last, until - last_end).min(reduction.reduce);
     let hidden = reduction.reduce - exposed;
-    (exposed, stack.efficiency.contention * hidden)
+    (exposed, slowed(stack.efficiency.contention, f64::INFINITY, hidden))
 }
 
 /// Seconds of parameter gathering that stick out, and the compute slow-down: with overlap all but the first bucket
@@ -103,5 +128,5 @@ pub(super) fn exposed_gather(reduction: &Reduction, window: f64, stack: &StackPr
     }
     let first = reduction.gather / reduction.buckets;
     let exposed = f64::max(first, reduction.gather - window);
-    (exposed, stack.efficiency.contention * (reduction.gather - exposed))
+    (exposed, slowed(stack.efficiency.contention, f64::INFINITY, reduction.gather - exposed))
 }

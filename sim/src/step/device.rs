@@ -8,8 +8,8 @@
 //! | host | the CPU that launches the kernels of the other streams |
 //! | send | activations and gradients to the neighbouring stages, one stream each way |
 
-use super::work::{BEFORE, Lane, NONE, Work};
 use super::Parts;
+use super::work::{BEFORE, Lane, NONE, Work};
 use crate::stream::{Contention, StreamId, TaskClass, TaskGraph, TaskId, TaskSpec, TaskTimes};
 use psim_hardware::profile::StackProfile;
 use psim_hardware::{Seconds, Time};
@@ -142,7 +142,11 @@ impl Device {
         scale: f64,
         again: bool,
     ) -> Option<TaskId> {
-        let launch = |device: &mut Self, graph: &mut TaskGraph, causes: &mut Causes, seconds: f64, from: Option<TaskId>| {
+        let launch = |device: &mut Self,
+                      graph: &mut TaskGraph,
+                      causes: &mut Causes,
+                      seconds: f64,
+                      from: Option<TaskId>| {
             if seconds <= 0.0 {
                 return None;
             }
@@ -170,7 +174,8 @@ impl Device {
                     self.compute(graph, causes, piece.seconds * scale, piece.class, cause, after)
                 }
                 Lane::Exchange(dimension) => {
-                    let spec = TaskSpec::new(self.exchange, time(piece.seconds * scale), piece.class, "exchange");
+                    let spec =
+                        TaskSpec::new(self.exchange, time(piece.seconds * scale), piece.class, "exchange");
                     let task = graph.add(spec);
                     // What gates compute gates the exchanges behind that compute as well.
                     for on in after.into_iter().flatten() {
@@ -184,7 +189,14 @@ impl Device {
             placed.push(task);
             if i == usize::from(work.read_back) {
                 if issued.is_some() {
-                    let joined = self.compute(graph, causes, 0.0, TaskClass::Compute, Cause::Compute(Parts::default()), [issued, None]);
+                    let joined = self.compute(
+                        graph,
+                        causes,
+                        0.0,
+                        TaskClass::Compute,
+                        Cause::Compute(Parts::default()),
+                        [issued, None],
+                    );
                     issued = launch(self, graph, causes, work.host[1], Some(joined));
                 } else {
                     issued = launch(self, graph, causes, work.host[1], Some(task));
@@ -213,8 +225,7 @@ impl Device {
             let (start, end) = (times.start(logged.task), times.end(logged.task));
             let waited = start.max(clock) - clock;
             if waited > Time::ZERO {
-                let blocker =
-                    logged.after.iter().flatten().max_by_key(|&&on| (times.end(on), on));
+                let blocker = logged.after.iter().flatten().max_by_key(|&&on| (times.end(on), on));
                 match blocker.map(|on| causes[on.0 as usize]) {
                     Some(Cause::Exchange(dimension)) => out.expose(dimension, waited.seconds().0),
                     _ => out.launch += waited.seconds().0,

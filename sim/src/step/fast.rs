@@ -77,7 +77,8 @@ impl StepModel<'_> {
             up += first.backward.floor + p2p;
         }
         // Rounding to picoseconds of every task may make the simulated time shorter than the sum of floats.
-        let tasks = 2.0 * m * mesh.class_of.len() as f64 + 64.0 * (stages as f64 + mesh.layout_layers() as f64);
+        let tasks =
+            2.0 * m * mesh.class_of.len() as f64 + 64.0 * (stages as f64 + mesh.layout_layers() as f64);
         let tail = mesh.optimizer + self.stack.host.per_step.0;
         ((bound - tasks * 1e-12 + tail) * (1.0 + self.straggler(plan)) * (1.0 - 1e-9)).max(0.0)
     }

@@ -98,7 +98,8 @@ impl LayerWorks {
         let encoder = model.encoder.as_ref().map_or_else(KindWorks::default, |e| {
             works(&lower_block(&e.block, model, &shape.encoder(e.tokens_per_decoder_token)))
         });
-        let mtp_kind = model.mtp_kind.or_else(|| model.pattern.last().copied()).map_or(usize::MAX, usize::from);
+        let mtp_kind =
+            model.mtp_kind.or_else(|| model.pattern.last().copied()).map_or(usize::MAX, usize::from);
         let mtp = model.mtp_layers > 0 && mtp_kind < model.kinds.len();
         Self {
             kinds: model.kinds.iter().map(|b| works(&lower_block(b, model, shape))).collect(),
@@ -116,7 +117,9 @@ impl LayerWorks {
         match place {
             Place::Embedding => vec![&self.embedding],
             Place::Layer(LayerKind::Encoder) => vec![&self.encoder],
-            Place::Layer(LayerKind::Decoder(k)) => vec![self.kinds.get(usize::from(k)).unwrap_or(&self.encoder)],
+            Place::Layer(LayerKind::Decoder(k)) => {
+                vec![self.kinds.get(usize::from(k)).unwrap_or(&self.encoder)]
+            }
             Place::Head => {
                 let mut list = vec![&self.head];
                 for _ in 0..self.mtp_layers {
@@ -335,7 +338,8 @@ impl Passes<'_> {
             pass.parts.launch += host;
             pass.time += host;
         }
-        let join = |simulated: Pass, priced: &Pass| Pass { time: simulated.time, parts: simulated.parts, ..*priced };
+        let join =
+            |simulated: Pass, priced: &Pass| Pass { time: simulated.time, parts: simulated.parts, ..*priced };
         Ok(ChunkTimes {
             forward: join(out.forward, &priced.forward),
             backward: join(out.backward, &priced.backward),

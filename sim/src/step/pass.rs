@@ -9,7 +9,7 @@ use super::Parts;
 use psim_cost_models::{Bound, CostModel};
 use psim_hardware::profile::stack::Host;
 use psim_hardware::profile::{Provenance, StackProfile};
-use psim_models::operator::{Dimension, MemoryClass, Operator, OperatorKind, Sync};
+use psim_models::operator::{CollectiveKind, Dimension, MemoryClass, Operator, OperatorKind, Phase, Sync};
 
 /// Outcome of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -77,6 +77,12 @@ pub(super) fn is_matrix(kind: &OperatorKind) -> bool {
     )
 }
 
+/// Seconds that compute loses to communication beside it: while that runs, compute takes `1 + contention` times as
+/// long, so that of `communication` seconds side by side `contention / (1 + contention)` are lost.
+pub(super) fn slowed(contention: f64, compute: f64, communication: f64) -> f64 {
+    contention * f64::min(compute, communication / (1.0 + contention))
+}
+
 /// Runs the operators that `keep` admits and returns the duration of the pass.
 pub fn run_pass(
     operators: &[Operator],
@@ -96,6 +102,8 @@ pub fn run_pass(
     let mut pending: Option<(f64, Dimension, f64)> = None;
     let mut last_matrix = 0.0;
     let mut tail_dimension = Dimension::Tp;
+    // Ends of exchanges left running that the next weight gradient, or the next operator of another phase, waits for.
+    let mut needed = [0.0f64; 2];
     for op in operators.iter().filter(|o| keep(o)) {
         let price = cost.price(&op.kind);
         let time = price.time.0;
@@ -109,7 +117,7 @@ pub fn run_pass(
             Bound::Memory | Bound::Latency => out.busy[1] += time,
             Bound::Network => out.busy[2] += time,
         }
-        if let OperatorKind::Collective { group, dimension, .. } = op.kind {
+        if let OperatorKind::Collective { kind, group, dimension, .. } = op.kind {
             let start = f64::max(compute_end, comm_end);
             match op.sync {
                 Sync::Serial => {
@@ -121,6 +129,10 @@ pub fn run_pass(
                 Sync::Async => {
                     comm_end = start + time;
                     tail_dimension = dimension;
+                    if dimension == Dimension::Tp {
+                        // A gather feeds the weight gradient behind it, a sum goes on to the layer before.
+                        needed[usize::from(kind != CollectiveKind::AllGather)] = comm_end;
+                    }
                 }
                 Sync::WithNext => {
                     let (before, _, _) = pending.unwrap_or((0.0, dimension, 1.0));
@@ -132,13 +144,18 @@ pub fn run_pass(
                     let total = f64::max(last_matrix, time) + f64::min(last_matrix, time) / chunks;
                     let exposed = (total - last_matrix).max(0.0);
                     parts.expose(dimension, exposed);
-                    let slowed = contention * f64::min(last_matrix, time);
+                    let slowed = slowed(contention, last_matrix, time);
                     parts.contention += slowed;
                     compute_end += exposed + slowed;
                     comm_end = compute_end;
                 }
             }
             continue;
+        }
+        let needs = std::mem::take(&mut needed[usize::from(op.phase != Phase::WeightGradient)]);
+        if needs > compute_end {
+            parts.expose(Dimension::Tp, needs - compute_end);
+            compute_end = needs;
         }
         let flops = op.kind.flops();
         out.flops += flops;
@@ -156,12 +173,12 @@ pub fn run_pass(
         *floor += time + gaps;
         if matrix && let Some((transfer, dimension, chunks)) = pending.take() {
             let total = f64::max(time, transfer) + f64::min(time, transfer) / chunks;
-            let slowed = contention * f64::min(time, transfer);
+            let slowed = slowed(contention, time, transfer);
             parts.expose(dimension, total - time);
             parts.contention += slowed;
             duration = total + slowed;
         } else if comm_end > compute_end {
-            let slowed = contention * f64::min(time, comm_end - compute_end);
+            let slowed = slowed(contention, time, comm_end - compute_end);
             parts.contention += slowed;
             duration += slowed;
         }

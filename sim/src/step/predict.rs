@@ -1,7 +1,7 @@
 //! From a plan to a prediction.
 
 use super::chunk::{ChunkTimes, Gathering, Gatherings};
-use super::data_parallel::{exposed_gather, exposed_reduction};
+use super::data_parallel::{LastBackward, exposed_gather, exposed_reduction};
 use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
 use super::program::{StepProgram, spec};
@@ -378,10 +378,18 @@ impl<'a> StepModel<'a> {
         let (mut end, mut gather) = ((0.0f64, 0.0f64), (0.0f64, 0.0f64));
         for (stage, outcome) in result.stages.iter().enumerate() {
             let local = || prepared.mesh.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
-            let backward: f64 = local().map(|c| c.backward.time + c.weight.time).sum();
             let forward: f64 = local().map(|c| c.forward.time).sum();
             let r = &prepared.mesh.reductions[stage];
-            let reduction = exposed_reduction(r, backward, self.stack);
+            let layers = |c: usize| f64::from(prepared.mesh.layout.chunks[c].count()).max(1.0);
+            let all: f64 = prepared.mesh.layout.chunks_of(stage).map(|(c, _)| layers(c)).sum();
+            let last_passes = || {
+                prepared.mesh.layout.chunks_of(stage).zip(&outcome.chunk_done).map(|((c, _), done)| {
+                    let times = &prepared.chunks[c];
+                    let duration = times.backward.time + times.weight.time;
+                    LastBackward { done: done.seconds().0, duration, share: layers(c) / all }
+                })
+            };
+            let reduction = exposed_reduction(r, last_passes, outcome.last_end.seconds().0, self.stack);
             let gathering = exposed_gather(r, forward, self.stack);
             let (first, last) = (outcome.first_start.seconds().0, outcome.last_end.seconds().0);
             let (out, late) = if runs_on {

@@ -7,12 +7,12 @@
 //! only the first [`FOLD_ROUNDS`] rounds of the pipeline are simulated and the rest is added from the pipeline's own
 //! events (tested against all of them in full).
 
+use super::Parts;
 use super::data_parallel::Reduction;
 use super::device::{Cause, Causes, Device, contention};
 use super::operators::{Direction, Passes, Unit};
 use super::predict::{Prepared, is_split};
 use super::program::{StepProgram, spec};
-use super::Parts;
 use crate::pipeline::{PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
 use crate::schedule::{self, Order, PassKind};
 use crate::stream::{StreamError, TaskClass, TaskGraph, TaskId, TaskSpec};
@@ -202,7 +202,14 @@ impl Laid {
                     PassKind::Backward => times.backward.time,
                 };
                 let cause = Cause::Compute(Parts::default());
-                device.compute(&mut self.graph, &mut self.causes, seconds, TaskClass::Compute, cause, [None; 2]);
+                device.compute(
+                    &mut self.graph,
+                    &mut self.causes,
+                    seconds,
+                    TaskClass::Compute,
+                    cause,
+                    [None; 2],
+                );
             }
             let done = device.mark(&mut self.graph, &mut self.causes, [None; 2]);
             let out = self.send(step, spec, &mut device, sends, stage, chunk, pass.kind, done);
@@ -300,12 +307,20 @@ impl Laid {
         }
         if step.costs.p2p_overlap {
             let after = [done];
-            let send = TaskSpec { after: &after, ..TaskSpec::new(sends[way], transfer, TaskClass::Copy, "send") };
+            let send =
+                TaskSpec { after: &after, ..TaskSpec::new(sends[way], transfer, TaskClass::Copy, "send") };
             self.causes.push(Cause::Exchange(psim_models::operator::Dimension::Pp));
             return self.graph.add(send);
         }
         let cause = Cause::Exchange(psim_models::operator::Dimension::Pp);
-        device.compute(&mut self.graph, &mut self.causes, transfer.seconds().0, TaskClass::Copy, cause, [None; 2])
+        device.compute(
+            &mut self.graph,
+            &mut self.causes,
+            transfer.seconds().0,
+            TaskClass::Copy,
+            cause,
+            [None; 2],
+        )
     }
 
     /// Lets every pass wait for its input.

@@ -4,8 +4,8 @@
 //! with its GEMM splits that GEMM where the chunks begin and end to matter: of `n` chunks the first transfer leads,
 //! the last product trails, and what lies between runs side by side.
 
-use super::pass::{is_matrix, kernels};
 use super::Parts;
+use super::pass::{is_matrix, kernels};
 use crate::stream::TaskClass;
 use psim_cost_models::CostModel;
 use psim_hardware::profile::StackProfile;
@@ -231,8 +231,11 @@ impl Laying {
         // The gaps come behind the kernel.
         self.matrix = Some((first, self.last));
         if parts.launch > 0.0 {
-            self.open =
-                Some(usize::from(self.compute(TaskClass::Compute, Parts { launch: parts.launch, ..Parts::default() }, NONE)));
+            self.open = Some(usize::from(self.compute(
+                TaskClass::Compute,
+                Parts { launch: parts.launch, ..Parts::default() },
+                NONE,
+            )));
         }
     }
 

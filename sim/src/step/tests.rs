@@ -1,0 +1,179 @@
+//! The operator-level simulation against the one in full, the depth below it, and its own bound.
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
+
+use super::predict::costs;
+use super::{StageCosts, StepModel};
+use crate::Level;
+use crate::pipeline::PipelineSim;
+use psim_cost_models::{ProfileLibrary, stacks};
+use psim_hardware::profile::StackProfile;
+use psim_hardware::{Cluster, catalogue};
+use psim_models::plan::{Plan, Recompute, Schedule, Sharding};
+use psim_models::{Model, TrainingWorkload, presets};
+
+struct Case {
+    model: &'static str,
+    accelerator: &'static str,
+    stack: &'static str,
+    plan: Plan,
+}
+
+fn plan(tp: u32, pp: u32, dp: u32, vpp: u32, micro_batch: u32, global_batch: u32) -> Plan {
+    Plan {
+        tp,
+        pp,
+        dp,
+        cp: 1,
+        ep: 1,
+        etp: 1,
+        vpp,
+        micro_batch,
+        global_batch,
+        sequence_parallel: true,
+        recompute: Recompute::None,
+        sharding: Sharding::Optimizer,
+        shard_group: 0,
+        schedule: Schedule::OneFOneB,
+        cp_kind: Default::default(),
+        precision: Default::default(),
+        stage_layers: Vec::new(),
+        vocabulary_parallel: false,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |model, accelerator, stack, plan| Case { model, accelerator, stack, plan };
+    let default = stacks::DEFAULT_TRAINING;
+    vec![
+        case("llama3-8b", "h100", default, plan(1, 1, 8, 1, 1, 32)),
+        case("llama3-8b", "h100", default, plan(2, 2, 8, 1, 1, 128)),
+        case("llama3-70b", "h100", default, plan(8, 4, 4, 1, 1, 128)),
+        case(
+            "llama3-70b",
+            "h100",
+            "nemo-25",
+            Plan { schedule: Schedule::Interleaved, ..plan(4, 4, 8, 5, 1, 256) },
+        ),
+        case(
+            "llama3-70b",
+            "h100",
+            "megatron-2021",
+            Plan { recompute: Recompute::Full, ..plan(8, 8, 2, 1, 2, 128) },
+        ),
+        case(
+            "llama2-13b",
+            "a100",
+            "fsdp-generic",
+            Plan { sharding: Sharding::Parameters, ..plan(1, 1, 32, 1, 2, 64) },
+        ),
+        case(
+            "llama3-8b",
+            "a100",
+            "zero-bubble",
+            Plan { schedule: Schedule::ZbH1, ..plan(1, 8, 2, 1, 1, 64) },
+        ),
+        case(
+            "mixtral-8x7b",
+            "h100",
+            default,
+            Plan { ep: 8, recompute: Recompute::Selective, ..plan(2, 2, 16, 1, 1, 256) },
+        ),
+        case("deepseek-v3", "h100", "megatron-bridge-2025", Plan { ep: 32, ..plan(1, 8, 32, 1, 1, 512) }),
+    ]
+}
+
+struct Setting {
+    model: Model,
+    cluster: Cluster,
+    stack: StackProfile,
+    library: ProfileLibrary,
+    workload: TrainingWorkload,
+}
+
+fn setting(case: &Case) -> Setting {
+    let library = ProfileLibrary::built_in();
+    Setting {
+        model: presets::find(case.model).unwrap(),
+        cluster: catalogue::homogeneous(case.accelerator, case.plan.world(), &Default::default()).unwrap(),
+        stack: library.stack(case.stack).unwrap().clone(),
+        library,
+        workload: TrainingWorkload {
+            seq_len: 4096,
+            global_batch: case.plan.global_batch,
+            ..Default::default()
+        },
+    }
+}
+
+impl Setting {
+    fn step(&self) -> StepModel<'_> {
+        StepModel::new(&self.model, &self.workload, &self.cluster, &self.stack, &self.library)
+    }
+}
+
+/// The slow way: every operator of every layer in every micro-batch.
+#[test]
+fn folded_layers_and_micro_batches_equal_the_simulation_in_full() {
+    for case in cases() {
+        let setting = setting(&case);
+        let step = setting.step();
+        let mesh = step.mesh_costs(&case.plan).unwrap();
+        let shared = StageCosts { shape: step.shape(&case.plan), layers: step.layer_times(&case.plan) };
+        let mut sim = PipelineSim::new();
+        let mut run = |fold: bool| {
+            let mut prepared = step.prepare(&case.plan, &shared, &mesh);
+            let deep = step.deepen_with(&case.plan, &mut prepared, fold).unwrap();
+            let costs = costs(&prepared, setting.stack.overlap.p2p);
+            let end = if deep.has_events(&prepared) {
+                step.events_with(&case.plan, &deep, &prepared, &costs, None, &mut sim, !fold).unwrap().end
+            } else {
+                0.0
+            };
+            (prepared.chunks.iter().map(|c| c.total().time).sum::<f64>(), end)
+        };
+        let (folded, full) = (run(true), run(false));
+        let apart = |a: f64, b: f64| if b == 0.0 { a.abs() } else { (a / b - 1.0).abs() };
+        println!("{} {}: chunks {folded:?}, in full {full:?}", case.model, case.stack);
+        assert!(
+            apart(folded.0, full.0) < 1e-6,
+            "{} {}: chunks {folded:?}, in full {full:?}",
+            case.model,
+            case.stack
+        );
+        assert!(
+            apart(folded.1, full.1) < 1e-6,
+            "{} {}: steps {folded:?}, in full {full:?}",
+            case.model,
+            case.stack
+        );
+    }
+}
+
+#[test]
+fn without_contention_and_data_parallelism_l2_is_near_l1_and_no_depth_beats_the_bound() {
+    for case in cases() {
+        let mut setting = setting(&case);
+        setting.stack.efficiency.contention = 0.0;
+        let step = setting.step();
+        let one = step.predict(&case.plan, Level::L1, false).unwrap().step_time.value;
+        let two = step.predict(&case.plan, Level::L2, false).unwrap().step_time.value;
+        let bound = step.lower_bound(&case.plan, &step.layer_times(&case.plan)).unwrap();
+        println!("{} {}: L0 {bound:.4}, L1 {one:.4}, L2 {two:.4}", case.model, case.stack);
+        assert!(bound <= one && bound <= two, "{}: L0 {bound}, L1 {one}, L2 {two}", case.model);
+        assert!((two / one - 1.0).abs() < 0.05, "{}: L1 {one}, L2 {two}", case.model);
+    }
+}
+
+#[test]
+fn contention_slows_l2_and_more_of_it_more() {
+    for case in cases() {
+        let mut setting = setting(&case);
+        let mut last = 0.0;
+        for contention in [0.0, 0.1, 0.3] {
+            setting.stack.efficiency.contention = contention;
+            let time = setting.step().predict(&case.plan, Level::L2, false).unwrap().step_time.value;
+            assert!(time >= last, "{}: {last} s, then {time} s at {contention}", case.model);
+            last = time;
+        }
+    }
+}
