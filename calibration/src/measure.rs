@@ -6,19 +6,20 @@
 //! to a temporary file and renamed. Raw samples are kept beside the profile.
 
 pub mod fit;
+pub mod host;
 pub mod journal;
 pub mod machine;
 pub mod point;
 pub mod sweep;
 
 pub use machine::{cpu_accelerator, threads_cluster, threads_stack};
-pub use point::{Point, Record};
+pub use point::{Point, Record, State};
 
 use journal::{Header, Journal, JournalError};
 use psim_hardware::Accelerator;
 use psim_hardware::profile::AcceleratorProfile;
 use psim_kernels::cpu::CpuDevice;
-use psim_kernels::{Device, DeviceError};
+use psim_kernels::{DeviceError, Micro};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -134,6 +135,8 @@ pub struct Calibration {
     pub seconds: f64,
     /// Fit quality per table: name, points, sigma.
     pub tables: Vec<(String, u32, f64)>,
+    /// Stopped by the caller; starting again goes on.
+    pub stopped: bool,
     /// Remarks (a busy machine, tables left out).
     pub notes: Vec<String>,
 }
@@ -159,7 +162,7 @@ pub fn calibrate(options: &Options, progress: &mut dyn Progress) -> Result<Calib
     }
 }
 
-fn on_device<D: Device>(
+fn on_device<D: Micro>(
     device: &D,
     options: &Options,
     progress: &mut dyn Progress,
@@ -168,18 +171,19 @@ fn on_device<D: Device>(
     let budget = options.minutes * 60.0;
     let path = samples_path(&options.out);
     let header = Header::new(&device.name());
-    let (mut journal, records) = Journal::open(&path, &header)?;
+    let (mut journal, records) = Journal::<Record>::open(&path, &header)?;
     let resumed = records.len();
     let spent: f64 = records.iter().map(|r| r.spent).sum();
     let limits = Limits::new(device, budget, options.collectives.is_some());
     let mut sweep = Sweep::new(&limits, records);
     let mut stopped = false;
-    while let Some(point) = sweep.next() {
+    loop {
         let elapsed = spent + begin.elapsed().as_secs_f64();
-        // The last points must not run past the budget.
         if elapsed >= budget {
             break;
         }
+        // What would run past the budget by more than a tenth is not begun.
+        let Some(point) = sweep.next(budget - elapsed + 0.1 * budget) else { break };
         if !progress.update((elapsed / budget).min(1.0), &point.to_string()) {
             stopped = true;
             break;
@@ -187,7 +191,8 @@ fn on_device<D: Device>(
         let start = Instant::now();
         let allowance = sweep.allowance(budget - elapsed);
         let seconds = point::measure(device, &point, options.seed, allowance, options.collectives.as_ref())?;
-        let record = Record::new(point, seconds, start.elapsed().as_secs_f64());
+        let mut record = Record::new(point, seconds, start.elapsed().as_secs_f64());
+        record.state = device.telemetry().map(State::from);
         journal.append(&record)?;
         sweep.add(record);
     }
@@ -211,6 +216,7 @@ fn on_device<D: Device>(
         points: records.len(),
         resumed,
         seconds: records.iter().map(|r| r.spent).sum(),
+        stopped,
         notes,
     })
 }
@@ -265,7 +271,7 @@ pub fn check(
     }
 }
 
-fn check_on<D: Device>(
+fn check_on<D: Micro>(
     device: &D,
     profile: &Path,
     count: usize,
@@ -274,7 +280,7 @@ fn check_on<D: Device>(
     progress: &mut dyn Progress,
 ) -> Result<Vec<Drift>, MeasureError> {
     let path = samples_path(profile);
-    let mut records = journal::read(&path, &Header::new(&device.name()))?;
+    let mut records: Vec<Record> = journal::read(&path, &Header::new(&device.name()))?;
     if collectives.is_none() {
         records.retain(|r| !matches!(r.point, Point::Collective { .. }));
     }
@@ -287,6 +293,10 @@ fn check_on<D: Device>(
         }
         let seconds = point::measure(device, &record.point, seed, 0.2, collectives)?;
         let now = point::median(&seconds);
+        // What the device does not have cannot drift.
+        if !(now.is_finite() && record.median() > 0.0) {
+            continue;
+        }
         drifts.push(Drift { point: record.point.clone(), before: record.median(), now });
     }
     Ok(drifts)

@@ -1,13 +1,14 @@
 //! The commands, one file each.
 
+mod calibrate;
 mod capacity;
 mod compare;
 mod completions;
 mod emit;
+mod execute;
 mod explain;
 mod gallery;
 mod import;
-mod not_built;
 pub(crate) mod plan;
 mod report;
 mod show;
@@ -43,10 +44,10 @@ pub(crate) enum Command {
     Show(show::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
-    /// Measure this machine's kernels and write a profile (not built yet)
-    Calibrate(not_built::Arguments),
-    /// Run a plan for real and compare it with its prediction (not built yet)
-    Execute(not_built::Arguments),
+    /// Measure this machine's kernels and write a profile
+    Calibrate(calibrate::Arguments),
+    /// Run a plan for real and compare it with its prediction
+    Execute(execute::Arguments),
     /// Re-simulate published techniques and compare with their numbers
     Gallery(gallery::Arguments),
 }
@@ -66,8 +67,8 @@ impl Command {
             Self::Import(arguments) => import::run(&arguments, host),
             Self::Show(arguments) => show::run(&arguments, host),
             Self::Completions(arguments) => completions::run(&arguments, host),
-            Self::Calibrate(_) => not_built::run("psim calibrate"),
-            Self::Execute(_) => not_built::run("psim execute"),
+            Self::Calibrate(arguments) => calibrate::run(&arguments, host),
+            Self::Execute(arguments) => execute::run(&arguments, host),
             Self::Gallery(arguments) => gallery::run(&arguments, host),
         }
     }

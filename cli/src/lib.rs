@@ -8,6 +8,7 @@ mod failure;
 mod files;
 mod host;
 mod inputs;
+mod machine;
 mod number;
 mod progress;
 mod render;

@@ -23,6 +23,15 @@ impl Bar {
         Self { bar }
     }
 
+    /// Shows how far work is whose steps are not counted; `done` runs from 0 to 1.
+    pub(crate) fn show(&self, message: &str, done: f64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(message.to_owned());
+            bar.set_length(1000);
+            bar.set_position((done.clamp(0.0, 1.0) * 1000.0) as u64);
+        }
+    }
+
     /// Removes the bar.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {

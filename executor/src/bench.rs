@@ -1,9 +1,15 @@
 //! Micro-benchmarks of the collectives among rank threads, for calibration.
+//!
+//! A collective costs the processor time of its slowest rank (copying out of and into device buffers included, as the
+//! executor does it) and the hand-overs between threads that it cannot do without. Both are what a machine of one's own
+//! would show, even where other programs take turns on the cores.
 
 use crate::comm::{Comm, Hub, Tag};
 use crate::mesh::Group;
+use psim_kernels::cpu::thread_seconds;
 use psim_models::operator::Dimension;
-use std::sync::Barrier;
+use std::hint::black_box;
+use std::sync::{Barrier, OnceLock};
 use std::time::Instant;
 
 /// Repeats after one warm-up.
@@ -20,6 +26,7 @@ pub fn collective(operation: &str, ranks: u32, bytes: u64) -> Result<Vec<f64>, S
     if !["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send-recv"].contains(&operation) {
         return Err(format!("unknown collective `{operation}`"));
     }
+    let wait = hand_over() * if operation == "all-reduce" { 2.0 } else { 1.0 };
     let hub = Hub::new(ranks);
     let barrier = Barrier::new(ranks);
     let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
@@ -33,10 +40,10 @@ pub fn collective(operation: &str, ranks: u32, bytes: u64) -> Result<Vec<f64>, S
                     let mut seconds = Vec::new();
                     for _ in 0..=REPEATS {
                         barrier.wait();
-                        let start = Instant::now();
+                        let start = thread_seconds();
                         // A failure would be a stopped peer; then the times do not matter.
                         let _ = run(&comm, &group, operation, &data);
-                        seconds.push(start.elapsed().as_secs_f64());
+                        seconds.push(thread_seconds() - start);
                     }
                     seconds
                 })
@@ -47,7 +54,36 @@ pub fn collective(operation: &str, ranks: u32, bytes: u64) -> Result<Vec<f64>, S
     if times.len() < ranks {
         return Err("a rank thread panicked".to_owned());
     }
-    Ok((1..=REPEATS).map(|i| times.iter().map(|t| t[i]).fold(0.0, f64::max)).collect())
+    Ok((1..=REPEATS).map(|i| wait + times.iter().map(|t| t[i]).fold(0.0, f64::max)).collect())
+}
+
+/// Seconds from sending a short message until a thread that waits for it has it: the lower quartile of many, because
+/// what lies above it is other programs. Measured once.
+pub fn hand_over() -> f64 {
+    static SECONDS: OnceLock<f64> = OnceLock::new();
+    *SECONDS.get_or_init(|| {
+        const TRIPS: usize = 200;
+        let hub = Hub::new(2);
+        let (here, there) = (Comm::new(hub.endpoint(0)), Comm::new(hub.endpoint(1)));
+        let mut times: Vec<f64> = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..TRIPS {
+                    let Ok(data) = there.receive(Dimension::Pp, 0, Tag::Forward(0, 0)) else { return };
+                    let _ = there.send(Dimension::Pp, 0, Tag::Backward(0, 0), data);
+                }
+            });
+            (0..TRIPS)
+                .map(|_| {
+                    let start = Instant::now();
+                    let _ = here.send(Dimension::Pp, 1, Tag::Forward(0, 0), vec![0.0]);
+                    let _ = here.receive(Dimension::Pp, 1, Tag::Backward(0, 0));
+                    0.5 * start.elapsed().as_secs_f64()
+                })
+                .collect()
+        });
+        times.sort_by(f64::total_cmp);
+        times[TRIPS / 4]
+    })
 }
 
 fn run(
@@ -58,67 +94,29 @@ fn run(
 ) -> crate::error::Result<()> {
     let (n, dimension) = (group.size(), Dimension::Tp);
     let share = data.len() / n;
+    // Results are copied once more: into a device buffer.
     match operation {
-        "all-reduce" => drop(comm.all_reduce(dimension, group, data.to_vec())?),
-        "all-gather" => drop(comm.all_gather(dimension, group, data[..share].to_vec())?),
-        "reduce-scatter" => drop(comm.reduce_scatter(dimension, group, data.to_vec())?),
+        "all-reduce" => {
+            black_box(comm.all_reduce(dimension, group, data.to_vec())?.clone());
+        }
+        "all-gather" => {
+            black_box(comm.all_gather(dimension, group, data[..share].to_vec())?.concat());
+        }
+        "reduce-scatter" => {
+            black_box(comm.reduce_scatter(dimension, group, data.to_vec())?.clone());
+        }
         "all-to-all" => {
-            drop(comm.all_to_all(
-                dimension,
-                group,
-                data.chunks(share.max(1)).take(n).map(<[f32]>::to_vec).collect(),
-            )?);
+            let parts = data.chunks(share.max(1)).take(n).map(<[f32]>::to_vec).collect();
+            black_box(comm.all_to_all(dimension, group, parts)?.concat());
         }
         _ => {
             let peer = group.ranks[(group.index + 1) % n];
             comm.send(Dimension::Pp, peer, Tag::Forward(0, 0), data.to_vec())?;
             let from = group.ranks[(group.index + n - 1) % n];
-            drop(comm.receive(Dimension::Pp, from, Tag::Forward(0, 0))?);
+            black_box(comm.receive(Dimension::Pp, from, Tag::Forward(0, 0))?.clone());
         }
     }
     Ok(())
-}
-
-/// Speed of each of `1..=threads` threads that multiply matrices at the same time, relative to one alone: what cores,
-/// shared execution units and other programs leave. Medians of short runs.
-pub fn concurrency(threads: usize) -> Vec<f64> {
-    use psim_kernels::{Device, Gemm, cpu::CpuDevice};
-    let size = 192;
-    let work = |barrier: &Barrier| -> f64 {
-        let device = CpuDevice::new();
-        let operands =
-            || device.upload(&(0..size * size).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect::<Vec<_>>());
-        let (Ok(a), Ok(b), Ok(mut c)) = (operands(), operands(), operands()) else { return f64::NAN };
-        let shape = Gemm::new(size, size, size);
-        barrier.wait();
-        let start = Instant::now();
-        for _ in 0..60 {
-            let _ = device.gemm(&shape, &a, &b, &mut c);
-        }
-        start.elapsed().as_secs_f64()
-    };
-    let mean = |count: usize| -> f64 {
-        let barrier = Barrier::new(count);
-        let times: Vec<f64> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..count).map(|_| scope.spawn(|| work(&barrier))).collect();
-            handles.into_iter().filter_map(|h| h.join().ok()).collect()
-        });
-        times.iter().sum::<f64>() / times.len().max(1) as f64
-    };
-    let median = |count: usize| {
-        let mut runs: Vec<f64> = (0..5).map(|_| mean(count)).collect();
-        runs.sort_by(f64::total_cmp);
-        runs[2]
-    };
-    let alone = median(1);
-    let mut speeds = Vec::with_capacity(threads);
-    let mut slowest = 1.0_f64;
-    for count in 1..=threads {
-        // More threads never run faster each.
-        slowest = slowest.min(if count == 1 { 1.0 } else { alone / median(count) });
-        speeds.push(slowest);
-    }
-    speeds
 }
 
 #[cfg(test)]

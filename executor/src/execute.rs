@@ -2,12 +2,13 @@
 
 use crate::comm::{Mpi, Process};
 use crate::error::{ExecutorError, Result, unsupported};
-use crate::predict::{Basis, StageTimes, predict};
+use crate::predict::{Basis, HostPrediction, StageTimes, predict};
 use crate::run::{Job, RankRecord, Run, Settings};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::operator::Dimension;
 use psim_models::plan::Precision;
 use psim_models::{Model, Plan, TrainingWorkload};
+use psim_sim::residual::PhaseFactors;
 use psim_sim::schedule::PassKind;
 use serde::Serialize;
 
@@ -83,6 +84,10 @@ pub struct PhaseRow {
     pub measured: f64,
     /// Predicted, seconds.
     pub predicted: Option<f64>,
+    /// Processor seconds of a rank in it, likewise: what other programs on the machine do not change.
+    pub processor: f64,
+    /// Predicted processor seconds.
+    pub predicted_processor: Option<f64>,
 }
 
 /// Communication of one dimension.
@@ -117,6 +122,12 @@ pub struct ExecuteReport {
     pub spread: f64,
     /// Predicted step, seconds.
     pub predicted: Option<f64>,
+    /// Processor seconds of all ranks in a step, median over steps.
+    pub processor: f64,
+    /// Their (largest − smallest) / median over the timed steps.
+    pub processor_spread: f64,
+    /// Predicted processor seconds of all ranks.
+    pub predicted_processor: Option<f64>,
     /// Phases per stage.
     pub phases: Vec<PhaseRow>,
     /// Communication per dimension, mean over ranks, last step.
@@ -133,6 +144,18 @@ impl ExecuteReport {
     /// Relative error of the predicted step, if there is one.
     pub fn error(&self) -> Option<f64> {
         self.predicted.map(|p| p / self.measured - 1.0)
+    }
+
+    /// Measured over predicted per phase, over all stages; `None` without a prediction. Processor time, which other
+    /// programs do not change, where the processor does the work.
+    pub fn factors(&self) -> Option<PhaseFactors> {
+        let ratio = |phase: &str| -> Option<f64> {
+            let rows = || self.phases.iter().filter(|r| r.phase == phase);
+            let predicted: f64 = rows().map(|r| r.predicted_processor).sum::<Option<f64>>()?;
+            let measured: f64 = rows().map(|r| r.processor).sum();
+            Some(if predicted > 0.0 && measured > 0.0 { measured / predicted } else { 1.0 })
+        };
+        Some(PhaseFactors { forward: ratio("forward")?, backward: ratio("backward")?, after: ratio("after")? })
     }
 }
 
@@ -176,8 +199,9 @@ pub fn execute(request: &ExecuteRequest<'_>) -> Result<Option<ExecuteReport>> {
         .map(|s| run.ranks.iter().filter_map(|r| r.steps.get(s)).map(|s| s.total).fold(0.0, f64::max))
         .collect();
     let measured = median(step_seconds.clone());
-    let largest = step_seconds.iter().copied().fold(0.0, f64::max);
-    let smallest = step_seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let processors: Vec<f64> = (skip..settings.steps as usize)
+        .map(|s| run.ranks.iter().map(|r| stage_times(r, s).1.busy()).sum())
+        .collect();
     let mut notes = Vec::new();
     let ranks = plan.world();
     if ranks > cores {
@@ -188,11 +212,17 @@ pub fn execute(request: &ExecuteRequest<'_>) -> Result<Option<ExecuteReport>> {
         ranks,
         cores,
         losses: run.losses[skip..].to_vec(),
-        spread: (largest - smallest) / measured.max(f64::MIN_POSITIVE),
+        spread: spread(&step_seconds),
+        processor: median(processors.clone()),
+        processor_spread: spread(&processors),
+        predicted_processor: prediction.as_ref().map(|p| {
+            let per_stage = f64::from(plan.world()) / f64::from(plan.pp.max(1));
+            p.processor.iter().map(StageTimes::busy).sum::<f64>() * per_stage
+        }),
         step_seconds,
         measured,
         predicted: prediction.as_ref().map(|p| p.step),
-        phases: phases(&run.ranks, plan.pp as usize, skip, prediction.as_ref().map(|p| &p.stages[..])),
+        phases: phases(&run.ranks, plan.pp as usize, skip, prediction.as_ref()),
         communication: communication(&run.ranks),
         memory: run.ranks.iter().map(|r| r.memory.peak).max().unwrap_or(0),
         predicted_memory: prediction.as_ref().map(|p| p.alone.peak_memory().0),
@@ -223,19 +253,33 @@ fn run_ranks(job: &Job, settings: &Settings, ranks: RankMode, world: usize) -> R
     }
 }
 
-/// One rank's step by phase.
-fn stage_times(rank: &RankRecord, step: usize) -> StageTimes {
-    let Some(record) = rank.steps.get(step) else { return StageTimes::default() };
+/// (largest − smallest) / median.
+fn spread(values: &[f64]) -> f64 {
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    (largest - smallest) / median(values.to_vec()).max(f64::MIN_POSITIVE)
+}
+
+/// One rank's step by phase: clock time, processor time.
+fn stage_times(rank: &RankRecord, step: usize) -> (StageTimes, StageTimes) {
+    let Some(record) = rank.steps.get(step) else { return Default::default() };
     let mut times = StageTimes { after: record.optimizer, ..StageTimes::default() };
+    let mut processor = StageTimes { after: record.optimizer_processor, ..StageTimes::default() };
     for pass in &record.passes {
         let own = pass.end - pass.start - pass.pipeline_wait;
         match pass.pass.kind {
-            PassKind::Forward => times.forward += own,
-            PassKind::Backward | PassKind::Weight => times.backward += own,
+            PassKind::Forward => {
+                times.forward += own;
+                processor.forward += pass.processor;
+            }
+            PassKind::Backward | PassKind::Weight => {
+                times.backward += own;
+                processor.backward += pass.processor;
+            }
         }
         times.wait += pass.pipeline_wait;
     }
-    times
+    (times, processor)
 }
 
 /// A phase out of the times of a stage.
@@ -245,7 +289,7 @@ fn phases(
     ranks: &[RankRecord],
     stages: usize,
     skip: usize,
-    predicted: Option<&[StageTimes]>,
+    predicted: Option<&HostPrediction>,
 ) -> Vec<PhaseRow> {
     let steps = ranks.first().map_or(0, |r| r.steps.len());
     let mut rows = Vec::new();
@@ -258,11 +302,22 @@ fn phases(
             ("wait", |t| t.wait),
         ];
         for (phase, of) in select {
-            let per_step = (skip..steps)
-                .map(|s| own.iter().map(|r| of(&stage_times(r, s))).sum::<f64>() / own.len().max(1) as f64)
-                .collect();
-            let predicted = predicted.and_then(|p| p.get(stage)).map(of);
-            rows.push(PhaseRow { stage, phase, measured: median(per_step), predicted });
+            let mean = |pick: fn((StageTimes, StageTimes)) -> StageTimes| {
+                let per_step = (skip..steps)
+                    .map(|s| {
+                        own.iter().map(|r| of(&pick(stage_times(r, s)))).sum::<f64>() / own.len().max(1) as f64
+                    })
+                    .collect();
+                median(per_step)
+            };
+            rows.push(PhaseRow {
+                stage,
+                phase,
+                measured: mean(|t| t.0),
+                predicted: predicted.and_then(|p| p.stages.get(stage)).map(of),
+                processor: mean(|t| t.1),
+                predicted_processor: predicted.and_then(|p| p.processor.get(stage)).map(of),
+            });
         }
     }
     rows

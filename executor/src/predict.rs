@@ -1,16 +1,19 @@
 //! The prediction for ranks that share the cores of one machine.
 //!
 //! The simulator prices every pass as if its rank had a core of its own. Here the same passes run in the same order
-//! with the same dependencies, but `n` busy ranks advance at the speed that `n` busy threads were measured to have:
-//! processor sharing, which is what a fair scheduler gives threads, with what shared execution units take. With enough cores the result is the pipeline simulation (tested).
+//! with the same dependencies, but busy ranks take turns on the cores (processor sharing, which is
+//! what a fair scheduler gives threads) and slow each other down where they share caches and execution units, as
+//! measured. With a core each and nothing shared the result is the pipeline simulation (tested).
 
 use crate::error::{ExecutorError, Result};
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
+use psim_hardware::profile::machine::Sharing;
 use psim_hardware::{Cluster, GroupShape};
 use psim_models::operator::CollectiveKind;
 use psim_models::{Model, Plan, TrainingWorkload};
 use psim_sim::pipeline::PipelineSpec;
+use psim_sim::residual::PhaseFactors;
 use psim_sim::schedule::{Order, Pass, PassKind, model_chunk, stage_of_chunk};
 use psim_sim::step::{StepModel, StepProgram};
 use psim_sim::{Level, StepPrediction};
@@ -25,9 +28,10 @@ pub struct Basis<'a> {
     pub stack: &'a StackProfile,
     /// With which profiles.
     pub library: &'a ProfileLibrary,
-    /// Speed of each of 1, 2, … busy ranks relative to one alone ([`crate::bench::concurrency`]); beyond the list, ranks
-    /// share what the last entry leaves. Empty: one core each.
-    pub speeds: &'a [f64],
+    /// How ranks share the cores; the default is a core each.
+    pub sharing: &'a Sharing,
+    /// What earlier runs on this machine say beside the prediction; factors of one where there were none.
+    pub factors: PhaseFactors,
 }
 
 /// Prediction for one machine.
@@ -37,6 +41,10 @@ pub struct HostPrediction {
     pub step: f64,
     /// Seconds per stage and kind of work, as they pass on the clock: passes, then what follows them.
     pub stages: Vec<StageTimes>,
+    /// Processor seconds per stage, likewise, mean over its ranks; waiting is none.
+    pub processor: Vec<StageTimes>,
+    /// Length of a pass, per stage, in the order they run, on a core of its own: (kind, seconds).
+    pub passes: Vec<Vec<(PassKind, f64)>>,
     /// The simulator's prediction, a core for every rank.
     pub alone: StepPrediction,
 }
@@ -54,12 +62,19 @@ pub struct StageTimes {
     pub after: f64,
 }
 
-/// Speed of each of `active` busy ranks.
-fn speed(speeds: &[f64], active: usize) -> f64 {
-    match (speeds.get(active.saturating_sub(1)), speeds.last()) {
-        (Some(speed), _) => *speed,
-        (None, Some(last)) => last * speeds.len() as f64 / active as f64,
-        (None, None) => 1.0,
+impl StageTimes {
+    /// Adds to a pass of this kind, or to what follows the passes.
+    fn add(&mut self, kind: Option<PassKind>, seconds: f64) {
+        match kind {
+            Some(PassKind::Forward) => self.forward += seconds,
+            Some(_) => self.backward += seconds,
+            None => self.after += seconds,
+        }
+    }
+
+    /// Everything but waiting.
+    pub fn busy(&self) -> f64 {
+        self.forward + self.backward + self.after
     }
 }
 
@@ -101,8 +116,34 @@ pub fn predict(
         0.0
     };
     let per_stage = (plan.world() / plan.pp.max(1)) as usize;
-    let replayed = replay(spec, order, &durations, transfer, after, per_stage, basis.speeds);
-    Ok(HostPrediction { step: replayed.0, stages: replayed.1, alone })
+    let PhaseFactors { forward, backward, after: finish } = basis.factors;
+    let mut passes = Vec::with_capacity(durations.len());
+    for (stage, own) in durations.iter_mut().enumerate() {
+        let kinds = order.stage(stage).iter().map(|p| p.kind);
+        for (duration, kind) in own.iter_mut().zip(kinds.clone()) {
+            *duration *= if kind == PassKind::Forward { forward } else { backward };
+        }
+        passes.push(kinds.zip(own.iter().copied()).collect());
+    }
+    let replayed = replay(spec, order, &durations, transfer, after * finish, per_stage, basis.sharing);
+    Ok(HostPrediction {
+        step: replayed.step,
+        stages: replayed.stages,
+        processor: replayed.processor,
+        passes,
+        alone,
+    })
+}
+
+/// A replayed step.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Replayed {
+    /// Length.
+    pub(crate) step: f64,
+    /// Where the clock time of each stage goes, mean over its ranks.
+    pub(crate) stages: Vec<StageTimes>,
+    /// Where its processor time goes, mean over its ranks.
+    pub(crate) processor: Vec<StageTimes>,
 }
 
 /// A pass as a piece of work with dependencies on another stage.
@@ -124,8 +165,8 @@ pub(crate) fn replay(
     transfer: f64,
     after: f64,
     per_stage: usize,
-    speeds: &[f64],
-) -> (f64, Vec<StageTimes>) {
+    sharing: &Sharing,
+) -> Replayed {
     let tasks = tasks(spec, order, durations, transfer, after);
     let stages = tasks.len();
     let ranks = stages * per_stage;
@@ -134,6 +175,7 @@ pub(crate) fn replay(
     let mut left: Vec<Option<f64>> = vec![None; ranks];
     let mut done: Vec<usize> = vec![0; ranks];
     let mut times = vec![StageTimes::default(); stages];
+    let mut processor = times.clone();
     let mut clock = 0.0_f64;
     loop {
         for rank in 0..ranks {
@@ -152,7 +194,8 @@ pub(crate) fn replay(
         if active == 0 {
             break;
         }
-        let rate = speed(speeds, active).max(1e-6);
+        let active = active as u32;
+        let (rate, share) = (sharing.speed(active), sharing.share(active));
         let shortest = left.iter().flatten().copied().fold(f64::INFINITY, f64::min);
         let passed = shortest / rate;
         clock += passed;
@@ -164,11 +207,9 @@ pub(crate) fn replay(
                 }
                 continue;
             };
-            match tasks[stage][next[rank]].kind {
-                Some(PassKind::Forward) => times[stage].forward += passed,
-                Some(_) => times[stage].backward += passed,
-                None => times[stage].after += passed,
-            }
+            let kind = tasks[stage][next[rank]].kind;
+            times[stage].add(kind, passed);
+            processor[stage].add(kind, passed * share);
             let rest = work - shortest;
             if rest <= 1e-15 {
                 left[rank] = None;
@@ -179,14 +220,14 @@ pub(crate) fn replay(
             }
         }
     }
-    for stage in &mut times {
+    for stage in times.iter_mut().chain(&mut processor) {
         let ranks = per_stage as f64;
         stage.forward /= ranks;
         stage.backward /= ranks;
         stage.wait /= ranks;
         stage.after /= ranks;
     }
-    (clock, times)
+    Replayed { step: clock, stages: times, processor }
 }
 
 fn tasks(
@@ -268,7 +309,12 @@ mod tests {
         (spec, costs)
     }
 
-    fn replayed(spec: &PipelineSpec, costs: &PipelineCosts, per_stage: usize, speeds: &[f64]) -> (f64, f64) {
+    fn replayed(
+        spec: &PipelineSpec,
+        costs: &PipelineCosts,
+        per_stage: usize,
+        sharing: &Sharing,
+    ) -> (Replayed, f64) {
         let (result, timeline) = simulate_with_timeline(spec, costs).unwrap();
         let mut order = Order::default();
         schedule::build(spec, &mut order).unwrap();
@@ -276,8 +322,8 @@ mod tests {
         for span in &timeline.spans {
             durations[span.track as usize].push(span.end.seconds().0 - span.start.seconds().0);
         }
-        let (time, _) = replay(spec, &order, &durations, 0.0, 0.0, per_stage, speeds);
-        (time, result.makespan.seconds().0)
+        let replayed = replay(spec, &order, &durations, 0.0, 0.0, per_stage, sharing);
+        (replayed, result.makespan.seconds().0)
     }
 
     #[test]
@@ -289,7 +335,8 @@ mod tests {
             (Schedule::OneFOneB, 1, 1, 3),
         ] {
             let (spec, costs) = case(schedule, stages, chunks, micro_batches);
-            let (time, expected) = replayed(&spec, &costs, 2, &[]);
+            let (time, expected) = replayed(&spec, &costs, 2, &Sharing::default());
+            let time = time.step;
             assert!((time / expected - 1.0).abs() < 1e-9, "{schedule:?}: {time} against {expected}");
         }
     }
@@ -299,9 +346,16 @@ mod tests {
         let (spec, costs) = case(Schedule::OneFOneB, 3, 1, 4);
         let work: u64 =
             costs.chunks.iter().map(|c| 4 * (c.forward.0 + c.backward_input.0 + c.backward_weight.0)).sum();
-        let (time, alone) = replayed(&spec, &costs, 1, &[1.0]);
-        assert!((time / (work as f64 * 1e-12) - 1.0).abs() < 1e-9);
-        let (two, _) = replayed(&spec, &costs, 1, &[1.0, 1.0]);
-        assert!(alone <= two && two <= time);
+        let work = work as f64 * 1e-12;
+        let cores = |cores| Sharing { cores, together: Vec::new() };
+        let (one, alone) = replayed(&spec, &costs, 1, &cores(1));
+        assert!((one.step / work - 1.0).abs() < 1e-9);
+        let (two, _) = replayed(&spec, &costs, 1, &cores(2));
+        assert!(alone <= two.step && two.step <= one.step);
+        // However they take turns, the processors do the work once.
+        for replayed in [one, two] {
+            let busy: f64 = replayed.processor.iter().map(StageTimes::busy).sum();
+            assert!((busy / work - 1.0).abs() < 1e-9);
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::layer::LayerSaved;
 use crate::rank::{Pending, Rank};
 use crate::update::Bucket;
+use psim_kernels::cpu::thread_seconds;
 use psim_kernels::{Adam, Device};
 use psim_models::operator::Dimension;
 use psim_sim::pipeline::PipelineSpec;
@@ -28,6 +29,8 @@ pub struct PassTime {
     pub communication: f64,
     /// Seconds of it waiting for another stage.
     pub pipeline_wait: f64,
+    /// Processor seconds of the rank's thread in it (only what the host does, where the device is another one).
+    pub processor: f64,
 }
 
 /// A step on one rank.
@@ -41,6 +44,8 @@ pub struct StepRecord {
     pub optimizer: f64,
     /// Seconds of communication in the optimizer step.
     pub optimizer_communication: f64,
+    /// Processor seconds of the rank's thread in the optimizer step.
+    pub optimizer_processor: f64,
     /// Seconds of the step.
     pub total: f64,
 }
@@ -78,6 +83,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             let chunk = model_chunk(spec, stage as u32, u32::from(pass.chunk));
             let key = (pass.micro_batch, chunk);
             let start = begin.elapsed().as_secs_f64();
+            let processor = thread_seconds();
             let communication = self.comm.total();
             let waited = self.comm.waited(Dimension::Pp);
             match pass.kind {
@@ -114,14 +120,17 @@ impl<D: Device, T: Transport> Rank<D, T> {
             let end = begin.elapsed().as_secs_f64();
             let communication = self.comm.total() - communication;
             let pipeline_wait = self.comm.waited(Dimension::Pp) - waited;
-            record.passes.push(PassTime { pass, start, end, communication, pipeline_wait });
+            let processor = thread_seconds() - processor;
+            record.passes.push(PassTime { pass, start, end, communication, pipeline_wait, processor });
         }
         let start = begin.elapsed().as_secs_f64();
+        let processor = thread_seconds();
         let communication = self.comm.total();
         self.update(buckets, adam)?;
         self.device.synchronize()?;
         record.total = begin.elapsed().as_secs_f64();
         record.optimizer = record.total - start;
+        record.optimizer_processor = thread_seconds() - processor;
         record.optimizer_communication = self.comm.total() - communication;
         Ok(record)
     }

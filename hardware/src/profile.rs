@@ -4,11 +4,13 @@
 
 pub mod accelerator;
 pub mod fabric;
+pub mod machine;
 pub mod stack;
 pub mod sustained;
 
 pub use accelerator::AcceleratorProfile;
 pub use fabric::FabricProfile;
+pub use machine::MachineFacts;
 pub use stack::StackProfile;
 
 use serde::{Deserialize, Serialize};

@@ -366,7 +366,8 @@ pub trait Device {
     fn dtype(&self, buffer: &Self::Buffer) -> DType;
     /// Waits until all work issued is done.
     fn synchronize(&self) -> Result<()>;
-    /// Seconds that the work issued by `work` takes on the device (events, or the wall clock on the CPU).
+    /// Seconds that the work issued by `work` takes on the device (events; processor time of the calling thread on the
+    /// CPU).
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 
     /// Every element becomes `value`.

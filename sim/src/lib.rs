@@ -9,6 +9,7 @@ pub mod engine;
 pub mod gallery;
 pub mod pipeline;
 pub mod prediction;
+pub mod residual;
 pub mod schedule;
 pub mod serving;
 pub mod step;

@@ -13,6 +13,7 @@ use psim_models::arch::{
 };
 use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
 use psim_models::{Plan, TrainingWorkload};
+use psim_sim::residual::PhaseFactors;
 use std::sync::Arc;
 
 fn tiny_gpt() -> Model {
@@ -131,10 +132,10 @@ fn calibrate_predict_execute_compare() {
     println!("calibrated: {} points in {:.1} s", calibration.points, calibration.seconds);
     calibration.notes.iter().for_each(|note| println!("note: {note}"));
     assert!(calibration.profile.collectives.len() >= 5);
+    let sharing = calibration.profile.machine.clone().expect("the machine was measured").sharing;
     let mut library = ProfileLibrary::built_in();
     library.add_accelerator(calibration.profile);
-    let speeds = psim_executor::bench::concurrency(4);
-    println!("speed of 1 to 4 busy threads: {speeds:.2?}");
+    println!("threads: {:?}, hand-over {:.1} us", sharing, psim_executor::bench::hand_over() * 1e6);
     let (model, stack) = (tiny_gpt(), threads_stack());
     let workload = TrainingWorkload {
         seq_len: 128,
@@ -147,7 +148,7 @@ fn calibrate_predict_execute_compare() {
     };
     let run = |plan: &Plan| -> ExecuteReport {
         let cluster = threads_cluster(&calibration.accelerator, plan.world());
-        let basis = Basis { cluster: &cluster, stack: &stack, library: &library, speeds: &speeds };
+        let basis = Basis { cluster: &cluster, stack: &stack, library: &library, sharing: &sharing, factors: PhaseFactors::default() };
         execute(&ExecuteRequest {
             model: &model,
             plan,
@@ -160,6 +161,7 @@ fn calibrate_predict_execute_compare() {
         })
         .unwrap()
         .unwrap()
+        .expect("threads report here")
     };
     let mut losses: Option<Vec<f64>> = None;
     let (mut pairs, mut errors, mut spreads) = (Vec::new(), Vec::new(), Vec::new());
@@ -172,20 +174,26 @@ fn calibrate_predict_execute_compare() {
         let (predicted, error) = (report.predicted.unwrap(), report.error().unwrap());
         assert!(predicted > 0.0 && report.measured > 0.0 && report.memory > 0);
         println!(
-            "{name:<20} measured {:7.1} ms  predicted {:7.1} ms  error {:+5.0} %  spread {:4.0} %  memory {:.1} MiB",
+            "{name:<20} measured {:7.1} ms  predicted {:7.1} ms  error {:+5.0} %  spread {:4.0} %  processor {:7.1} ms predicted {:7.1} ms error {:+5.0} % spread {:4.0} %  memory {:.1} MiB",
             report.measured * 1e3,
             predicted * 1e3,
             error * 1e2,
             report.spread * 1e2,
+            report.processor * 1e3,
+            report.predicted_processor.unwrap() * 1e3,
+            (report.predicted_processor.unwrap() / report.processor - 1.0) * 1e2,
+            report.processor_spread * 1e2,
             report.memory as f64 / 1_048_576.0,
         );
         for row in &report.phases {
             println!(
-                "    stage {} {:<8} measured {:7.1} ms  predicted {:7.1} ms",
+                "    stage {} {:<8} measured {:7.1} ms  predicted {:7.1} ms  processor {:7.1} ms  predicted {:7.1} ms",
                 row.stage,
                 row.phase,
                 row.measured * 1e3,
-                row.predicted.unwrap_or(0.0) * 1e3
+                row.predicted.unwrap_or(0.0) * 1e3,
+                row.processor * 1e3,
+                row.predicted_processor.unwrap_or(0.0) * 1e3
             );
         }
         pairs.push((report.measured, predicted));

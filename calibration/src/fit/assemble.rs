@@ -287,6 +287,7 @@ pub fn assemble(tables: &Tables, gpu: &str) -> Option<Assembled> {
     let sheet = tables.sheets.get(gpu)?;
     let mut out = Assembled {
         profile: AcceleratorProfile {
+            machine: None,
             schema: ACCELERATOR_PROFILE_SCHEMA,
             accelerator: gpu.to_owned(),
             source: "fitted to the public measurements listed in FIT.md".to_owned(),

@@ -12,6 +12,7 @@ use psim_hardware::profile::accelerator::{
     ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable,
     CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, MemoryTable, ResidualGrid,
 };
+use psim_hardware::profile::machine::{HostCopy, LoadLatency, MachineFacts, Sharing, Together};
 use psim_hardware::profile::stack::AttentionKernel;
 use psim_hardware::{Accelerator, DType, Scaling};
 use psim_kernels::Device;
@@ -85,10 +86,8 @@ pub fn fit<D: Device>(
     };
     let attention = attention_tables(dtype, rates, records);
     let memory = memory_tables(dtype, rates, records);
-    let (collectives, shared) = collective_curves(records);
-    if shared {
-        notes.push("collectives of more ranks than cores are stored as if every rank had a core".to_owned());
-    }
+    let collectives = collective_curves(records);
+    let machine = machine_facts(&accelerator, records, &mut notes);
     let profile = AcceleratorProfile {
         schema: ACCELERATOR_PROFILE_SCHEMA,
         accelerator: accelerator.name.clone(),
@@ -101,6 +100,7 @@ pub fn fit<D: Device>(
         memory,
         collectives,
         power: None,
+        machine: Some(machine),
     };
     Ok(Fitted { profile, accelerator, notes })
 }
@@ -357,20 +357,77 @@ fn memory_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<MemoryTa
         .collect()
 }
 
-/// Curves, and whether any had more ranks than cores.
-fn collective_curves(records: &[Record]) -> (Vec<CollectiveCurve>, bool) {
-    let cores = machine::cores();
-    let mut shared = false;
+/// The machine itself.
+fn machine_facts(accelerator: &Accelerator, records: &[Record], notes: &mut Vec<String>) -> MachineFacts {
+    let mut facts = MachineFacts {
+        sharing: Sharing { cores: machine::cores(), together: Vec::new() },
+        sustained: 0.0,
+        caches: Vec::new(),
+        latency: Vec::new(),
+        shared_nanoseconds: None,
+        launch_us: None,
+        graph_launch_us: None,
+        host_copies: Vec::new(),
+        datasheet: accelerator.clone(),
+    };
+    let mut threads: BTreeMap<u32, f64> = BTreeMap::new();
+    let mut latency: BTreeMap<u64, f64> = BTreeMap::new();
+    for record in records.iter().filter(|r| r.median().is_finite()) {
+        let time = record.median();
+        match &record.point {
+            Point::Together { threads: n } => {
+                threads.insert(*n, time);
+            }
+            Point::Chase { bytes } => {
+                latency.insert(*bytes, round(time * 1e9));
+            }
+            Point::Shared => facts.shared_nanoseconds = Some(round(time * 1e9)),
+            Point::Launch { graph: false } => facts.launch_us = Some(round(time * 1e6)),
+            Point::Launch { graph: true } => facts.graph_launch_us = Some(round(time * 1e6)),
+            Point::HostCopy { bytes, to_device } => facts.host_copies.push(HostCopy {
+                bytes: *bytes,
+                to_device: *to_device,
+                time_us: round(time * 1e6),
+            }),
+            Point::Sustained { milliseconds } => {
+                let third = record.seconds.len().div_ceil(3);
+                let first = record.seconds.iter().take(third).copied().fold(f64::INFINITY, f64::min);
+                let last: Vec<f64> = record.seconds.iter().rev().take(third).copied().collect();
+                facts.sustained = round(first / median(&last));
+                if *milliseconds < 5_000 {
+                    notes.push(format!(
+                        "clocks were watched for {:.1} s only; power limits react later",
+                        *milliseconds as f64 * 1e-3
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    // More threads never make each other faster.
+    let mut lowest = 1.0_f64;
+    if let Some(&alone) = threads.get(&1) {
+        for (&threads, &time) in &threads {
+            lowest = lowest.min(alone / time);
+            facts.sharing.together.push(Together { threads, rate: round(lowest) });
+        }
+        facts.caches = super::host::caches();
+    }
+    facts.latency =
+        latency.into_iter().map(|(bytes, nanoseconds)| LoadLatency { bytes, nanoseconds }).collect();
+    facts.host_copies.sort_by_key(|c| (c.to_device, c.bytes));
+    facts
+}
+
+/// Curves, never falling with size.
+fn collective_curves(records: &[Record]) -> Vec<CollectiveCurve> {
     let mut curves: BTreeMap<(String, u32), BTreeMap<u64, f64>> = BTreeMap::new();
     for record in records {
         if let Point::Collective { operation, ranks, bytes } = &record.point {
-            shared |= *ranks > cores;
-            let own_core = f64::from((*ranks).max(cores)) / f64::from(cores);
-            let time = record.median() / own_core;
-            curves.entry((operation.clone(), *ranks)).or_default().insert(*bytes, time);
+            curves.entry((operation.clone(), *ranks)).or_default().insert(*bytes, record.median());
         }
     }
-    let curves = curves
+    curves
         .into_iter()
         .map(|((operation, ranks), points)| {
             let mut longest = 0.0_f64;
@@ -393,6 +450,5 @@ fn collective_curves(records: &[Record]) -> (Vec<CollectiveCurve>, bool) {
                 },
             }
         })
-        .collect();
-    (curves, shared)
+        .collect()
 }

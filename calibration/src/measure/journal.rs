@@ -3,10 +3,12 @@
 //! Every line is `crc32 json`. A line is flushed to the disk before the next point is measured; a torn or damaged last
 //! line is cut off on opening, a damaged line in the middle is an error. The first line names the machine.
 
-use super::{MeasureError, Record};
+use super::MeasureError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// Format of the journal.
@@ -20,7 +22,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// For this device.
+    /// For this device, or whatever else its samples belong to.
     pub fn new(device: &str) -> Self {
         Self { schema: SCHEMA, device: device.to_owned() }
     }
@@ -28,9 +30,9 @@ impl Header {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Line {
+enum Line<R> {
     Header(Header),
-    Sample(Record),
+    Sample(R),
     Complete,
 }
 
@@ -56,13 +58,20 @@ pub enum JournalError {
         /// Line number, from 1.
         line: usize,
     },
+    /// Another run writes it.
+    #[error("{} is in use by another run\nhint: wait for it, or choose another file", path.display())]
+    InUse {
+        /// The journal.
+        path: PathBuf,
+    },
 }
 
-/// An open journal.
+/// An open journal of samples `R`. Only one run has it open at a time.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Journal<R> {
     file: File,
     path: PathBuf,
+    samples: PhantomData<R>,
 }
 
 /// CRC-32 (IEEE 802.3), bit by bit: lines are short.
@@ -81,14 +90,14 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> MeasureError + '_ {
     move |error| MeasureError::File { path: path.to_owned(), error }
 }
 
-fn decode(line: &str) -> Option<Line> {
+fn decode<R: DeserializeOwned>(line: &str) -> Option<Line<R>> {
     let (crc, json) = line.split_once(' ')?;
     let crc = u32::from_str_radix(crc, 16).ok()?;
     (crc == crc32(json.as_bytes())).then(|| serde_json::from_str(json).ok()).flatten()
 }
 
 /// Valid lines, and the length of the file up to the end of the last one.
-fn load(path: &Path) -> Result<(Vec<Line>, u64), MeasureError> {
+fn load<R: DeserializeOwned>(path: &Path) -> Result<(Vec<Line<R>>, u64), MeasureError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
@@ -115,13 +124,13 @@ fn load(path: &Path) -> Result<(Vec<Line>, u64), MeasureError> {
     Ok((lines, good as u64))
 }
 
-impl Journal {
+impl<R: Serialize + DeserializeOwned> Journal<R> {
     /// Opens or starts the journal; returns the samples of an interrupted run. A finished journal is set aside as
     /// `….previous`.
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub fn open(path: &Path, header: &Header) -> Result<(Self, Vec<Record>), MeasureError> {
+    pub fn open(path: &Path, header: &Header) -> Result<(Self, Vec<R>), MeasureError> {
         let (lines, good) = load(path)?;
         let complete = lines.iter().any(|l| matches!(l, Line::Complete));
         if complete {
@@ -131,8 +140,16 @@ impl Journal {
         }
         let fresh = complete || lines.is_empty();
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(at(path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(JournalError::InUse { path: path.to_owned() }.into());
+            }
+            // A file system without locks: the user is trusted not to run twice.
+            Err(std::fs::TryLockError::Error(_)) => {}
+        }
         file.set_len(if complete { 0 } else { good }).map_err(at(path))?;
-        let mut journal = Self { file, path: path.to_owned() };
+        let mut journal = Self { file, path: path.to_owned(), samples: PhantomData };
         if fresh {
             journal.line(&Line::Header(header.clone()))?;
             return Ok((journal, Vec::new()));
@@ -140,7 +157,7 @@ impl Journal {
         Ok((journal, samples(path, lines, header)?))
     }
 
-    fn line(&mut self, line: &Line) -> Result<(), MeasureError> {
+    fn line(&mut self, line: &Line<&R>) -> Result<(), MeasureError> {
         let json = serde_json::to_string(line).map_err(std::io::Error::from).map_err(at(&self.path))?;
         let text = format!("{:08x} {json}\n", crc32(json.as_bytes()));
         self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(at(&self.path))
@@ -150,8 +167,8 @@ impl Journal {
     ///
     /// # Errors
     /// When writing fails.
-    pub fn append(&mut self, record: &Record) -> Result<(), MeasureError> {
-        self.line(&Line::Sample(record.clone()))
+    pub fn append(&mut self, record: &R) -> Result<(), MeasureError> {
+        self.line(&Line::Sample(record))
     }
 
     /// Marks the journal as finished.
@@ -163,7 +180,7 @@ impl Journal {
     }
 }
 
-fn samples(path: &Path, lines: Vec<Line>, header: &Header) -> Result<Vec<Record>, MeasureError> {
+fn samples<R>(path: &Path, lines: Vec<Line<R>>, header: &Header) -> Result<Vec<R>, MeasureError> {
     match lines.first() {
         Some(Line::Header(found)) if found == header => {}
         first => {
@@ -182,7 +199,7 @@ fn samples(path: &Path, lines: Vec<Line>, header: &Header) -> Result<Vec<Record>
 ///
 /// # Errors
 /// When it is missing, damaged, or of another machine.
-pub fn read(path: &Path, header: &Header) -> Result<Vec<Record>, MeasureError> {
+pub fn read<R: DeserializeOwned>(path: &Path, header: &Header) -> Result<Vec<R>, MeasureError> {
     let (lines, _) = load(path)?;
     if lines.is_empty() {
         return Err(at(path)(std::io::Error::from(std::io::ErrorKind::NotFound)));
@@ -214,7 +231,7 @@ pub fn write_atomically(path: &Path, text: &str) -> Result<(), MeasureError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::Point;
+    use crate::measure::{Point, Record};
 
     fn record(elements: u64) -> Record {
         let point = Point::Memory { class: "norm".to_owned(), rows: elements, width: 8 };
@@ -231,7 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("j");
         let header = Header::new("cpu: test");
-        let (mut journal, _) = Journal::open(&path, &header).unwrap();
+        let (mut journal, _) = Journal::<Record>::open(&path, &header).unwrap();
         for i in 1..=3 {
             journal.append(&record(i)).unwrap();
         }
@@ -239,11 +256,11 @@ mod tests {
         for cut in (0..whole.len()).step_by(7).chain([whole.len() - 1, whole.len()]) {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let lines = whole[..cut].iter().filter(|&&b| b == b'\n').count();
-            let (mut journal, records) = Journal::open(&path, &header).unwrap();
+            let (mut journal, records) = Journal::<Record>::open(&path, &header).unwrap();
             assert_eq!(records.len(), lines.saturating_sub(1));
             // The journal can be continued after any cut.
             journal.append(&record(9)).unwrap();
-            let again = read(&path, &header).unwrap();
+            let again = read::<Record>(&path, &header).unwrap();
             assert_eq!(again.len(), records.len() + 1);
             assert_eq!(again.last().unwrap().point, record(9).point);
         }
@@ -254,16 +271,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("j");
         let header = Header::new("cpu: test");
-        let (mut journal, _) = Journal::open(&path, &header).unwrap();
+        let (mut journal, _) = Journal::<Record>::open(&path, &header).unwrap();
         journal.append(&record(1)).unwrap();
         journal.append(&record(2)).unwrap();
-        let other = Journal::open(&path, &Header::new("cpu: other")).unwrap_err().to_string();
+        let other = Journal::<Record>::open(&path, &Header::new("cpu: other")).unwrap_err().to_string();
         assert!(other.contains("hint:"), "{other}");
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.iter().position(|&b| b == b'\n').unwrap() + 30;
         bytes[middle] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let error = Journal::open(&path, &header).unwrap_err().to_string();
+        let error = Journal::<Record>::open(&path, &header).unwrap_err().to_string();
         assert!(error.contains(":2: damaged line"), "{error}");
     }
 
@@ -272,10 +289,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("j");
         let header = Header::new("cpu: test");
-        let (mut journal, _) = Journal::open(&path, &header).unwrap();
+        let (mut journal, _) = Journal::<Record>::open(&path, &header).unwrap();
         journal.append(&record(1)).unwrap();
         journal.finish().unwrap();
-        let (_, records) = Journal::open(&path, &header).unwrap();
+        let (_, records) = Journal::<Record>::open(&path, &header).unwrap();
         assert!(records.is_empty());
         assert!(folder.path().join("j.previous").exists());
     }

@@ -5,6 +5,7 @@ use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::stack::{
     AttentionKernel, Efficiency, Fusion, Host, MemoryOverheads, Overlap, States,
 };
+use psim_hardware::catalogue;
 use psim_hardware::{
     Accelerator, Bytes, BytesPerSec, Cluster, DType, Fabric, FlopPerSec, Nics, Node, NodeGroup, ScaleUp,
     ScaleUpTopology, Seconds, Watts,
@@ -19,6 +20,46 @@ pub fn load_average() -> Option<f64> {
 /// Cores that this process may use.
 pub fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+/// The datasheet of a CUDA device by the name that its driver gives (`NVIDIA H100 80GB HBM3`): every word of an alias or
+/// name of the catalogue must be in it; the longest match wins, boards for PCIe only where the driver says so.
+pub fn cuda_datasheet(device: &str) -> Option<&'static Accelerator> {
+    let words = |text: &str| -> Vec<String> {
+        text.to_lowercase()
+            .replace("sxm4", "sxm")
+            .replace("sxm5", "sxm")
+            .replace("sxm2", "sxm")
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|w| !w.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let has = words(device);
+    let pcie = has.iter().any(|w| w == "pcie");
+    catalogue::accelerators()
+        .iter()
+        .filter_map(|part| {
+            let own = words(&part.name);
+            // The first word is the part; SXM is what a driver leaves out, and sizes may be printed otherwise.
+            let first = own.first()?;
+            if !has.contains(first) || own.iter().any(|w| w == "pcie") != pcie {
+                return None;
+            }
+            let size = |list: &[String]| list.iter().find(|w| w.ends_with("gb") && w.len() > 2).cloned();
+            if size(&has).is_some_and(|s| size(&own).is_some_and(|o| o != s)) {
+                return None;
+            }
+            let extra = ["nvl", "gh200", "gb200", "gb300"];
+            if extra.iter().any(|e| own.iter().any(|w| w == e) != has.iter().any(|w| w == e)) {
+                return None;
+            }
+            let score = own.iter().filter(|w| has.contains(w)).count();
+            // Of equal matches the one with fewer words that the device does not have.
+            Some((score, usize::MAX - own.len(), part))
+        })
+        .max_by_key(|(score, brevity, _)| (*score, *brevity))
+        .map(|(_, _, part)| part)
 }
 
 /// A remark when the machine was busy with something else while it was measured.
@@ -161,5 +202,28 @@ pub fn threads_stack() -> StackProfile {
         fp32_logits: true,
         residual_sigma: 0.1,
         releases: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cuda_datasheet;
+
+    #[test]
+    fn drivers_names_find_their_datasheet() {
+        for (device, expected) in [
+            ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
+            ("NVIDIA H100 PCIe", "H100-PCIe-80GB"),
+            ("NVIDIA A100-SXM4-80GB", "A100-SXM-80GB"),
+            ("NVIDIA A100-SXM4-40GB", "A100-SXM-40GB"),
+            ("NVIDIA A100-PCIE-80GB", "A100-PCIe-80GB"),
+            ("NVIDIA L40S", "L40S"),
+        ] {
+            let found = cuda_datasheet(device).map(|a| a.name.as_str());
+            assert_eq!(found, Some(expected), "{device}");
+        }
+        assert!(cuda_datasheet("NVIDIA H200").is_some_and(|a| a.name.starts_with("H200-SXM")));
+        assert!(cuda_datasheet("NVIDIA A100-PCIE-40GB").is_none());
+        assert!(cuda_datasheet("Some Other Device").is_none());
     }
 }

@@ -3,10 +3,10 @@
 //! Inputs are random and rotate among several sets when they would fit in a cache; the first call is a warm-up; times
 //! are medians of repeats, and every repeat is kept.
 
-use super::{CollectiveRunner, MeasureError};
+use super::{CollectiveRunner, MeasureError, host};
 use psim_hardware::DType;
 use psim_kernels::{
-    Activation, Adam, Attention, CrossEntropy, Device, Gemm, Norm, PagedAttention, Rope, Strided,
+    Activation, Adam, Attention, CrossEntropy, Device, Gemm, Micro, Norm, PagedAttention, Rope, Strided,
 };
 use psim_models::operator::GemmRole;
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,35 @@ pub enum Point {
         /// nccl-tests size.
         bytes: u64,
     },
+    /// Dependent loads in a working set.
+    Chase {
+        /// Working set.
+        bytes: u64,
+    },
+    /// Dependent loads from the memory that the threads of a block share.
+    Shared,
+    /// Empty kernels in a row.
+    Launch {
+        /// Replayed as one graph, else launched one by one.
+        graph: bool,
+    },
+    /// A copy between host and device.
+    HostCopy {
+        /// Size.
+        bytes: u64,
+        /// To the device, else from it.
+        to_device: bool,
+    },
+    /// Threads that compute at once.
+    Together {
+        /// Threads.
+        threads: u32,
+    },
+    /// Uninterrupted work, cut into slices.
+    Sustained {
+        /// Length.
+        milliseconds: u64,
+    },
 }
 
 impl fmt::Display for Point {
@@ -109,6 +138,14 @@ impl fmt::Display for Point {
             }
             Self::Memory { class, rows, width } => write!(f, "{class} {rows}x{width}"),
             Self::Collective { operation, ranks, bytes } => write!(f, "{operation} {ranks} ranks {bytes} B"),
+            Self::Chase { bytes } => write!(f, "load latency in {} KiB", bytes >> 10),
+            Self::Shared => write!(f, "load latency in shared memory"),
+            Self::Launch { graph } => write!(f, "launches {}", if *graph { "in a graph" } else { "one by one" }),
+            Self::HostCopy { bytes, to_device } => {
+                write!(f, "copy of {bytes} B {} the device", if *to_device { "to" } else { "from" })
+            }
+            Self::Together { threads } => write!(f, "{threads} threads at once"),
+            Self::Sustained { milliseconds } => write!(f, "sustained clocks over {milliseconds} ms"),
         }
     }
 }
@@ -124,12 +161,42 @@ pub struct Record {
     pub spent: f64,
     /// Load average of the machine over the last minute, where it says.
     pub load: Option<f64>,
+    /// Clocks, power and throttling of the device afterwards, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+}
+
+/// State of a device after a measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Clock of the multiprocessors, MHz.
+    pub sm_mhz: u32,
+    /// Clock of the memory, MHz.
+    pub memory_mhz: u32,
+    /// Power drawn, W.
+    pub power_w: f64,
+    /// Temperature, °C.
+    pub celsius: u32,
+    /// Why the clocks are below their maximum.
+    pub throttled: Vec<String>,
+}
+
+impl From<psim_kernels::micro::Telemetry> for State {
+    fn from(t: psim_kernels::micro::Telemetry) -> Self {
+        Self {
+            sm_mhz: t.sm_mhz,
+            memory_mhz: t.memory_mhz,
+            power_w: t.power_w,
+            celsius: t.celsius,
+            throttled: t.throttled,
+        }
+    }
 }
 
 impl Record {
     /// With the machine's load now.
     pub fn new(point: Point, seconds: Vec<f64>, spent: f64) -> Self {
-        Self { point, seconds, spent, load: super::machine::load_average() }
+        Self { point, seconds, spent, load: super::machine::load_average(), state: None }
     }
 
     /// Median of the repeats.
@@ -151,7 +218,7 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// Bytes that rotating inputs should exceed, so that repeats do not find everything in the nearest cache.
 const ROTATE: u64 = 4 << 20;
-/// Most repeats, and fewest.
+/// Most repeats, and fewest where a call fits the allowance (one is kept of a call that does not).
 const REPEATS: (usize, usize) = (15, 3);
 
 /// Bytes a memory-bound class moves per element, forward and backward together, and its kernels.
@@ -210,7 +277,7 @@ impl<D: Device> Setup<'_, D> {
 ///
 /// # Errors
 /// When the device or a collective fails.
-pub fn measure<D: Device>(
+pub fn measure<D: Micro>(
     device: &D,
     point: &Point,
     seed: u64,
@@ -235,7 +302,21 @@ pub fn measure<D: Device>(
                 collectives.ok_or_else(|| MeasureError::Collective("no ranks to run them on".to_owned()))?;
             run(operation, *ranks, *bytes).map_err(MeasureError::Collective)
         }
+        // Enough hops that the clock does not matter, and one lap at least.
+        Point::Chase { bytes } => micro(|| device.load_latency(*bytes as usize, 50_000).map(Some)),
+        Point::Shared => micro(|| device.shared_latency(50_000)),
+        Point::Launch { graph } => micro(|| device.launch_cost(1000, *graph)),
+        Point::HostCopy { bytes, to_device } => micro(|| device.host_copy(*bytes as usize, *to_device)),
+        Point::Together { threads } => host::together(*threads),
+        Point::Sustained { milliseconds } => host::sustained(*milliseconds),
     }
+}
+
+/// Five repeats after one warm-up; an empty list where the device has no such thing.
+fn micro(work: impl Fn() -> psim_kernels::Result<Option<f64>>) -> Result<Vec<f64>, MeasureError> {
+    work()?;
+    let seconds: Option<Vec<f64>> = (0..5).map(|_| work()).collect::<psim_kernels::Result<_>>()?;
+    Ok(seconds.unwrap_or_default())
 }
 
 /// Warm-up, then repeats of `work(i)` until the allowance is used.
@@ -250,7 +331,8 @@ fn repeat<D: Device>(
     let mut seconds = Vec::new();
     let mut total = warm;
     let mut next = 0;
-    while seconds.len() < REPEATS.1 || (total < allowance && seconds.len() < REPEATS.0) {
+    let fewest = if warm > allowance { 1 } else { REPEATS.1 };
+    while seconds.len() < fewest || (total < allowance && seconds.len() < REPEATS.0) {
         let time = device.time(&mut || {
             for _ in 0..batch {
                 next += 1;

@@ -8,13 +8,14 @@ use psim_hardware::DType;
 use psim_kernels::Device;
 
 /// Tables of a sweep, with their share of the time.
-const TABLES: [(&str, f64); 6] = [
-    ("gemm", 0.4),
+const TABLES: [(&str, f64); 7] = [
+    ("gemm", 0.35),
     ("gemm-roles", 0.05),
     ("attention", 0.2),
     ("decode", 0.05),
     ("memory", 0.15),
     ("collective", 0.15),
+    ("machine", 0.05),
 ];
 
 /// What the device can be asked for.
@@ -28,6 +29,14 @@ pub struct Limits {
     pub memory: [Vec<u64>; 2],
     /// Sizes of collectives; empty without ranks.
     pub collective: Vec<u64>,
+    /// Working sets of the pointer chase.
+    pub chase: Vec<u64>,
+    /// Numbers of threads that compute at once.
+    pub together: Vec<u32>,
+    /// Milliseconds of uninterrupted work; 0: none.
+    pub sustained: u64,
+    /// Sizes of copies between host and device; empty where they are one. Launches and shared memory come with them.
+    pub host_copy: Vec<u64>,
     /// Most floating-point operations of one call.
     pub flops: f64,
 }
@@ -45,6 +54,10 @@ impl Limits {
                 attention: [powers(9, 14, 1), head_dims],
                 memory: [powers(8, 14, 2), powers(10, 14, 2)],
                 collective: Vec::new(),
+                chase: powers(14, 29, 1),
+                together: Vec::new(),
+                sustained: 0,
+                host_copy: powers(12, 28, 4),
                 flops: (1e13 * budget).min(1e13),
             };
         }
@@ -57,9 +70,22 @@ impl Limits {
             } else {
                 Vec::new()
             },
+            chase: (13..=27).map(|p| 1_u64 << p).filter(|&b| budget >= 10.0 || b <= 16 << 20).collect(),
+            together: threads(super::machine::cores()),
+            // Power management reacts within seconds; a short budget sees at most its first reaction.
+            sustained: (budget * 1e3 * 0.03).clamp(20.0, 20_000.0) as u64,
+            host_copy: Vec::new(),
             flops: (5e9 * budget / 50.0).clamp(2e8, 5e9),
         }
     }
+}
+
+/// One, two, four … threads up to the cores, at most 64.
+fn threads(cores: u32) -> Vec<u32> {
+    let most = cores.clamp(1, 64);
+    let mut list: Vec<u32> = (0..).map(|p| 1 << p).take_while(|&n| n < most).collect();
+    list.push(most);
+    list
 }
 
 /// A sweep in progress.
@@ -86,6 +112,12 @@ fn coordinates(point: &Point) -> [f64; 3] {
         Point::Collective { operation, ranks, bytes } => {
             [log(*bytes), 50.0 * f64::from(*ranks), 1000.0 * class_number(operation)]
         }
+        Point::Chase { bytes } => [log(*bytes), 0.0, 0.0],
+        Point::Shared => [0.0, 300.0, 0.0],
+        Point::Launch { graph } => [f64::from(u8::from(*graph)), 400.0, 0.0],
+        Point::HostCopy { bytes, to_device } => [log(*bytes), 500.0, 100.0 * f64::from(u8::from(*to_device))],
+        Point::Together { threads } => [f64::from(*threads), 100.0, 0.0],
+        Point::Sustained { milliseconds } => [log(*milliseconds), 200.0, 0.0],
     }
 }
 
@@ -123,6 +155,8 @@ fn work(point: &Point) -> f64 {
         }
         Point::Memory { rows, width, .. } => (rows * width) as f64,
         Point::Collective { bytes, .. } => *bytes as f64 + 1e4,
+        Point::HostCopy { bytes, .. } => *bytes as f64 + 1e5,
+        _ => 1.0,
     }
 }
 
@@ -134,6 +168,7 @@ fn table(point: &Point) -> usize {
         Point::Decode { .. } => 3,
         Point::Memory { .. } => 4,
         Point::Collective { .. } => 5,
+        _ => 6,
     }
 }
 
@@ -212,6 +247,23 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
             }
         }
     }
+    let known = coarse(&limits.chase);
+    for &threads in &limits.together {
+        lists[6].0.push(Point::Together { threads });
+    }
+    for &bytes in &limits.chase {
+        let point = Point::Chase { bytes };
+        if known.contains(&bytes) { lists[6].0.push(point) } else { lists[6].1.push(point) }
+    }
+    if !limits.host_copy.is_empty() {
+        lists[6].0.extend([Point::Shared, Point::Launch { graph: false }, Point::Launch { graph: true }]);
+    }
+    for &bytes in &limits.host_copy {
+        lists[6].0.extend([true, false].map(|to_device| Point::HostCopy { bytes, to_device }));
+    }
+    if limits.sustained > 0 {
+        lists[6].0.push(Point::Sustained { milliseconds: limits.sustained });
+    }
     let mut waiting = Vec::new();
     let mut bases = Vec::new();
     for (mut base, mut rest) in lists {
@@ -256,19 +308,38 @@ impl Sweep {
         share.clamp(0.002, 0.25)
     }
 
-    /// The next point; `None` when everything is measured.
-    pub fn next(&self) -> Option<Point> {
+    /// About how long measuring a point takes, from what its table took so far per unit of work; zero where nothing
+    /// is known.
+    fn estimate(&self, point: &Point) -> f64 {
+        let which = table(point);
+        let own = || self.records.iter().filter(|r| table(&r.point) == which);
+        if which == 6 {
+            return match point {
+                Point::Sustained { milliseconds } => *milliseconds as f64 * 1.2e-3,
+                _ => 0.0,
+            };
+        }
+        // A call is made at least four times; small calls have overheads that large ones have not.
+        let rates: Vec<f64> = own().map(|r| r.median() / work(&r.point)).collect();
+        if rates.is_empty() { 0.0 } else { 4.0 * super::point::median(&rates) * work(point) }
+    }
+
+    /// The next point that takes at most `left` seconds; `None` when there is none.
+    pub fn next(&self, left: f64) -> Option<Point> {
         let hungriest = |filter: &dyn Fn(usize) -> bool| {
             (0..TABLES.len())
                 .filter(|&t| filter(t))
                 .min_by(|&a, &b| (self.spent[a] / TABLES[a].1).total_cmp(&(self.spent[b] / TABLES[b].1)))
         };
-        if let Some(which) = hungriest(&|t| self.base[t] > 0) {
-            return self.waiting[which].first().cloned();
+        let fits = |p: &&Point| self.estimate(p) <= left;
+        let base = |t: usize| self.waiting[t].iter().take(self.base[t]);
+        if let Some(which) = hungriest(&|t| base(t).any(|p| fits(&p))) {
+            return base(which).find(fits).cloned();
         }
-        let which = hungriest(&|t| !self.waiting[t].is_empty())?;
+        let which = hungriest(&|t| self.waiting[t].iter().any(|p| fits(&p)))?;
         self.waiting[which]
             .iter()
+            .filter(fits)
             .map(|p| (self.uncertainty(p), p))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, p)| p.clone())
@@ -322,7 +393,7 @@ mod tests {
 
     fn fake(point: Point, rate: f64) -> Record {
         let seconds = work(&point) * rate;
-        Record { point, seconds: vec![seconds], spent: 0.01, load: None }
+        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None }
     }
 
     #[test]
@@ -331,7 +402,7 @@ mod tests {
         let base: usize = sweep.base.iter().sum();
         let all: usize = sweep.waiting.iter().map(Vec::len).sum();
         let mut seen = std::collections::BTreeSet::new();
-        while let Some(point) = sweep.next() {
+        while let Some(point) = sweep.next(1e9) {
             assert!(seen.insert(point.clone()), "{point} twice");
             sweep.add(fake(point, 1e-10));
             if seen.len() == base {
@@ -348,7 +419,7 @@ mod tests {
         let slow = |p: &Point| matches!(p, Point::Gemm { m, .. } if *m < 64);
         let mut refined = Vec::new();
         for _ in 0..120 {
-            let Some(point) = sweep.next() else { break };
+            let Some(point) = sweep.next(1e9) else { break };
             if sweep.base.iter().all(|&b| b == 0) && table(&point) == 0 {
                 refined.push(point.clone());
             }
@@ -365,11 +436,11 @@ mod tests {
         let limits = Limits::new(&CpuDevice::new(), 60.0, false);
         let mut sweep = Sweep::new(&limits, Vec::new());
         for _ in 0..10 {
-            let point = sweep.next().unwrap();
+            let point = sweep.next(1e9).unwrap();
             sweep.add(fake(point, 1e-10));
         }
-        let next = sweep.next();
+        let next = sweep.next(1e9);
         let resumed = Sweep::new(&limits, sweep.into_records());
-        assert_eq!(resumed.next(), next);
+        assert_eq!(resumed.next(1e9), next);
     }
 }

@@ -1,5 +1,7 @@
 //! `psim plan`: the best plans for a model on a cluster.
 
+mod closed_loop;
+
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::write_atomically;
@@ -66,6 +68,8 @@ pub(crate) struct Arguments {
     /// Write launch files of the best plan for the usual frameworks into a directory
     #[arg(long, value_name = "DIR")]
     emit: Option<PathBuf>,
+    #[command(flatten)]
+    closed_loop: closed_loop::Arguments,
 }
 
 /// Loads the job and searches.
@@ -75,7 +79,12 @@ pub(crate) fn answer(arguments: &SearchArguments, host: &Host<'_>) -> Result<(Jo
     Ok((job, report))
 }
 
-fn search(job: &Job, arguments: &SearchArguments, host: &Host<'_>) -> Result<PlanReport, Failure> {
+/// Searches for the plans of a job.
+pub(super) fn search(
+    job: &Job,
+    arguments: &SearchArguments,
+    host: &Host<'_>,
+) -> Result<PlanReport, Failure> {
     let software = &job.software;
     let mut request =
         PlanRequest::new(&job.model, &job.cluster, &job.workload, &software.stack, &software.library);
@@ -115,8 +124,20 @@ pub(crate) fn write_report(
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     if serving::is_serving(host, arguments.search.job.workload.as_deref())? {
+        if arguments.closed_loop.wanted() {
+            return Err(Failure::not_built("`--execute-top` for serving", "leave it out"));
+        }
         let (page, directory) = (arguments.report.as_deref(), arguments.emit.as_deref());
         return serving::run_plan(&arguments.search, page, directory, false, host);
+    }
+    if arguments.closed_loop.wanted() {
+        if arguments.report.is_some() || arguments.emit.is_some() {
+            return Err(Failure::input(
+                "--execute-top runs plans here; --report and --emit describe them for elsewhere",
+                "give --report and --emit to a `psim plan` without --execute-top",
+            ));
+        }
+        return closed_loop::run(&arguments.closed_loop, &arguments.search, host);
     }
     let (job, report) = answer(&arguments.search, host)?;
     if let Some(path) = &arguments.report {

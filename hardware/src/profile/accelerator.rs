@@ -44,6 +44,9 @@ pub struct AcceleratorProfile {
     /// Board power under load.
     #[serde(default)]
     pub power: Option<PowerTable>,
+    /// The machine it was measured on, where `psim calibrate` made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<super::machine::MachineFacts>,
 }
 
 /// How well a table was fitted.

@@ -1,0 +1,259 @@
+//! `psim execute`: runs a plan on this machine and puts the prediction beside the measurement, phase by phase.
+
+use crate::Host;
+use crate::failure::Failure;
+use crate::inputs::{CommonArguments, Job, JobArguments};
+use crate::machine::{MAX_RANKS, Machine, hinted};
+use crate::number::grouped;
+use crate::table::{Align, Table, wrap};
+use clap::{Args, ValueEnum};
+use psim_calibration::measure::DeviceChoice;
+use psim_executor::execute::{ExecuteDevice, ExecuteReport, ExecuteRequest, RankMode, execute};
+use psim_executor::predict::Basis;
+use psim_models::Plan;
+use psim_models::plan::Precision;
+use psim_reports::plan_label;
+use psim_sim::residual::PhaseFactors;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// How ranks are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ranks {
+    /// Threads of this process
+    Threads,
+    /// Processes of an MPI launch
+    Mpi,
+    /// One process per GPU, NCCL between them
+    Nccl,
+}
+
+/// Arguments of `psim execute`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    job: JobArguments,
+    /// Plan file (TOML): schema = 1, tp, pp, dp, micro_batch, global_batch …
+    #[arg(long, value_name = "FILE")]
+    plan: PathBuf,
+    /// Where it runs: cpu, or cuda:N
+    #[arg(long, value_name = "cpu|cuda:N", default_value = "cpu")]
+    device: DeviceChoice,
+    /// How ranks are made
+    #[arg(long, value_enum, default_value_t = Ranks::Threads)]
+    ranks: Ranks,
+    /// Run only this rank's part; collectives wait as long as they are predicted to take
+    #[arg(long, value_name = "RANK")]
+    shard: Option<u32>,
+    /// Steps that are timed, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    steps: u32,
+    #[command(flatten)]
+    common: CommonArguments,
+}
+
+/// Refuses what this program cannot run, with the reason.
+fn supported(device: DeviceChoice, ranks: Ranks, shard: Option<u32>) -> Result<(), Failure> {
+    if let DeviceChoice::Cuda(_) = device {
+        let found = psim_kernels::cuda::probe();
+        if !found.usable() {
+            return Err(hinted(&found.to_string(), "`--device cpu` works everywhere"));
+        }
+        return Err(Failure::not_built("`psim execute --device cuda`", "use --device cpu"));
+    }
+    if ranks == Ranks::Nccl {
+        return Err(Failure::input(
+            "NCCL connects GPUs, and the device is the CPU",
+            "use --ranks threads or --ranks mpi with --device cpu",
+        ));
+    }
+    if shard.is_some() {
+        return Err(Failure::not_built("`--shard`", "leave it out to run all ranks"));
+    }
+    Ok(())
+}
+
+/// Loads a job for the CPU, where arithmetic is fp32.
+pub(crate) fn in_fp32(job: &JobArguments) -> Result<JobArguments, Failure> {
+    match job.precision {
+        None | Some(Precision::Fp32) => Ok(JobArguments { precision: Some(Precision::Fp32), ..job.clone() }),
+        Some(other) => Err(Failure::input(
+            format!("--precision {} on the CPU, which computes in fp32", other.name()),
+            "leave --precision out, or say fp32",
+        )),
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    supported(arguments.device, arguments.ranks, arguments.shard)?;
+    let written = crate::inputs::job::read_plan(host, &arguments.plan)?;
+    let job = in_fp32(&arguments.job)?;
+    let (job, plan) = super::simulate::load(&job, &arguments.common, &arguments.plan, host)?;
+    fits(&job, &plan)?;
+    if arguments.ranks == Ranks::Mpi && arguments.common.profiles.is_empty() {
+        return Err(Failure::input(
+            "every process would measure the machine at once",
+            "run `psim calibrate --device cpu --out cpu.toml` first, then give --profile cpu.toml",
+        ));
+    }
+    let machine = Machine::load(&arguments.common, &job.software.library, host)?;
+    let mut notes: Vec<String> = machine.stand_in(&job.cluster).into_iter().collect();
+    if written.precision != Precision::Fp32 {
+        notes.push(format!("the plan says {}; the CPU computes in fp32", written.precision.name()));
+    }
+    // Where ranks are processes, the first one speaks.
+    let Some(report) = measured(&job, &plan, &machine, arguments)? else { return Ok(()) };
+    notes.extend(report.notes.iter().cloned());
+    if arguments.common.json {
+        return host.json(&json!({
+            "schema": 1, "model": job.model.name, "cluster": job.cluster.name, "plan": plan,
+            "profile": machine.origin, "error": report.error(), "factors": report.factors(),
+            "report": report, "notes": notes,
+        }));
+    }
+    host.print(text(&job, &plan, &machine, &report, &notes))
+}
+
+/// The plan must have no more ranks than the cluster, and few enough for threads.
+fn fits(job: &Job, plan: &Plan) -> Result<(), Failure> {
+    let (ranks, there) = (plan.world(), job.cluster.accelerators());
+    if ranks > there {
+        return Err(Failure::input(
+            format!("the plan needs {ranks} ranks, the cluster has {there}"),
+            "make tp · pp · dp · cp smaller, or take a larger cluster",
+        ));
+    }
+    if ranks > MAX_RANKS {
+        return Err(Failure::input(
+            format!("the plan needs {ranks} ranks; at most {MAX_RANKS} threads are started"),
+            "run a smaller plan",
+        ));
+    }
+    Ok(())
+}
+
+fn measured(
+    job: &Job,
+    plan: &Plan,
+    machine: &Machine,
+    arguments: &Arguments,
+) -> Result<Option<ExecuteReport>, Failure> {
+    let cluster = machine.cluster(plan.world());
+    let stack = machine.stack(&arguments.common)?;
+    let basis = Basis {
+        cluster: &cluster,
+        stack: &stack,
+        library: &machine.library,
+        sharing: &machine.facts.sharing,
+        factors: PhaseFactors::default(),
+    };
+    let request = ExecuteRequest {
+        model: &job.model,
+        plan,
+        workload: &job.workload,
+        device: ExecuteDevice::Cpu,
+        ranks: match arguments.ranks {
+            Ranks::Threads => RankMode::Threads,
+            Ranks::Mpi => RankMode::Mpi,
+            Ranks::Nccl => RankMode::Nccl,
+        },
+        steps: arguments.steps,
+        seed: arguments.common.seed,
+        basis: Some(basis),
+    };
+    execute(&request).map_err(|e| hinted(&e.to_string(), "change the plan or the model"))
+}
+
+/// Milliseconds.
+fn ms(seconds: f64) -> String {
+    format!("{:.2}", seconds * 1e3)
+}
+
+/// Predicted against measured, percent.
+fn off(predicted: f64, measured: f64) -> String {
+    if measured > 1e-9 { format!("{:+.0}", (predicted / measured - 1.0) * 100.0) } else { String::new() }
+}
+
+/// Phases of a report as a table.
+pub(crate) fn phases(report: &ExecuteReport) -> String {
+    let mut table = Table::new(&[
+        ("stage", Align::Right),
+        ("phase", Align::Left),
+        ("measured ms", Align::Right),
+        ("predicted ms", Align::Right),
+        ("error %", Align::Right),
+        ("processor ms", Align::Right),
+        ("predicted ms", Align::Right),
+        ("error %", Align::Right),
+    ]);
+    for row in &report.phases {
+        let (predicted, processor) = (row.predicted.unwrap_or(0.0), row.predicted_processor.unwrap_or(0.0));
+        let waiting = row.phase == "wait";
+        table.row([
+            row.stage.to_string(),
+            row.phase.to_owned(),
+            ms(row.measured),
+            ms(predicted),
+            off(predicted, row.measured),
+            if waiting { String::new() } else { ms(row.processor) },
+            if waiting { String::new() } else { ms(processor) },
+            if waiting { String::new() } else { off(processor, row.processor) },
+        ]);
+    }
+    table.render()
+}
+
+fn text(job: &Job, plan: &Plan, machine: &Machine, r: &ExecuteReport, notes: &[String]) -> String {
+    let mut out = format!(
+        "{} ({}) on {} rank threads, {} cores ({})\nplan: {}; sequences of {} tokens\n",
+        job.model.name,
+        crate::number::short(job.model.parameters().total as f64),
+        r.ranks,
+        r.cores,
+        r.device,
+        plan_label(plan),
+        grouped(job.workload.seq_len),
+    );
+    let predicted = r.predicted.unwrap_or(0.0);
+    out.push_str(&format!(
+        "step: measured {} ms (spread of {} steps {:.0} %), predicted {} ms, error {} %\n",
+        ms(r.measured),
+        r.step_seconds.len(),
+        r.spread * 100.0,
+        ms(predicted),
+        off(predicted, r.measured)
+    ));
+    let processor = r.predicted_processor.unwrap_or(0.0);
+    out.push_str(&format!(
+        "processor time of all ranks: measured {} ms (spread {:.0} %), predicted {} ms, error {} %\n\n",
+        ms(r.processor),
+        r.processor_spread * 100.0,
+        ms(processor),
+        off(processor, r.processor)
+    ));
+    out.push_str(&phases(r));
+    for c in &r.communication {
+        out.push_str(&format!(
+            "{} communication: {} ms per rank and step, {} of them waiting, {:.2} MB sent\n",
+            c.dimension,
+            ms(c.seconds),
+            ms(c.wait),
+            c.bytes as f64 * 1e-6
+        ));
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    out.push_str(&format!(
+        "memory of the fullest rank: measured {:.1} MiB, predicted {:.1} MiB\n",
+        mib(r.memory),
+        mib(r.predicted_memory.unwrap_or(0))
+    ));
+    let losses: Vec<String> = r.losses.iter().take(8).map(|l| format!("{l:.4}")).collect();
+    out.push_str(&format!("loss per step: {}\n", losses.join(" ")));
+    out.push_str(&format!("prediction from: {}\n", machine.origin));
+    for note in notes {
+        out.push_str(&wrap(&format!("note: {note}"), 100, "  "));
+        out.push('\n');
+    }
+    out
+}
