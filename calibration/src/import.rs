@@ -1,10 +1,15 @@
 //! Importers: calibrate from what people already have.
 //!
-//! Built: nccl-tests logs ([`nccl`]) and Kineto traces of PyTorch's profiler ([`kineto`]). A file that does not hold what
-//! it should is refused with the reason, never read halfway.
+//! Built: nccl-tests logs ([`nccl`]), Kineto traces of PyTorch's profiler ([`kineto`]), Nsight Systems exports ([`nsys`]),
+//! and a folder of CSV tables like those that the built-in profiles are fitted to ([`tables`]). [`profile`] turns them
+//! into profiles. A file that does not hold what it should is refused with the reason, never read halfway.
 
 pub mod kineto;
 pub mod nccl;
+pub mod nsys;
+pub mod profile;
+pub mod sqlite;
+pub mod tables;
 
 /// Why a file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

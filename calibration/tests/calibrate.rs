@@ -2,7 +2,7 @@
 
 use psim_calibration::measure::point::Role;
 use psim_calibration::measure::{
-    DeviceChoice, MeasureError, Options, Point, calibrate, check, journal, samples_path, threads_cluster,
+    DeviceChoice, MeasureError, Options, Point, Record, calibrate, check, journal, samples_path, threads_cluster,
     threads_stack,
 };
 use psim_cost_models::{CostModel, ProfileLibrary};
@@ -57,7 +57,7 @@ fn a_short_calibration_makes_a_usable_profile_in_time() {
     let mut library = ProfileLibrary::built_in();
     library.add_accelerator(profile);
     let cost = CostModel::new(&cluster, cluster.first_node(), &threads_stack(), &library);
-    let records = journal::read(&samples_path(&out), &header()).unwrap();
+    let records: Vec<Record> = journal::read(&samples_path(&out), &header()).unwrap();
     let mut compared = 0;
     for record in &records {
         if let Point::Gemm { m, n, k, role: Role::Forward } = record.point {
@@ -110,7 +110,7 @@ fn kill_nine_loses_nothing() {
             .spawn()
             .unwrap()
     };
-    let mut known = Vec::new();
+    let mut known: Vec<Record> = Vec::new();
     let mut state = std::process::id().wrapping_mul(2_654_435_761) | 1;
     let mut resumed = 0;
     for _ in 0..kills {
@@ -138,7 +138,7 @@ fn kill_nine_loses_nothing() {
     }
     println!("{kills} kills, {} samples, {resumed} resumed runs that measured more", known.len());
     assert!(spawn().wait().unwrap().success());
-    let records = journal::read(&samples, &header()).unwrap();
+    let records: Vec<Record> = journal::read(&samples, &header()).unwrap();
     assert_eq!(&records[..known.len()], &known[..]);
     toml::from_str::<AcceleratorProfile>(&std::fs::read_to_string(&out).unwrap()).unwrap();
 }

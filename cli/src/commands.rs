@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Report(report::Arguments),
     /// Write launch files of training frameworks for a plan
     Emit(emit::Arguments),
-    /// Read a model configuration of another tool and print what psim understood
+    /// Read what other tools wrote: model configurations, logs, traces, tables
     Import(import::Arguments),
     /// List what is built in: models, accelerators, systems, clusters, profiles
     Show(show::Arguments),

@@ -4,6 +4,8 @@
 mod bad_inputs;
 #[path = "cli_suite/harness.rs"]
 mod harness;
+#[path = "cli_suite/machine.rs"]
+mod machine;
 #[path = "cli_suite/output.rs"]
 mod output;
 #[path = "cli_suite/serving.rs"]

@@ -1,8 +1,8 @@
 //! The closed loop on this machine's CPU: calibrate, predict, execute, compare.
 //!
-//! Numerics are asserted always. Ranking and error are printed beside the spread of repeating one configuration, and
-//! asserted only where that spread is small and `PSIM_ASSERT_CLOSED_LOOP` is set: a busy machine makes the comparison
-//! inconclusive, and the ranking target has not been reached on a quiet one yet.
+//! Numerics and completion are asserted always. Ranking and error of the step are printed beside the spread of repeating
+//! one configuration, and asserted where that spread is small: a busy machine makes the comparison inconclusive.
+//! Processor time, which other programs change less, is compared beside it.
 
 use psim_calibration::measure::{self, DeviceChoice, Options, threads_cluster, threads_stack};
 use psim_cost_models::ProfileLibrary;
@@ -83,25 +83,30 @@ fn base() -> Plan {
     }
 }
 
+/// Plans over one, two and four ranks that differ by more than a machine's noise: how much is recomputed, how many ranks
+/// share the cores, how large the pipeline's bubble is.
 fn plans() -> Vec<(&'static str, Plan)> {
     let p = base;
+    let full = Recompute::Full;
     vec![
         ("1 rank", p()),
+        ("1 rank recompute", Plan { recompute: full, ..p() }),
         ("dp2", Plan { dp: 2, ..p() }),
-        ("dp2 mb4", Plan { dp: 2, micro_batch: 4, ..p() }),
+        ("dp2 recompute", Plan { dp: 2, recompute: full, ..p() }),
         ("tp2", Plan { tp: 2, ..p() }),
+        ("tp2 mb4 recompute", Plan { tp: 2, micro_batch: 4, recompute: full, ..p() }),
         ("cp2", Plan { cp: 2, ..p() }),
-        ("pp2 1f1b", Plan { pp: 2, ..p() }),
-        ("pp2 gpipe", Plan { pp: 2, schedule: Schedule::Gpipe, ..p() }),
-        ("pp2 one micro-batch", Plan { pp: 2, micro_batch: 8, ..p() }),
+        ("pp2", Plan { pp: 2, ..p() }),
+        ("pp2 mb4 gpipe", Plan { pp: 2, micro_batch: 4, schedule: Schedule::Gpipe, ..p() }),
+        ("pp2 mb8", Plan { pp: 2, micro_batch: 8, ..p() }),
+        ("pp2 mb8 recompute", Plan { pp: 2, micro_batch: 8, recompute: full, ..p() }),
         ("pp2 uneven", Plan { pp: 2, stage_layers: vec![1, 3], ..p() }),
-        ("dp2 recompute", Plan { dp: 2, recompute: Recompute::Full, ..p() }),
         ("dp4", Plan { dp: 4, ..p() }),
         ("tp2 dp2", Plan { tp: 2, dp: 2, ..p() }),
         ("tp2 pp2", Plan { tp: 2, pp: 2, ..p() }),
         ("pp2 vpp2 dp2", Plan { pp: 2, vpp: 2, dp: 2, schedule: Schedule::Interleaved, ..p() }),
-        ("pp4", Plan { pp: 4, ..p() }),
-        ("cp2 dp2 recompute", Plan { cp: 2, dp: 2, recompute: Recompute::Full, ..p() }),
+        ("pp4 mb8", Plan { pp: 4, micro_batch: 8, ..p() }),
+        ("cp2 dp2 recompute", Plan { cp: 2, dp: 2, recompute: full, ..p() }),
     ]
 }
 
@@ -155,68 +160,98 @@ fn calibrate_predict_execute_compare() {
             workload: &workload,
             device: ExecuteDevice::Cpu,
             ranks: RankMode::Threads,
-            steps: 4,
+            steps: 3,
             seed: 9,
             basis: Some(basis),
         })
         .unwrap()
-        .unwrap()
         .expect("threads report here")
     };
+    let plans = plans();
+    assert!(plans.len() >= 12);
     let mut losses: Option<Vec<f64>> = None;
-    let (mut pairs, mut errors, mut spreads) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, plan) in plans() {
-        let report = run(&plan);
-        let expected = losses.get_or_insert_with(|| report.losses.clone());
-        for (loss, expected) in report.losses.iter().zip(expected.iter()) {
-            assert!((loss / expected - 1.0).abs() < 1e-4, "{name}: loss {loss} against {expected}");
+    let mut reports: Vec<Vec<ExecuteReport>> = vec![Vec::new(); plans.len()];
+    // Rounds over all configurations: what the machine does meanwhile hits all of them alike.
+    for round in 0..ROUNDS {
+        for ((name, plan), own) in plans.iter().zip(&mut reports) {
+            let report = run(plan);
+            let expected = losses.get_or_insert_with(|| report.losses.clone());
+            for (loss, expected) in report.losses.iter().zip(expected.iter()) {
+                assert!((loss / expected - 1.0).abs() < 1e-4, "{name}: loss {loss} against {expected}");
+            }
+            assert!(report.predicted.unwrap() > 0.0 && report.measured > 0.0 && report.memory > 0);
+            if round == 0 {
+                print_phases(name, &report);
+            }
+            own.push(report);
         }
-        let (predicted, error) = (report.predicted.unwrap(), report.error().unwrap());
-        assert!(predicted > 0.0 && report.measured > 0.0 && report.memory > 0);
-        println!(
-            "{name:<20} measured {:7.1} ms  predicted {:7.1} ms  error {:+5.0} %  spread {:4.0} %  processor {:7.1} ms predicted {:7.1} ms error {:+5.0} % spread {:4.0} %  memory {:.1} MiB",
-            report.measured * 1e3,
-            predicted * 1e3,
-            error * 1e2,
-            report.spread * 1e2,
-            report.processor * 1e3,
-            report.predicted_processor.unwrap() * 1e3,
-            (report.predicted_processor.unwrap() / report.processor - 1.0) * 1e2,
-            report.processor_spread * 1e2,
-            report.memory as f64 / 1_048_576.0,
-        );
-        for row in &report.phases {
-            println!(
-                "    stage {} {:<8} measured {:7.1} ms  predicted {:7.1} ms  processor {:7.1} ms  predicted {:7.1} ms",
-                row.stage,
-                row.phase,
-                row.measured * 1e3,
-                row.predicted.unwrap_or(0.0) * 1e3,
-                row.processor * 1e3,
-                row.predicted_processor.unwrap_or(0.0) * 1e3
-            );
-        }
-        pairs.push((report.measured, predicted));
-        errors.push(error.abs());
-        spreads.push(report.spread);
     }
-    assert!(pairs.len() >= 12);
-    // The yardstick: one configuration on all cores run again and again, and steps of one run among themselves.
-    let both = Plan { dp: 2, ..base() };
-    let repeats: Vec<f64> = (0..3).map(|_| run(&both).measured).collect();
-    let low = repeats.iter().copied().fold(f64::INFINITY, f64::min);
-    spreads.sort_by(f64::total_cmp);
-    let spread =
-        f64::max(repeats.iter().copied().fold(0.0, f64::max) / low - 1.0, spreads[spreads.len() / 2]);
-    errors.sort_by(f64::total_cmp);
-    let (tau, median) = (kendall_tau(&pairs), errors[errors.len() / 2]);
-    println!("tau {tau:.2}, median error {:.0} %, repeat spread {:.0} %", median * 1e2, spread * 1e2);
-    let reached = tau >= 0.7 && median <= 0.15;
-    if spread >= 0.05 {
+    // The best of all steps: what the machine does when it is left alone.
+    let least = |reports: &[ExecuteReport], of: fn(&ExecuteReport) -> f64| {
+        reports.iter().map(of).fold(f64::INFINITY, f64::min)
+    };
+    let quickest = |r: &ExecuteReport| r.step_seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let (mut steps, mut processors) = (Vec::new(), Vec::new());
+    for ((name, _), own) in plans.iter().zip(&reports) {
+        let (measured, predicted) = (least(own, quickest), own[0].predicted.unwrap());
+        let (busy, expected) = (least(own, |r| r.processor), own[0].predicted_processor.unwrap());
+        println!(
+            "{name:<20} step {:6.1} ms predicted {:6.1} ms {:+4.0} %   processor {:6.1} ms predicted {:6.1} ms {:+4.0} %",
+            measured * 1e3,
+            predicted * 1e3,
+            (predicted / measured - 1.0) * 1e2,
+            busy * 1e3,
+            expected * 1e3,
+            (expected / busy - 1.0) * 1e2,
+        );
+        steps.push((measured, predicted));
+        processors.push((busy, expected));
+    }
+    // The yardstick: what repeating one configuration changes.
+    let spread = |of: fn(&ExecuteReport) -> f64| {
+        let values: Vec<f64> = reports[2].iter().map(of).collect();
+        let most = values.iter().copied().fold(0.0, f64::max);
+        most / values.iter().copied().fold(f64::INFINITY, f64::min) - 1.0
+    };
+    let (noise, processor_noise) = (spread(quickest), spread(|r| r.processor));
+    let tau = summary("step", &steps, noise);
+    let processor_tau = summary("processor time", &processors, processor_noise);
+    // However busy the machine is, a prediction that is off by a factor is wrong.
+    assert!(processor_tau.1 < 0.6, "median error of processor time {}", processor_tau.1);
+    if noise >= 0.05 || processor_noise >= 0.05 {
         println!("inconclusive: noisy machine");
-    } else if std::env::var_os("PSIM_ASSERT_CLOSED_LOOP").is_some() {
-        assert!(reached, "tau {tau}, median error {median}");
-    } else if !reached {
-        println!("below target (tau 0.7, median error 15 %): not reached yet on a quiet machine");
+    } else {
+        assert!(tau.0 >= 0.7 && tau.1 <= 0.15, "tau {}, median error {}", tau.0, tau.1);
+    }
+}
+
+/// Rounds over all configurations.
+const ROUNDS: usize = 3;
+
+/// Prints and returns Kendall's tau and the median error.
+fn summary(what: &str, pairs: &[(f64, f64)], noise: f64) -> (f64, f64) {
+    let mut errors: Vec<f64> = pairs.iter().map(|(m, p)| (p / m - 1.0).abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    let (tau, median) = (kendall_tau(pairs), errors[errors.len() / 2]);
+    println!(
+        "{what}: tau {tau:.2}, median error {:.0} %, repeat spread of one configuration {:.0} %",
+        median * 1e2,
+        noise * 1e2
+    );
+    (tau, median)
+}
+
+fn print_phases(name: &str, report: &ExecuteReport) {
+    println!("{name}: memory {:.1} MiB", report.memory as f64 / 1_048_576.0);
+    for row in &report.phases {
+        println!(
+            "    stage {} {:<8} measured {:6.1} ms predicted {:6.1} ms   processor {:6.1} ms predicted {:6.1} ms",
+            row.stage,
+            row.phase,
+            row.measured * 1e3,
+            row.predicted.unwrap_or(0.0) * 1e3,
+            row.processor * 1e3,
+            row.predicted_processor.unwrap_or(0.0) * 1e3,
+        );
     }
 }

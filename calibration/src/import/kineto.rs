@@ -1,6 +1,8 @@
 //! Traces of PyTorch's profiler (Kineto, Chrome JSON): kernels by name and kind, and where the time of a device went.
 
 use super::ImportError;
+use super::profile::{CollectiveSample, GemmSample};
+use psim_hardware::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,6 +54,21 @@ pub struct Trace {
     pub idle_us: f64,
     /// Kernels, longest total first.
     pub kernels: Vec<KernelSummary>,
+    /// Matrix products whose shapes were recorded (`record_shapes`).
+    pub gemms: Vec<GemmSample>,
+    /// Collectives whose sizes were recorded.
+    pub collectives: Vec<CollectiveSample>,
+}
+
+/// A kernel as it ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelRun {
+    /// Start, microseconds.
+    pub start_us: f64,
+    /// Duration, microseconds.
+    pub duration_us: f64,
+    /// Name.
+    pub name: String,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +93,8 @@ struct Event {
     ts: Option<f64>,
     #[serde(default)]
     dur: Option<f64>,
+    #[serde(default)]
+    args: Option<serde_json::Value>,
 }
 
 fn refuse(reason: impl Into<String>) -> ImportError {
@@ -107,13 +126,17 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, ImportError> {
     let Some(events) = file.events else {
         return Err(refuse("it has no `traceEvents` (an execution trace of operators has none)"));
     };
-    let mut by_name: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut intervals = Vec::new();
+    let mut runs = Vec::new();
+    let mut arguments = Vec::new();
+    let mut shapes = BTreeMap::new();
     let mut steps = Vec::new();
     for event in &events {
         let (category, name) = (event.cat.as_deref().unwrap_or(""), event.name.as_deref().unwrap_or(""));
         if event.ph.as_deref() != Some("X") {
             continue;
+        }
+        if let Some((id, shape)) = gemm_shape(category, name, event.args.as_ref()) {
+            shapes.insert(id, shape);
         }
         let is_kernel = category.eq_ignore_ascii_case("kernel");
         let is_step = category == "user_annotation" && name.starts_with("ProfilerStep");
@@ -129,11 +152,32 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, ImportError> {
             steps.push((start, duration));
             continue;
         }
-        by_name.entry(name).or_default().push(duration);
-        intervals.push((start, start + duration, kind(name) == KernelKind::Communication));
+        runs.push(KernelRun { start_us: start, duration_us: duration, name: name.to_owned() });
+        arguments.push(event.args.as_ref());
     }
-    if intervals.is_empty() {
+    if runs.is_empty() {
         return Err(refuse(format!("none of its {} events is a kernel (a CPU-only trace?)", events.len())));
+    }
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let number = |key: &str| file.distributed.as_ref().and_then(|d| d.get(key)?.as_u64()).map(|n| n as u32);
+    Ok(Trace {
+        rank: number("rank").zip(number("world_size")),
+        device: file.devices.as_ref().and_then(|d| Some(d.first()?.get("name")?.as_str()?.to_owned())),
+        steps_us: steps.into_iter().map(|s| s.1).collect(),
+        gemms: gemms(&runs, &arguments, &shapes),
+        collectives: runs.iter().zip(&arguments).filter_map(|(run, args)| collective(run, *args)).collect(),
+        ..summarise(&runs)
+    })
+}
+
+/// Kernels by name, and how the time of the device is spent.
+pub fn summarise(runs: &[KernelRun]) -> Trace {
+    let mut by_name: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut intervals = Vec::with_capacity(runs.len());
+    for run in runs {
+        by_name.entry(&run.name).or_default().push(run.duration_us);
+        let communication = kind(&run.name) == KernelKind::Communication;
+        intervals.push((run.start_us, run.start_us + run.duration_us, communication));
     }
     let mut kernels: Vec<KernelSummary> = by_name
         .into_iter()
@@ -147,17 +191,111 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, ImportError> {
         .collect();
     kernels.sort_by(|a, b| b.total_us.total_cmp(&a.total_us).then(a.name.cmp(&b.name)));
     let (span_us, compute_us, exposed_communication_us) = occupancy(&intervals);
-    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let number = |key: &str| file.distributed.as_ref().and_then(|d| d.get(key)?.as_u64()).map(|n| n as u32);
-    Ok(Trace {
-        rank: number("rank").zip(number("world_size")),
-        device: file.devices.as_ref().and_then(|d| Some(d.first()?.get("name")?.as_str()?.to_owned())),
-        steps_us: steps.into_iter().map(|s| s.1).collect(),
+    Trace {
+        rank: None,
+        device: None,
+        steps_us: Vec::new(),
         span_us,
         compute_us,
         exposed_communication_us,
         idle_us: (span_us - compute_us - exposed_communication_us).max(0.0),
         kernels,
+        gemms: Vec::new(),
+        collectives: Vec::new(),
+    }
+}
+
+/// Format by its name in PyTorch, and bytes of an element.
+fn dtype(name: &str) -> Option<(Option<DType>, f64)> {
+    let lower = name.to_ascii_lowercase();
+    Some(match lower.trim_start_matches("c10::") {
+        "bfloat16" => (Some(DType::Bf16), 2.0),
+        "half" => (Some(DType::Fp16), 2.0),
+        "float" => (Some(DType::Fp32), 4.0),
+        "double" | "long" => (None, 8.0),
+        "int" => (None, 4.0),
+        "byte" | "char" | "bool" => (None, 1.0),
+        _ => return None,
+    })
+}
+
+/// Operator number and shape of a matrix product with recorded shapes.
+fn gemm_shape(
+    category: &str,
+    name: &str,
+    args: Option<&serde_json::Value>,
+) -> Option<(u64, (DType, [f64; 4]))> {
+    if !(category.eq_ignore_ascii_case("cpu_op") || category.eq_ignore_ascii_case("operator")) {
+        return None;
+    }
+    // aten::addmm and aten::baddbmm take the summand first.
+    let first = match name {
+        "aten::mm" | "aten::bmm" => 0,
+        "aten::addmm" | "aten::baddbmm" => 1,
+        _ => return None,
+    };
+    let args = args?;
+    let id = args.get("External id").or_else(|| args.get("external id"))?.as_u64()?;
+    let dims = args.get("Input Dims").or_else(|| args.get("Input dims"))?;
+    let types = args.get("Input type")?;
+    let shape = |i: usize| -> Option<Vec<f64>> {
+        dims.get(i)?.as_array()?.iter().map(serde_json::Value::as_f64).collect()
+    };
+    let (a, b) = (shape(first)?, shape(first + 1)?);
+    let (format, _) = dtype(types.get(first)?.as_str()?)?;
+    let (batch, a, b) = match (&a[..], &b[..]) {
+        ([m, k], [k2, n]) if k == k2 => (1.0, [*m, *k], *n),
+        ([batch, m, k], [_, k2, n]) if k == k2 => (*batch, [*m, *k], *n),
+        _ => return None,
+    };
+    let sizes = [a[0], b, a[1], batch];
+    sizes.iter().all(|s| *s >= 1.0).then_some(())?;
+    Some((id, (format?, sizes)))
+}
+
+/// Matrix products: all GEMM kernels that an operator launched belong to it.
+fn gemms(
+    runs: &[KernelRun],
+    arguments: &[Option<&serde_json::Value>],
+    shapes: &BTreeMap<u64, (DType, [f64; 4])>,
+) -> Vec<GemmSample> {
+    let mut times: BTreeMap<u64, f64> = BTreeMap::new();
+    for (run, args) in runs.iter().zip(arguments) {
+        let id = args.and_then(|a| a.get("External id").or_else(|| a.get("external id"))?.as_u64());
+        if let Some(id) = id.filter(|id| shapes.contains_key(id) && kind(&run.name) == KernelKind::Gemm) {
+            *times.entry(id).or_default() += run.duration_us * 1e-6;
+        }
+    }
+    times
+        .into_iter()
+        .filter_map(|(id, seconds)| {
+            let &(dtype, [m, n, k, batch]) = shapes.get(&id)?;
+            (seconds > 0.0).then_some(GemmSample { dtype, m, n, k, batch, seconds })
+        })
+        .collect()
+}
+
+/// A collective whose size was recorded, in nccl-tests' convention of sizes.
+fn collective(run: &KernelRun, args: Option<&serde_json::Value>) -> Option<CollectiveSample> {
+    let args = args?;
+    let number = |key: &str| args.get(key).and_then(serde_json::Value::as_f64);
+    let (sent, received) = (number("In msg nelems")?, number("Out msg nelems")?);
+    let ranks = number("Group size").filter(|r| *r >= 2.0)? as u32;
+    let name = args.get("Collective name")?.as_str()?.to_ascii_lowercase();
+    let (operation, elements) = match name.trim_start_matches('_') {
+        "allreduce" => ("all-reduce", sent),
+        "allgather" | "allgather_base" | "all_gather_into_tensor" => ("all-gather", received),
+        "reduce_scatter" | "reduce_scatter_base" | "reduce_scatter_tensor" => ("reduce-scatter", sent),
+        "all_to_all" | "all_to_allv" | "alltoall" | "alltoall_base" => ("all-to-all", sent),
+        _ => return None,
+    };
+    let (_, size) = dtype(args.get("dtype")?.as_str()?)?;
+    let bytes = (elements * size) as u64;
+    (bytes > 0 && run.duration_us > 0.0).then(|| CollectiveSample {
+        operation: operation.to_owned(),
+        ranks,
+        bytes,
+        seconds: run.duration_us * 1e-6,
     })
 }
 

@@ -5,6 +5,7 @@ use psim_hardware::profile::machine::Cache;
 use psim_kernels::cpu::CpuDevice;
 use psim_kernels::{Device, Gemm};
 use std::sync::Barrier;
+use std::time::Instant;
 
 /// Repeats of a run of threads.
 const REPEATS: usize = 5;
@@ -27,11 +28,9 @@ pub fn sustained(milliseconds: u64) -> Result<Vec<f64>, MeasureError> {
     let slice = milliseconds as f64 * 1e-3 / SLICES as f64;
     (0..SLICES)
         .map(|_| {
-            let (mut times, mut spent) = (Vec::new(), 0.0);
-            while spent < slice {
-                let time = work()?;
-                spent += time.max(1e-7);
-                times.push(time);
+            let (mut times, begin) = (Vec::new(), Instant::now());
+            while times.is_empty() || begin.elapsed().as_secs_f64() < slice {
+                times.push(work()?);
             }
             Ok(super::point::median(&times))
         })

@@ -11,6 +11,7 @@ use psim_kernels::{
 use psim_models::operator::GemmRole;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Instant;
 
 /// Role of a GEMM, as files name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -325,14 +326,17 @@ fn repeat<D: Device>(
     allowance: f64,
     mut work: impl FnMut(usize) -> psim_kernels::Result<()>,
 ) -> Result<Vec<f64>, MeasureError> {
+    // The allowance is time on the clock: on a busy machine it is used up sooner than processor time.
+    let begin = Instant::now();
     let warm = device.time(&mut || work(0))?;
     // Calls far shorter than the clock's resolution are timed in batches.
     let batch = if warm > 0.0 { (2e-5 / warm).ceil().clamp(1.0, 256.0) as usize } else { 256 };
     let mut seconds = Vec::new();
-    let mut total = warm;
     let mut next = 0;
-    let fewest = if warm > allowance { 1 } else { REPEATS.1 };
-    while seconds.len() < fewest || (total < allowance && seconds.len() < REPEATS.0) {
+    let fewest = if begin.elapsed().as_secs_f64() > allowance { 1 } else { REPEATS.1 };
+    while seconds.len() < fewest
+        || (begin.elapsed().as_secs_f64() < allowance && seconds.len() < REPEATS.0)
+    {
         let time = device.time(&mut || {
             for _ in 0..batch {
                 next += 1;
@@ -340,7 +344,6 @@ fn repeat<D: Device>(
             }
             Ok(())
         })?;
-        total += time;
         seconds.push(time / batch as f64);
     }
     Ok(seconds)

@@ -248,15 +248,6 @@ fn capacity_recommends_what_meets_the_deadline() {
 }
 
 #[test]
-fn what_is_not_built_says_so() {
-    for command in ["calibrate --device cpu --out x", "execute"] {
-        let run = psim(command);
-        assert_eq!(run.code, 2, "{}", run.transcript());
-        assert!(run.err.contains("not built yet") && run.err.contains("hint: "), "{}", run.err);
-    }
-}
-
-#[test]
 fn completions_for_the_usual_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let run = psim(&format!("completions {shell}"));

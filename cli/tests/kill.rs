@@ -1,0 +1,154 @@
+//! Kill -9 at random moments: a calibration and a closed loop go on where they stopped, nothing that was measured is
+//! lost, and no file is ever seen half-written.
+#![expect(clippy::unwrap_used, reason = "a test fails by panic")]
+#![expect(clippy::print_stdout, reason = "a test says what it saw")]
+
+use psim_hardware::profile::AcceleratorProfile;
+use psim_sim::residual::Residuals;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Moments between zero and `most` milliseconds, more of them early.
+struct Moments(u64);
+
+impl Moments {
+    fn next(&mut self, most: u64) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let share = (self.0 >> 11) as f64 / (1_u64 << 53) as f64;
+        Duration::from_micros((most as f64 * 1e3 * share * share.sqrt()) as u64)
+    }
+}
+
+fn start(folder: &Path, arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_psim"))
+        .current_dir(folder)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The whole lines of a journal.
+fn whole_lines(path: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let end = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    bytes[..end].to_vec()
+}
+
+fn finished(lines: &[u8]) -> bool {
+    lines.ends_with(b"\"complete\"\n")
+}
+
+fn samples(lines: &[u8]) -> usize {
+    lines.iter().filter(|&&b| b == b'\n').count()
+}
+
+/// Kills `arguments` at `count` random moments, then lets it finish. `journal` finds the journal; `check` looks at every
+/// file that a reader could see after a kill.
+fn kill(
+    folder: &Path,
+    arguments: &[&str],
+    count: usize,
+    most: u64,
+    journal: impl Fn() -> Option<PathBuf>,
+    check: impl Fn(),
+) {
+    let mut moments = Moments(0x9E37_79B9_7F4A_7C15);
+    let mut before: Vec<u8> = Vec::new();
+    let (mut killed, mut ran_out) = (0, 0);
+    while killed < count {
+        let mut child = start(folder, arguments);
+        std::thread::sleep(moments.next(most));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        check();
+        let now = journal().map(|path| whole_lines(&path)).unwrap_or_default();
+        if finished(&before) {
+            // A finished journal is set aside by the next run, or is still there.
+            before.clear();
+        }
+        assert!(now.starts_with(&before), "lost: {} lines before, {} after", samples(&before), samples(&now));
+        before = now;
+        if status.success() {
+            ran_out += 1;
+            assert!(ran_out < 50, "it ends before it can be killed");
+        } else {
+            killed += 1;
+        }
+    }
+    let output = start(folder, arguments).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    check();
+    let last = whole_lines(&journal().unwrap());
+    assert!(finished(&last));
+    if !finished(&before) {
+        assert!(last.starts_with(&before), "the last run lost samples");
+    }
+    println!("{killed} kills ({ran_out} runs ended by themselves), {} lines in the journal", samples(&last));
+}
+
+fn calibration(count: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let profile = folder.path().join("cpu.toml");
+    let arguments = ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.06"];
+    kill(
+        folder.path(),
+        &arguments,
+        count,
+        700,
+        || Some(folder.path().join("cpu.toml.samples.jsonl")),
+        || {
+            if let Ok(text) = std::fs::read_to_string(&profile) {
+                toml::from_str::<AcceleratorProfile>(&text).unwrap();
+            }
+            if let Ok(text) = std::fs::read_to_string(folder.path().join("cpu.cluster.toml")) {
+                psim_hardware::schema::parse_cluster("cpu.cluster.toml", &text).unwrap();
+            }
+        },
+    );
+    let text = std::fs::read_to_string(&profile).unwrap();
+    assert!(toml::from_str::<AcceleratorProfile>(&text).unwrap().machine.is_some());
+}
+
+fn closed_loop(count: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/tiny-gpt");
+    let arguments = ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.06", "--ranks", "2"];
+    assert!(start(folder.path(), &arguments).wait_with_output().unwrap().status.success());
+    let residuals = folder.path().join("r.toml");
+    let journal = || {
+        let entries = std::fs::read_dir(folder.path()).ok()?;
+        entries.filter_map(|e| Some(e.ok()?.path())).find(|p| p.to_string_lossy().ends_with(".journal"))
+    };
+    let arguments = [
+        "plan", "--model", example, "--cluster", "cpu.cluster.toml", "--profile", "cpu.toml", "--global-batch", "8",
+        "--tokens", "1M", "--execute-top", "3", "--steps", "2", "--residuals", "r.toml",
+    ];
+    let read = || {
+        let text = std::fs::read_to_string(&residuals).ok()?;
+        Some(toml::from_str::<Residuals>(&text).unwrap())
+    };
+    kill(folder.path(), &arguments, count, 2500, journal, || drop(read()));
+    assert_eq!(read().unwrap().observations.len(), 3);
+}
+
+#[test]
+fn a_killed_calibration_goes_on() {
+    calibration(5);
+}
+
+#[test]
+fn a_killed_closed_loop_goes_on() {
+    closed_loop(5);
+}
+
+#[test]
+#[ignore = "a minute or more: the long form of the two above"]
+fn fifty_kills() {
+    calibration(25);
+    closed_loop(25);
+}
