@@ -304,7 +304,8 @@ impl Sweep {
     /// Seconds that one point may take.
     pub fn allowance(&self, left: f64) -> f64 {
         let base: usize = self.base.iter().sum();
-        let share = if base > 0 { left / (2 * base) as f64 } else { left / 20.0 };
+        // Many points with few repeats: between points more is unknown than at them.
+        let share = if base > 0 { left / (2 * base) as f64 } else { left / 100.0 };
         share.clamp(0.002, 0.25)
     }
 

@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     emit: Option<PathBuf>,
     #[command(flatten)]
-    closed_loop: closed_loop::Arguments,
+    closed_loop: closed_loop::LoopArguments,
 }
 
 /// Loads the job and searches.

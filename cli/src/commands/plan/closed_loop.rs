@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
     steps: u32,
 }
 
-impl Arguments {
+impl LoopArguments {
     pub(super) fn wanted(&self) -> bool {
         self.execute_top.is_some()
     }
@@ -177,7 +177,7 @@ impl Bench<'_> {
 
 /// Runs the loop.
 pub(super) fn run(
-    arguments: &Arguments,
+    arguments: &LoopArguments,
     search: &SearchArguments,
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
@@ -244,7 +244,7 @@ pub(super) fn run(
 
 /// Runs what the loop chose and has not run yet.
 fn execute_top(
-    arguments: &Arguments,
+    arguments: &LoopArguments,
     bench: &Bench<'_>,
     ranked: &[(Plan, f64)],
     top: usize,
@@ -299,7 +299,7 @@ fn journal_path(residuals: &Path, question: u32) -> PathBuf {
 fn fingerprint(
     job: &Job,
     machine: &Machine,
-    arguments: &Arguments,
+    arguments: &LoopArguments,
     search: &SearchArguments,
 ) -> Result<u32, Failure> {
     let question = json!({
@@ -350,7 +350,7 @@ impl Answer {
         self.before.first().zip(self.after.first())
     }
 
-    fn json(&self, job: &Job, arguments: &Arguments) -> serde_json::Value {
+    fn json(&self, job: &Job, arguments: &LoopArguments) -> serde_json::Value {
         let list = |plans: &[(Plan, f64)]| -> Vec<_> {
             plans.iter().take(10).map(|(plan, step)| json!({ "plan": plan, "predicted_s": step })).collect()
         };
@@ -362,7 +362,7 @@ impl Answer {
         })
     }
 
-    fn text(&self, job: &Job, machine: &Machine, arguments: &Arguments) -> String {
+    fn text(&self, job: &Job, machine: &Machine, arguments: &LoopArguments) -> String {
         let mut out = format!(
             "{} on {} rank threads, {} cores ({}); prediction from: {}\n",
             job.model.name,
