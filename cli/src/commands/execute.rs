@@ -2,6 +2,7 @@
 
 use crate::Host;
 use crate::failure::Failure;
+use crate::inputs::job::Format;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::machine::{MAX_RANKS, Machine, hinted};
 use crate::number::grouped;
@@ -75,8 +76,10 @@ fn supported(device: DeviceChoice, ranks: Ranks, shard: Option<u32>) -> Result<(
 
 /// Loads a job for the CPU, where arithmetic is fp32.
 pub(crate) fn in_fp32(job: &JobArguments) -> Result<JobArguments, Failure> {
-    match job.precision {
-        None | Some(Precision::Fp32) => Ok(JobArguments { precision: Some(Precision::Fp32), ..job.clone() }),
+    match job.precision.map(Format::training).transpose()? {
+        None | Some(Precision::Fp32) => {
+            Ok(JobArguments { precision: Some(Precision::Fp32.into()), ..job.clone() })
+        }
         Some(other) => Err(Failure::input(
             format!("--precision {} on the CPU, which computes in fp32", other.name()),
             "leave --precision out, or say fp32",
