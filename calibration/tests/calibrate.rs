@@ -2,8 +2,8 @@
 
 use psim_calibration::measure::point::Role;
 use psim_calibration::measure::{
-    DeviceChoice, MeasureError, Options, Point, Record, calibrate, check, journal, samples_path, threads_cluster,
-    threads_stack,
+    DeviceChoice, MeasureError, Options, Point, Record, calibrate, check, journal, samples_path,
+    threads_cluster, threads_stack,
 };
 use psim_cost_models::{CostModel, ProfileLibrary};
 use psim_hardware::profile::AcceleratorProfile;

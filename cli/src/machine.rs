@@ -46,7 +46,9 @@ impl Machine {
                 return Ok(Self { accelerator: facts.datasheet.clone(), facts, library, origin });
             }
         }
-        host.say("no --profile of this machine: measuring it for a few seconds (`psim calibrate` does it well)");
+        host.say(
+            "no --profile of this machine: measuring it for a few seconds (`psim calibrate` does it well)",
+        );
         let profile = quick(host)?;
         let missing = || {
             Failure::input(
@@ -107,7 +109,9 @@ fn quick(host: &Host<'_>) -> Result<AcceleratorProfile, Failure> {
     };
     let measured = measure::calibrate(&options, &mut progress);
     bar.finish();
-    measured.map(|c| c.profile).map_err(|e| hinted(&e.to_string(), "`psim calibrate --help` says what is measured"))
+    measured
+        .map(|c| c.profile)
+        .map_err(|e| hinted(&e.to_string(), "`psim calibrate --help` says what is measured"))
 }
 
 /// A folder of this process, removed in the end.
@@ -116,8 +120,7 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("psim-calibration-{}", std::process::id()));
-        std::fs::create_dir_all(&path)
-            .map_err(|e| Failure::writing(&format!("`{}`", path.display()), &e))?;
+        std::fs::create_dir_all(&path).map_err(|e| Failure::writing(&format!("`{}`", path.display()), &e))?;
         Ok(Self(path))
     }
 }

@@ -117,7 +117,8 @@ fn calibration(count: usize) {
 fn closed_loop(count: usize) {
     let folder = tempfile::tempdir().unwrap();
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/tiny-gpt");
-    let arguments = ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.06", "--ranks", "2"];
+    let arguments =
+        ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.06", "--ranks", "2"];
     assert!(start(folder.path(), &arguments).wait_with_output().unwrap().status.success());
     let residuals = folder.path().join("r.toml");
     let journal = || {
@@ -125,8 +126,23 @@ fn closed_loop(count: usize) {
         entries.filter_map(|e| Some(e.ok()?.path())).find(|p| p.to_string_lossy().ends_with(".journal"))
     };
     let arguments = [
-        "plan", "--model", example, "--cluster", "cpu.cluster.toml", "--profile", "cpu.toml", "--global-batch", "8",
-        "--tokens", "1M", "--execute-top", "3", "--steps", "2", "--residuals", "r.toml",
+        "plan",
+        "--model",
+        example,
+        "--cluster",
+        "cpu.cluster.toml",
+        "--profile",
+        "cpu.toml",
+        "--global-batch",
+        "8",
+        "--tokens",
+        "1M",
+        "--execute-top",
+        "3",
+        "--steps",
+        "2",
+        "--residuals",
+        "r.toml",
     ];
     let read = || {
         let text = std::fs::read_to_string(&residuals).ok()?;

@@ -155,7 +155,11 @@ impl ExecuteReport {
             let measured: f64 = rows().map(|r| r.processor).sum();
             Some(if predicted > 0.0 && measured > 0.0 { measured / predicted } else { 1.0 })
         };
-        Some(PhaseFactors { forward: ratio("forward")?, backward: ratio("backward")?, after: ratio("after")? })
+        Some(PhaseFactors {
+            forward: ratio("forward")?,
+            backward: ratio("backward")?,
+            after: ratio("after")?,
+        })
     }
 }
 
@@ -305,7 +309,8 @@ fn phases(
             let mean = |pick: fn((StageTimes, StageTimes)) -> StageTimes| {
                 let per_step = (skip..steps)
                     .map(|s| {
-                        own.iter().map(|r| of(&pick(stage_times(r, s)))).sum::<f64>() / own.len().max(1) as f64
+                        own.iter().map(|r| of(&pick(stage_times(r, s)))).sum::<f64>()
+                            / own.len().max(1) as f64
                     })
                     .collect();
                 median(per_step)

@@ -153,7 +153,13 @@ fn calibrate_predict_execute_compare() {
     };
     let run = |plan: &Plan| -> ExecuteReport {
         let cluster = threads_cluster(&calibration.accelerator, plan.world());
-        let basis = Basis { cluster: &cluster, stack: &stack, library: &library, sharing: &sharing, factors: PhaseFactors::default() };
+        let basis = Basis {
+            cluster: &cluster,
+            stack: &stack,
+            library: &library,
+            sharing: &sharing,
+            factors: PhaseFactors::default(),
+        };
         execute(&ExecuteRequest {
             model: &model,
             plan,

@@ -10,10 +10,8 @@ use std::collections::BTreeMap;
 /// # Errors
 /// When it is no SQLite file, is damaged, or has no GPU kernels.
 pub fn parse(bytes: &[u8]) -> Result<Trace, ImportError> {
-    let refuse = |reason: String| ImportError::Kind {
-        expected: "an Nsight Systems export with GPU kernels",
-        reason,
-    };
+    let refuse =
+        |reason: String| ImportError::Kind { expected: "an Nsight Systems export with GPU kernels", reason };
     let database = Database::open(bytes)?;
     let Some(kernels) = database.rows("CUPTI_ACTIVITY_KIND_KERNEL")? else {
         return Err(refuse(

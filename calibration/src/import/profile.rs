@@ -114,7 +114,8 @@ pub fn correct(
     for (dtype, samples) in by_format {
         let table = profile.gemm.iter_mut().find(|t| t.dtype == dtype && t.scaling == Scaling::None);
         let (Some(table), Some(peak)) = (table, accelerator.peak(dtype)) else {
-            changes.push(format!("{} products in {dtype} are not used: no table of that format", samples.len()));
+            changes
+                .push(format!("{} products in {dtype} are not used: no table of that format", samples.len()));
             continue;
         };
         if samples.len() < FEWEST {

@@ -287,7 +287,8 @@ fn columns(sql: &str) -> (Vec<String>, Option<usize>) {
     let mut row_number = None;
     for part in parts {
         // Profilers write comments behind columns.
-        let text: String = part.lines().map(|l| l.split("--").next().unwrap_or("")).collect::<Vec<_>>().join(" ");
+        let text: String =
+            part.lines().map(|l| l.split("--").next().unwrap_or("")).collect::<Vec<_>>().join(" ");
         let mut words = text.split_whitespace();
         let Some(first) = words.next() else { continue };
         let rest = words.collect::<Vec<_>>().join(" ").to_ascii_uppercase();

@@ -58,7 +58,9 @@ pub fn together(threads: u32) -> Result<Vec<f64>, MeasureError> {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         handles
             .into_iter()
-            .map(|h| h.join().unwrap_or_else(|_| Err(MeasureError::Collective("a thread panicked".to_owned()))))
+            .map(|h| {
+                h.join().unwrap_or_else(|_| Err(MeasureError::Collective("a thread panicked".to_owned())))
+            })
             .collect::<Result<_, _>>()
     })?;
     Ok((0..REPEATS).map(|i| all.iter().map(|t| t[i]).sum::<f64>() / f64::from(threads)).collect())
@@ -79,7 +81,9 @@ pub fn caches() -> Vec<Cache> {
             let size = read(index, "size")?;
             let (number, factor) = match size.strip_suffix('K') {
                 Some(kib) => (kib, 1 << 10),
-                None => (size.strip_suffix('M').unwrap_or(&size), if size.ends_with('M') { 1 << 20 } else { 1 }),
+                None => {
+                    (size.strip_suffix('M').unwrap_or(&size), if size.ends_with('M') { 1 << 20 } else { 1 })
+                }
             };
             Some(Cache {
                 level: read(index, "level")?.parse().ok()?,

@@ -1,11 +1,11 @@
 //! What the machine is: load, datasheet of a CPU core, clusters of rank threads, the executor's own software stack.
 
 use super::Record;
+use psim_hardware::catalogue;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::stack::{
     AttentionKernel, Efficiency, Fusion, Host, MemoryOverheads, Overlap, States,
 };
-use psim_hardware::catalogue;
 use psim_hardware::{
     Accelerator, Bytes, BytesPerSec, Cluster, DType, Fabric, FlopPerSec, Nics, Node, NodeGroup, ScaleUp,
     ScaleUpTopology, Seconds, Watts,

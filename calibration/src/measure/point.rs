@@ -141,7 +141,9 @@ impl fmt::Display for Point {
             Self::Collective { operation, ranks, bytes } => write!(f, "{operation} {ranks} ranks {bytes} B"),
             Self::Chase { bytes } => write!(f, "load latency in {} KiB", bytes >> 10),
             Self::Shared => write!(f, "load latency in shared memory"),
-            Self::Launch { graph } => write!(f, "launches {}", if *graph { "in a graph" } else { "one by one" }),
+            Self::Launch { graph } => {
+                write!(f, "launches {}", if *graph { "in a graph" } else { "one by one" })
+            }
             Self::HostCopy { bytes, to_device } => {
                 write!(f, "copy of {bytes} B {} the device", if *to_device { "to" } else { "from" })
             }
@@ -334,9 +336,7 @@ fn repeat<D: Device>(
     let mut seconds = Vec::new();
     let mut next = 0;
     let fewest = if begin.elapsed().as_secs_f64() > allowance { 1 } else { REPEATS.1 };
-    while seconds.len() < fewest
-        || (begin.elapsed().as_secs_f64() < allowance && seconds.len() < REPEATS.0)
-    {
+    while seconds.len() < fewest || (begin.elapsed().as_secs_f64() < allowance && seconds.len() < REPEATS.0) {
         let time = device.time(&mut || {
             for _ in 0..batch {
                 next += 1;

@@ -155,10 +155,7 @@ fn cluster_path(out: &Path) -> PathBuf {
 fn text(c: &Calibration) -> String {
     let resumed =
         if c.resumed > 0 { format!(", {} of them by an earlier run", c.resumed) } else { String::new() };
-    let mut out = format!(
-        "{}: {} points in {:.1} s{resumed}\n",
-        c.accelerator.name, c.points, c.seconds
-    );
+    let mut out = format!("{}: {} points in {:.1} s{resumed}\n", c.accelerator.name, c.points, c.seconds);
     for (dtype, peak) in &c.accelerator.peak {
         out.push_str(&format!(
             "best seen: {} GFLOP/s in {dtype}, {} GB/s (a tenth of headroom included)\n",
@@ -176,7 +173,11 @@ fn text(c: &Calibration) -> String {
             .collect();
         let together: Vec<String> =
             machine.sharing.together.iter().map(|t| format!("{} x{:.2}", t.threads, t.rate)).collect();
-        out.push_str(&format!("{} cores; rate of each of n threads: {}\n", machine.sharing.cores, together.join(", ")));
+        out.push_str(&format!(
+            "{} cores; rate of each of n threads: {}\n",
+            machine.sharing.cores,
+            together.join(", ")
+        ));
         if !caches.is_empty() {
             out.push_str(&format!("caches: {}\n", caches.join(", ")));
         }
@@ -188,7 +189,8 @@ fn text(c: &Calibration) -> String {
             out.push_str(&format!("sustained against first clocks: {:.2}\n", machine.sustained));
         }
     }
-    let mut table = Table::new(&[("table", Align::Left), ("points", Align::Right), ("fit error %", Align::Right)]);
+    let mut table =
+        Table::new(&[("table", Align::Left), ("points", Align::Right), ("fit error %", Align::Right)]);
     for (name, points, sigma) in &c.tables {
         table.row([name.clone(), points.to_string(), format!("{:.1}", sigma * 100.0)]);
     }

@@ -171,9 +171,11 @@ fn learned(
         host.line(change)?;
     }
     match (&arguments.out, &imported) {
-        (Some(out), Some(i)) => {
-            host.line(format!("wrote {} (for {}; use it with --profile)", out.display(), i.profile.accelerator))
-        }
+        (Some(out), Some(i)) => host.line(format!(
+            "wrote {} (for {}; use it with --profile)",
+            out.display(),
+            i.profile.accelerator
+        )),
         _ => Ok(()),
     }
 }
@@ -181,8 +183,10 @@ fn learned(
 fn import_log(arguments: &Arguments, text: &str, host: &mut Host<'_>) -> Result<(), Failure> {
     let log = nccl::parse(text).map_err(|e| refused(&e, arguments))?;
     if !arguments.json {
-        let operation = log.operation.as_deref().or(arguments.operation.as_deref()).unwrap_or("unnamed operation");
-        let ranks = log.ranks.or(arguments.ranks).map_or("ranks not listed".to_owned(), |r| format!("{r} ranks"));
+        let operation =
+            log.operation.as_deref().or(arguments.operation.as_deref()).unwrap_or("unnamed operation");
+        let ranks =
+            log.ranks.or(arguments.ranks).map_or("ranks not listed".to_owned(), |r| format!("{r} ranks"));
         host.line(format!(
             "nccl-tests: {operation}, {ranks} on {} hosts, {}; {} sizes",
             log.hosts.len(),

@@ -80,11 +80,7 @@ pub(crate) fn answer(arguments: &SearchArguments, host: &Host<'_>) -> Result<(Jo
 }
 
 /// Searches for the plans of a job.
-pub(super) fn search(
-    job: &Job,
-    arguments: &SearchArguments,
-    host: &Host<'_>,
-) -> Result<PlanReport, Failure> {
+pub(super) fn search(job: &Job, arguments: &SearchArguments, host: &Host<'_>) -> Result<PlanReport, Failure> {
     let software = &job.software;
     let mut request =
         PlanRequest::new(&job.model, &job.cluster, &job.workload, &software.stack, &software.library);

@@ -3,7 +3,8 @@
 use crate::harness::{directory, psim, psim_in};
 use serde_json::Value;
 
-const CONFIG: &[u8] = br#"{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 64, "n_layer": 2,
+const CONFIG: &[u8] =
+    br#"{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 64, "n_layer": 2,
     "n_head": 4, "n_positions": 64, "vocab_size": 256}"#;
 const PLAN: &[u8] =
     b"schema = 1\ntp = 2\npp = 1\ndp = 1\nmicro_batch = 1\nglobal_batch = 4\nprecision = \"fp32\"\n";
@@ -48,7 +49,11 @@ fn a_cluster_of_gpus_is_played_by_threads() {
     std::fs::write(files.path().join("plan.toml"), bf16).unwrap();
     let run = psim_in(&files, "execute --model config.json --cluster h100x8 --plan plan.toml --steps 1");
     assert_eq!(run.code, 0, "{}", run.transcript());
-    assert!(run.out.contains("played by rank threads") && run.out.contains("computes in fp32"), "{}", run.out);
+    assert!(
+        run.out.contains("played by rank threads") && run.out.contains("computes in fp32"),
+        "{}",
+        run.out
+    );
     assert!(run.err.contains("no --profile"), "{}", run.err);
 }
 
@@ -76,7 +81,11 @@ fn what_cannot_be_measured_or_run_says_why() {
     }
     if !psim_kernels::cuda::probe().usable() {
         let run = psim("calibrate --device cuda:0 --out x.toml");
-        assert!(run.code == 2 && run.err.contains("CUDA") && run.err.contains("hint: "), "{}", run.transcript());
+        assert!(
+            run.code == 2 && run.err.contains("CUDA") && run.err.contains("hint: "),
+            "{}",
+            run.transcript()
+        );
     }
 }
 
@@ -94,7 +103,8 @@ fn a_log_becomes_a_profile_that_plans() {
     let run = psim_in(&files, "import nccl.log --out measured.toml");
     assert_eq!(run.code, 0, "{}", run.transcript());
     assert!(run.out.contains("all-reduce over 2 ranks: 2 sizes"), "{}", run.out);
-    let plan = psim_in(&files, "plan --model 8b --cluster h100x8 --global-batch 64 --profile measured.toml --top 1");
+    let plan =
+        psim_in(&files, "plan --model 8b --cluster h100x8 --global-batch 64 --profile measured.toml --top 1");
     assert_eq!(plan.code, 0, "{}", plan.transcript());
     for name in ["broken.log", "empty.log"] {
         let run = psim_in(&files, &format!("import {name} --out x.toml"));

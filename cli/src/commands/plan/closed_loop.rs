@@ -21,8 +21,8 @@ use psim_executor::network::Network;
 use psim_executor::predict::{Basis, predict};
 use psim_models::Plan;
 use psim_reports::plan_label;
-use psim_sim::step::StepProgram;
 use psim_sim::residual::{Observation, PhaseFactors, RESIDUAL_SCHEMA, Residuals};
+use psim_sim::step::StepProgram;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -188,7 +188,8 @@ pub(super) fn run(
         }
         return Err(Failure::not_built("`--execute-top` on CUDA", "use --device cpu"));
     }
-    let search = SearchArguments { job: in_fp32(&search.job)?, top: search.top.max(CANDIDATES), ..search.clone() };
+    let search =
+        SearchArguments { job: in_fp32(&search.job)?, top: search.top.max(CANDIDATES), ..search.clone() };
     let mut job = search.job.load(&search.common, host)?;
     let ranks = job.cluster.accelerators();
     if ranks > MAX_RANKS {
@@ -254,8 +255,9 @@ fn execute_top(
 ) -> Result<(Vec<Ran>, usize, Journal<Entry>), Failure> {
     let path = journal_path(&host.path(&arguments.residuals), question);
     let header = Header::new(&format!("closed loop {question:08x}"));
-    let journal_failed =
-        |e: psim_calibration::measure::MeasureError| hinted(&e.to_string(), "remove the journal to start anew");
+    let journal_failed = |e: psim_calibration::measure::MeasureError| {
+        hinted(&e.to_string(), "remove the journal to start anew")
+    };
     let (mut journal, entries) = Journal::<Entry>::open(&path, &header).map_err(journal_failed)?;
     let mut chosen: Option<Vec<Plan>> = None;
     let mut rans: Vec<Ran> = Vec::new();
@@ -322,7 +324,8 @@ fn load_residuals(path: &Path, machine: &str, host: &Host<'_>) -> Result<Residua
         Failure::input_at(format!("this is no residual profile: {}", e.message()), shown.clone(), hint)
     })?;
     if found.schema != RESIDUAL_SCHEMA {
-        let message = format!("schema {} of a residual profile, this program knows {RESIDUAL_SCHEMA}", found.schema);
+        let message =
+            format!("schema {} of a residual profile, this program knows {RESIDUAL_SCHEMA}", found.schema);
         return Err(Failure::input_at(message, shown, hint));
     }
     if found.machine != machine {
@@ -411,8 +414,12 @@ impl Answer {
             }
         }
         out.push_str(&table.render());
-        let mut ranking =
-            Table::new(&[("ranked again", Align::Left), ("predicted ms", right), ("before ms", right), ("was", right)]);
+        let mut ranking = Table::new(&[
+            ("ranked again", Align::Left),
+            ("predicted ms", right),
+            ("before ms", right),
+            ("was", right),
+        ]);
         for (plan, step) in self.after.iter().take(5) {
             let at = self.before.iter().position(|(p, _)| p == plan);
             let old = at.and_then(|i| self.before.get(i)).map_or(0.0, |b| b.1);
