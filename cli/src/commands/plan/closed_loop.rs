@@ -34,7 +34,7 @@ const MAX_RESIDUAL_BYTES: usize = 16 << 20;
 
 /// Flags of the closed loop.
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct LoopArguments {
     /// Run the best K plans on --device, compare, learn, rank again
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=50))]
     execute_top: Option<u32>,
