@@ -5,13 +5,19 @@
 //! full cache) form one event: their times are still computed one by one, so that a run with and without this is the
 //! same to the last bit.
 
+mod adapters;
 pub mod disaggregated;
 mod fleet;
 mod histogram;
 mod lane;
+mod options;
+mod policy;
+mod prefix;
 mod replica;
 pub mod report;
 pub mod rules;
+mod sink;
+mod store;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
@@ -19,10 +25,14 @@ pub mod transfer;
 pub use disaggregated::{
     DisaggregatedError, DisaggregatedInput, DisaggregatedRun, Pool, simulate_disaggregated,
 };
-pub use fleet::{FleetOptions, Preemption, Router, ServingError, ServingInput, simulate};
+pub use fleet::{ServingError, ServingInput, StreamInput, simulate, simulate_stream};
 pub use histogram::Histogram;
+pub use options::{
+    AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, SwapOptions,
+};
 pub use report::{Percentiles, ServingReport};
 pub use rules::Rules;
+pub use sink::{Sink, Summary, SummaryFigures};
 pub use transfer::{Placement, TransferMode};
 
 use psim_hardware::Time;
@@ -89,4 +99,21 @@ pub struct ServingRun {
     pub end: Time,
     /// Timeline, if asked for.
     pub samples: Vec<Sample>,
+    /// What only some policies do, and the books of the simulator itself.
+    pub extra: Extra,
+}
+
+/// Figures beside the usual ones.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Extra {
+    /// Bytes moved between accelerators and host memory or disk: swapped caches, kept prefixes, adapters.
+    pub moved_bytes: u64,
+    /// Tokens of fine-tuning done beside the requests.
+    pub tuned_tokens: f64,
+    /// Requests that were in the system at once, at most.
+    pub most_alive: u64,
+    /// Requests that were never answered nor refused: 0.
+    pub unfinished: u64,
+    /// Cache in use at the end that belongs to nobody: 0.
+    pub leaked_bytes: u64,
 }

@@ -419,6 +419,8 @@ fn traffic(
         output: lengths(osl),
         pairs: None,
         prefix: None,
+        sessions: None,
+        adapters: None,
         slo: ServiceLevel::default(),
     };
     Ok((ServingWorkload { name, tenants: vec![tenant] }, prompt_only))

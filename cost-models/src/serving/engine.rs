@@ -27,19 +27,41 @@ pub enum Policy {
     Radix,
     /// In-flight batching without eviction: a request is admitted when its longest answer fits (TensorRT-LLM).
     InflightNoEvict,
+    /// Requests in flight advance together; a new one computes its prompt alone and joins (Flover, temporal fusion).
+    Flover,
+    /// Priorities that change, with context switches to host memory (FastSwitch).
+    #[serde(rename = "fastswitch")]
+    FastSwitch,
+    /// Many adapters in one batch, one pool for adapters and cache (S-LoRA).
+    #[serde(rename = "s-lora")]
+    SLora,
+    /// Inference with fine-tuning in the room that the promised step time leaves (FlexLLM).
+    #[serde(rename = "flexllm")]
+    FlexLlm,
 }
 
-/// Names of the field that are not built, with the reason.
-const NOT_BUILT: [(&str, &str); 6] = [
-    ("flover", "temporal fusion needs kernel fusion across requests, which no table covers"),
-    ("fastswitch", "priorities with preemption by context switch are not built"),
-    ("s-lora", "several adapters with unified paging are not built"),
-    ("flexllm", "co-serving with fine-tuning is not built"),
-    ("nanoflow", "overlap inside a device is not built"),
-    ("semi-pd", "phase-wise partition of multiprocessors is not built"),
+/// Names of the field that are not policies of one engine, with where they are or why not.
+const NOT_BUILT: [(&str, &str); 2] = [
+    ("nanoflow", "overlap inside a device is a property of the deployment, not a batching policy"),
+    ("semi-pd", "phase-wise partition of multiprocessors is a deployment, not a batching policy"),
 ];
 
 impl Policy {
+    /// Every name, as in files.
+    pub const NAMES: [&'static str; 11] = [
+        "static",
+        "orca",
+        "prefill-priority",
+        "chunked-prefill",
+        "splitfuse",
+        "radix",
+        "inflight-no-evict",
+        "flover",
+        "fastswitch",
+        "s-lora",
+        "flexllm",
+    ];
+
     /// Reads a name.
     ///
     /// # Errors
@@ -53,12 +75,14 @@ impl Policy {
             "splitfuse" => Self::SplitFuse,
             "radix" | "sglang" => Self::Radix,
             "inflight-no-evict" | "trtllm" => Self::InflightNoEvict,
+            "flover" => Self::Flover,
+            "fastswitch" => Self::FastSwitch,
+            "s-lora" => Self::SLora,
+            "flexllm" => Self::FlexLlm,
             other => {
                 return Err(match NOT_BUILT.iter().find(|(known, _)| *known == other) {
                     Some((name, why)) => format!("policy `{name}` is not built: {why}"),
-                    None => format!(
-                        "`{other}` is not a policy; known: static, orca, prefill-priority, chunked-prefill, splitfuse, radix, inflight-no-evict"
-                    ),
+                    None => format!("`{other}` is not a policy; known: {}", Self::NAMES.join(", ")),
                 });
             }
         })
@@ -300,7 +324,13 @@ mod tests {
     #[test]
     fn names_not_built_are_refused_with_the_reason() {
         assert_eq!(Policy::parse("sarathi"), Ok(Policy::ChunkedPrefill));
-        assert!(Policy::parse("s-lora").unwrap_err().contains("not built"));
-        assert!(Policy::parse("quick").unwrap_err().contains("known"));
+        assert!(Policy::parse("nanoflow").unwrap_err().contains("not built"));
+        let unknown = Policy::parse("quick").unwrap_err();
+        for name in Policy::NAMES {
+            let policy = Policy::parse(name).unwrap();
+            // Files and the command line use the same names.
+            assert_eq!(toml::Value::try_from(policy).unwrap().as_str(), Some(name));
+            assert!(unknown.contains(name));
+        }
     }
 }

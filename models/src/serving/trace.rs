@@ -82,7 +82,7 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
                 output: output.max(1),
                 prefix: if group > 0 { BLOCK.min(input) } else { 0 },
                 prefix_group: group,
-                tenant: 0,
+                ..Request::default()
             }
         })
         .collect();

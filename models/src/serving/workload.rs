@@ -132,6 +132,45 @@ fn one() -> u32 {
     1
 }
 
+/// Conversations: an arrival begins one, and every later turn is sent a while after the last answer.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sessions {
+    /// Turns of a conversation.
+    pub turns: Lengths,
+    /// Mean time between an answer and the next question, seconds; exponential.
+    pub think_s: f64,
+    /// A conversation ends before its prompt and answer together exceed this.
+    pub max_tokens: Option<u32>,
+}
+
+/// Adapters that requests ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapters {
+    /// Different adapters.
+    pub count: u32,
+    /// Popularity of the n-th is in proportion to n^-alpha; 0 is uniform.
+    #[serde(default)]
+    pub alpha: f64,
+}
+
+impl Adapters {
+    /// Chance that an adapter is this one or one before it.
+    pub(super) fn cumulative(self) -> Vec<f64> {
+        let weights: Vec<f64> = (1..=self.count).map(|n| f64::from(n).powf(-self.alpha)).collect();
+        let total: f64 = weights.iter().sum();
+        let mut sum = 0.0;
+        weights
+            .into_iter()
+            .map(|w| {
+                sum += w / total;
+                sum
+            })
+            .collect()
+    }
+}
+
 /// One kind of traffic with its service level.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tenant {
@@ -151,6 +190,10 @@ pub struct Tenant {
     pub pairs: Option<Vec<(u32, u32)>>,
     /// Shared prefix.
     pub prefix: Option<SharedPrefix>,
+    /// Conversations of several turns; `input` is then what each turn adds.
+    pub sessions: Option<Sessions>,
+    /// Adapters.
+    pub adapters: Option<Adapters>,
     /// Service level.
     pub slo: ServiceLevel,
 }
@@ -201,6 +244,8 @@ impl ServingWorkload {
                 output: Lengths::Fixed(output),
                 pairs: None,
                 prefix: None,
+                sessions: None,
+                adapters: None,
                 slo: ServiceLevel::default(),
             }],
         }
@@ -266,13 +311,21 @@ struct TenantFile {
     input: Option<Spanned<Lengths>>,
     output: Option<Spanned<Lengths>>,
     prefix: Option<Spanned<SharedPrefix>>,
+    sessions: Option<Spanned<Sessions>>,
+    adapters: Option<Spanned<Adapters>>,
     slo: Option<Spanned<String>>,
 }
 
 /// Arrival names that the field uses and psim does not have, with the reason.
 const NOT_BUILT: [(&str, &str); 3] = [
-    ("sessions", "multi-turn sessions with think time are not built; replay a trace with prefix blocks"),
-    ("multi-turn", "multi-turn sessions with think time are not built; replay a trace with prefix blocks"),
+    (
+        "sessions",
+        "conversations are a table of the tenant, `sessions = { turns = { fixed = 4 }, think_s = 10.0 }`",
+    ),
+    (
+        "multi-turn",
+        "conversations are a table of the tenant, `sessions = { turns = { fixed = 4 }, think_s = 10.0 }`",
+    ),
     ("weibull", "only gamma gaps are built for burstiness"),
 ];
 
@@ -472,6 +525,36 @@ impl Reader<'_> {
                 "tokens up to 4194304, groups up to 524288",
             ));
         }
+        if let Some(sessions) = &t.sessions {
+            let fault = sessions.get_ref().turns.fault().or_else(|| {
+                let think = sessions.get_ref().think_s;
+                (!(0.0..=1e7).contains(&think)).then(|| format!("`think_s` must be 0 to 1e7, not {think}"))
+            });
+            if let Some(fault) = fault {
+                return Err(self.at(
+                    &sessions.span(),
+                    fault,
+                    "sessions = { turns = { fixed = 4 }, think_s = 10.0 }",
+                ));
+            }
+            if is_trace || matches!(arrival, Arrival::ClosedLoop { .. }) {
+                return Err(self.at(
+                    &sessions.span(),
+                    "conversations need arrivals of their own, not a trace or a closed loop",
+                    "use arrival = \"poisson\"",
+                ));
+            }
+        }
+        if let Some(adapters) = &t.adapters
+            && (!(1..=1 << 20).contains(&adapters.get_ref().count)
+                || !(0.0..=10.0).contains(&adapters.get_ref().alpha))
+        {
+            return Err(self.at(
+                &adapters.span(),
+                "the adapters are out of range",
+                "count from 1 to 1048576, alpha from 0 to 10",
+            ));
+        }
         Ok(Tenant {
             name: t.name.clone().unwrap_or_else(|| format!("tenant-{}", index + 1)),
             arrival,
@@ -481,6 +564,8 @@ impl Reader<'_> {
             output,
             pairs,
             prefix: t.prefix.as_ref().map(|p| *p.get_ref()),
+            sessions: t.sessions.as_ref().map(|s| s.get_ref().clone()),
+            adapters: t.adapters.as_ref().map(|a| *a.get_ref()),
             slo,
         })
     }
@@ -549,6 +634,18 @@ mod tests {
             ("arrival = \"trace\"\ntrace = \"x.csv\"", "no file"),
             ("arrival = \"burst\"\ninput = { fixed = 8 }\noutput = { fixed = 1 }\nslo = \"quick\"", "form"),
             ("arrival = \"burst\"\nspeed = 3", "unknown field"),
+            (
+                "arrival = \"burst\"\ninput = { fixed = 8 }\noutput = { fixed = 1 }\nsessions = { turns = { fixed = 2 }, think_s = -1.0 }",
+                "think_s",
+            ),
+            (
+                "arrival = \"closed-loop\"\nconcurrency = 2\ninput = { fixed = 8 }\noutput = { fixed = 1 }\nsessions = { turns = { fixed = 2 }, think_s = 1.0 }",
+                "closed loop",
+            ),
+            (
+                "arrival = \"burst\"\ninput = { fixed = 8 }\noutput = { fixed = 1 }\nadapters = { count = 0 }",
+                "adapters",
+            ),
         ] {
             let error = read(body).unwrap_err();
             assert!(error.message.contains(word), "{body}: {}", error.message);

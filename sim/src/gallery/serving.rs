@@ -13,11 +13,18 @@
 //! policy = "splitfuse"
 //! [[run]]                      # what it is compared with
 //! ```
+//!
+//! A run with `sweep = [1, 2, 4]` is done once per number, which stands where the workload says `$n`; the best figure
+//! counts.
 
-use crate::serving::{FleetOptions, Router, ServingInput, ServingReport, ServingRun, simulate as serve};
+use crate::serving::{
+    AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, ServingInput,
+    ServingReport, ServingRun, SwapOptions, simulate as serve,
+};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::{EngineProfile, Policy, StepCost, engine};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+use psim_hardware::{Bytes, BytesPerSec, Seconds};
 use psim_models::presets;
 use psim_models::serving::workload::parse_workload;
 use psim_models::serving::{Deployment, NumberFormat, Quantization, Traffic};
@@ -52,6 +59,56 @@ struct Run {
     workload: String,
     #[serde(default = "seed")]
     seed: u64,
+    /// Numbers for `$n` in the workload.
+    #[serde(default)]
+    sweep: Vec<f64>,
+    /// Steps between changes of priority.
+    priority_steps: Option<u32>,
+    swap: Option<Swap>,
+    adapters: Option<Adapters>,
+    co_serving: Option<Tuning>,
+    /// Host memory and disk.
+    #[serde(default)]
+    tiers: Vec<Tier>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Swap {
+    /// Rate of the link, bytes a second.
+    link: f64,
+    group_blocks: u32,
+    copy_us: f64,
+    asynchronous: bool,
+    reuse: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Adapters {
+    rank: f64,
+    /// One adapter at a time, instead of all in one pool.
+    #[serde(default)]
+    one_at_a_time: bool,
+    /// Rates, bytes a second.
+    link: f64,
+    read: f64,
+    /// Launches of the gathered kernels in one layer, microseconds.
+    launch_us_per_layer: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tuning {
+    step_ms: f64,
+    most_tokens: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tier {
+    gib: u64,
+    rate: f64,
 }
 
 fn one() -> u32 {
@@ -93,8 +150,7 @@ pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
         let mut table = base.clone();
         table.extend(own.clone());
         let run: Run = table.try_into().map_err(|e| format!("run {}: {e}", index + 1))?;
-        let (run, report) = run.serve().map_err(|e| format!("run {}: {e}", index + 1))?;
-        figures.push(figure(&metric, &run, &report)?);
+        figures.push(run.best(&metric).map_err(|e| format!("run {}: {e}", index + 1))?);
     }
     Ok(match figures[..] {
         [a, b] => a / b,
@@ -103,7 +159,57 @@ pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
 }
 
 impl Run {
-    fn serve(&self) -> Result<(ServingRun, ServingReport), String> {
+    fn best(&self, metric: &str) -> Result<f64, String> {
+        if self.sweep.is_empty() {
+            let (run, report) = self.serve(&self.workload)?;
+            return figure(metric, &run, &report);
+        }
+        let mut best = f64::NEG_INFINITY;
+        for n in &self.sweep {
+            let (run, report) = self.serve(&self.workload.replace("$n", &n.to_string()))?;
+            best = best.max(figure(metric, &run, &report)?);
+        }
+        Ok(best)
+    }
+
+    fn options(&self, layers: f64, hidden: f64) -> Result<FleetOptions, String> {
+        let router = self.router.as_deref().map_or(Ok(Router::default()), Router::parse)?;
+        let mut options = FleetOptions { router, ..FleetOptions::default() };
+        options.priority_steps = self.priority_steps.unwrap_or(options.priority_steps);
+        if let Some(swap) = &self.swap {
+            options.preemption = Preemption::Swap(BytesPerSec(swap.link));
+            options.swap = SwapOptions {
+                group_blocks: swap.group_blocks,
+                copy: Seconds(swap.copy_us * 1e-6),
+                asynchronous: swap.asynchronous,
+                reuse: swap.reuse,
+            };
+        }
+        if let Some(a) = &self.adapters {
+            // q, k, v and o, two matrices each, in 16 bits.
+            let bytes = layers * 4.0 * 2.0 * a.rank * hidden * 2.0 / f64::from(self.tp);
+            options.adapters = Some(AdapterOptions {
+                mode: if a.one_at_a_time { AdapterMode::OneAtATime } else { AdapterMode::Unified },
+                bytes: Bytes(bytes as u64),
+                link: BytesPerSec(a.link),
+                read: BytesPerSec(a.read),
+                launches: Seconds(layers * a.launch_us_per_layer * 1e-6),
+            });
+        }
+        if let Some(t) = &self.co_serving {
+            options.co_serving =
+                Some(CoServing { step: Seconds(t.step_ms * 1e-3), most_tokens: t.most_tokens });
+        }
+        if self.tiers.len() > options.tiers.len() {
+            return Err("there are two tiers, host memory and disk".to_owned());
+        }
+        for (slot, tier) in options.tiers.iter_mut().zip(&self.tiers) {
+            *slot = Some(CacheTier { capacity: Bytes(tier.gib << 30), rate: BytesPerSec(tier.rate) });
+        }
+        Ok(options)
+    }
+
+    fn serve(&self, workload: &str) -> Result<(ServingRun, ServingReport), String> {
         let format = match &self.format {
             Some(name) => NumberFormat::parse(name).ok_or(format!("`{name}` is not a number format"))?,
             None => NumberFormat::Bf16,
@@ -140,11 +246,10 @@ impl Run {
             engine.reserve_gib += spare / 1024f64.powi(3);
             cost = price(&engine)?;
         }
-        let workload = parse_workload("workload", &self.workload, &mut |_| Err("no files here".to_owned()))
+        let workload = parse_workload("workload", workload, &mut |_| Err("no files here".to_owned()))
             .map_err(|e| e.to_string())?;
         let traffic = Traffic::generate(&workload, self.seed);
-        let router = self.router.as_deref().map_or(Ok(Router::default()), Router::parse)?;
-        let options = FleetOptions { router, ..FleetOptions::default() };
+        let options = self.options(f64::from(cost.shape().layers), cost.shape().hidden as f64)?;
         let input = ServingInput {
             cost: &cost,
             engine: &engine,
@@ -204,6 +309,8 @@ fn figure(name: &str, run: &ServingRun, report: &ServingReport) -> Result<f64, S
         "good_share" => report.good_share,
         "cache_hits" => report.cache_hits,
         "steps" => run.steps as f64,
+        "tuned_tokens_per_s" => run.extra.tuned_tokens / report.seconds,
+        "moved_bytes" => run.extra.moved_bytes as f64,
         _ => return Err(format!("`{name}` is not a figure")),
     })
 }

@@ -71,6 +71,9 @@ pub enum DisaggregatedError {
     /// More instances than accelerators.
     #[error("the pools need more than the {0} accelerators of the cluster")]
     Cluster(u32),
+    /// Later turns depend on answers, which these pools do not wait for.
+    #[error("conversations of several turns are not built for separate pools of prompts and answers")]
+    Conversations,
 }
 
 /// A finished run with what the transfers did.
@@ -111,6 +114,9 @@ pub fn simulate_disaggregated(
     }
     if input.traffic.clients == Some(0) {
         return Err(ServingError::NoClients.into());
+    }
+    if input.traffic.requests.iter().any(|r| r.turn > 0) {
+        return Err(DisaggregatedError::Conversations);
     }
     let transfer = KvTransfer::between(input.prefill.cost.shape(), input.decode.cost.shape())?;
     let sites = place(
@@ -494,6 +500,7 @@ impl<'a> World<'a> {
                 end: outcomes.iter().map(|o| o.finish).max().unwrap_or_default(),
                 outcomes,
                 samples: Vec::new(),
+                extra: super::Extra::default(),
             },
             transfer_seconds: self.out.transfer_seconds,
             bytes: self.out.bytes,

@@ -1,71 +1,18 @@
 //! Replicas behind a router: the event loop of a serving run.
 
 use super::lane::CacheShape;
-use super::replica::{Limits, Progress, Replica};
+use super::options::{FleetOptions, Preemption, Router};
+use super::replica::{Limits, Replica};
 use super::rules::Rules;
-use super::{Histogram, Outcome, Sample, ServingRun};
+use super::sink::{Outcomes, Sink};
+use super::store::{NONE, Store};
+use super::{Extra, Histogram, Outcome, Sample, ServingRun};
 use psim_cost_models::serving::{EngineProfile, KINDS, StepCost};
-use psim_hardware::{BytesPerSec, Time};
+use psim_hardware::Time;
 use psim_models::serving::{Request, Traffic};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
-
-/// How requests are given to replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Router {
-    /// One after another.
-    #[default]
-    RoundRobin,
-    /// The replica with the fewest requests in it.
-    LeastLoad,
-    /// The replica that has seen the prefix, unless it has twice the mean load; else the least loaded.
-    PrefixAware,
-}
-
-impl Router {
-    /// Reads a name.
-    ///
-    /// # Errors
-    /// A sentence with the known names.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        match name {
-            "round-robin" => Ok(Self::RoundRobin),
-            "least-load" => Ok(Self::LeastLoad),
-            "prefix-aware" => Ok(Self::PrefixAware),
-            other => Err(format!("`{other}` is not a router; known: round-robin, least-load, prefix-aware")),
-        }
-    }
-}
-
-/// What happens to a sequence that is thrown out of the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Preemption {
-    /// Its prompt and answer so far are computed again.
-    #[default]
-    Recompute,
-    /// Its cache goes to host memory and comes back over a link of this rate; then it is computed as a prompt whose
-    /// cost stands for the copy's bookkeeping.
-    Swap(BytesPerSec),
-}
-
-/// Options of a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FleetOptions {
-    /// Router.
-    pub router: Router,
-    /// Treatment of thrown-out sequences.
-    pub preemption: Preemption,
-    /// Treat decoding steps between events as one event. The result is the same.
-    pub coalesce: bool,
-    /// Timeline points to keep, at most; 0 keeps none.
-    pub samples: usize,
-}
-
-impl Default for FleetOptions {
-    fn default() -> Self {
-        Self { router: Router::RoundRobin, preemption: Preemption::Recompute, coalesce: true, samples: 0 }
-    }
-}
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::iter::Peekable;
 
 /// Everything that a run needs.
 #[derive(Debug, Clone, Copy)]
@@ -99,24 +46,63 @@ pub enum ServingError {
     NoClients,
 }
 
+/// A run whose requests come one by one and are not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamInput<'a> {
+    /// Prices of steps.
+    pub cost: &'a StepCost,
+    /// Policy and limits.
+    pub engine: &'a EngineProfile,
+    /// Clients of a closed loop.
+    pub clients: Option<u32>,
+    /// Replicas.
+    pub replicas: u32,
+    /// Options.
+    pub options: FleetOptions,
+}
+
 /// Serves the traffic.
 ///
 /// # Errors
 /// No requests, no replicas, no clients.
 pub fn simulate(input: &ServingInput<'_>) -> Result<ServingRun, ServingError> {
-    if input.traffic.requests.is_empty() {
-        return Err(ServingError::NoRequests);
+    let requests = &input.traffic.requests;
+    if requests.len() >= u32::MAX as usize {
+        return Err(ServingError::TooMany(requests.len()));
     }
+    let stream = StreamInput {
+        cost: input.cost,
+        engine: input.engine,
+        clients: input.traffic.clients,
+        replicas: input.replicas,
+        options: input.options,
+    };
+    let mut outcomes = Outcomes::of(requests.len());
+    let mut run = simulate_stream(&stream, &mut requests.iter().copied(), &mut outcomes)?;
+    run.outcomes = outcomes.0;
+    Ok(run)
+}
+
+/// Serves requests as they come, in order of arrival, later turns of a conversation directly behind its first. What
+/// becomes of each goes to the sink; memory follows the requests that are alive at once.
+///
+/// # Errors
+/// No requests, no replicas, no clients.
+pub fn simulate_stream(
+    input: &StreamInput<'_>,
+    requests: &mut dyn Iterator<Item = Request>,
+    sink: &mut dyn Sink,
+) -> Result<ServingRun, ServingError> {
     if input.replicas == 0 {
         return Err(ServingError::NoReplicas);
     }
-    if input.traffic.requests.len() >= u32::MAX as usize {
-        return Err(ServingError::TooMany(input.traffic.requests.len()));
-    }
-    if input.traffic.clients == Some(0) {
+    if input.clients == Some(0) {
         return Err(ServingError::NoClients);
     }
-    let mut fleet = Fleet::new(input);
+    let mut fleet = Fleet::new(input, requests, sink);
+    if fleet.source.peek().is_none() {
+        return Err(ServingError::NoRequests);
+    }
     fleet.run();
     Ok(fleet.result())
 }
@@ -143,24 +129,30 @@ pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape
 }
 
 struct Fleet<'a> {
-    input: &'a ServingInput<'a>,
-    requests: &'a [Request],
-    progress: Vec<Progress>,
+    input: &'a StreamInput<'a>,
+    source: Peekable<&'a mut dyn Iterator<Item = Request>>,
+    sink: &'a mut dyn Sink,
+    store: Store,
     replicas: Vec<Replica>,
     loads: Vec<u32>,
     by_load: BTreeSet<(u32, u32)>,
-    homes: BTreeMap<u32, u32>,
+    /// Where a prefix or a conversation was served last.
+    homes: BTreeMap<u64, u32>,
     turn: u32,
     events: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Next request of the open loop.
-    next: usize,
-    /// Requests that clients of a closed loop have sent and that have not arrived: (arrival, request).
-    sent: VecDeque<(u64, u32)>,
+    /// Place in the traffic of the next request that is taken.
+    next: u64,
+    /// Requests that clients of a closed loop or of a conversation have sent and that have not arrived: (arrival,
+    /// sequence, request).
+    sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    sequence: u64,
     delay: u64,
     in_system: u32,
     integral: u128,
     last_change: u64,
     backlog: u32,
+    first_sent: u64,
+    last_finish: u64,
     finished: Vec<u32>,
     touched: Vec<u32>,
     samples: Vec<Sample>,
@@ -169,25 +161,37 @@ struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    fn new(input: &'a ServingInput<'a>) -> Self {
+    fn new(
+        input: &'a StreamInput<'a>,
+        requests: &'a mut dyn Iterator<Item = Request>,
+        sink: &'a mut dyn Sink,
+    ) -> Self {
         let shape = cache_shape(input.cost, input.engine);
+        let options = input.options;
         let limits = Limits {
             rules: Rules::of(input.engine.policy),
             max_sequences: input.engine.max_sequences.max(1),
             token_budget: input.engine.token_budget.max(1),
-            coalesce: input.options.coalesce,
-            swap_seconds_per_byte: match input.options.preemption {
+            coalesce: options.coalesce,
+            swap_seconds_per_byte: match options.preemption {
                 Preemption::Recompute => None,
                 Preemption::Swap(rate) => Some(1.0 / rate.0.max(1.0)),
             },
+            swap: options.swap,
+            layers: input.cost.shape().layers,
+            priority_steps: options.priority_steps.max(1),
+            adapters: options.adapters,
+            co_serving: options.co_serving,
+            tiers: options.tiers,
         };
         let lanes = input.cost.lanes();
         let replicas: Vec<Replica> =
             (0..input.replicas).map(|i| Replica::new(i, lanes, &shape, limits.clone())).collect();
         let mut fleet = Self {
             input,
-            requests: &input.traffic.requests,
-            progress: vec![Progress::default(); input.traffic.requests.len()],
+            source: requests.peekable(),
+            sink,
+            store: Store::default(),
             loads: vec![0; replicas.len()],
             by_load: (0..input.replicas).map(|i| (0, i)).collect(),
             replicas,
@@ -195,49 +199,75 @@ impl<'a> Fleet<'a> {
             turn: 0,
             events: BinaryHeap::new(),
             next: 0,
-            sent: VecDeque::new(),
+            sent: BinaryHeap::new(),
+            sequence: 0,
             delay: (input.cost.parameters().ttft_ms * 1e9) as u64,
             in_system: 0,
             integral: 0,
             last_change: 0,
             backlog: 0,
+            first_sent: u64::MAX,
+            last_finish: 0,
             finished: Vec::new(),
             touched: Vec::new(),
             samples: Vec::new(),
             stride: 1,
             seen: 0,
         };
-        if let Some(clients) = input.traffic.clients {
-            for _ in 0..clients {
-                fleet.send(0);
-            }
+        for _ in 0..input.clients.unwrap_or(0) {
+            fleet.send_next(0);
         }
         fleet
     }
 
     fn closed(&self) -> bool {
-        self.input.traffic.clients.is_some()
+        self.input.clients.is_some()
+    }
+
+    /// Takes the next request from the source, with the later turns of its conversation.
+    fn take(&mut self) -> Option<u32> {
+        let request = self.source.next()?;
+        let first = self.store.insert(request, self.next);
+        self.next += 1;
+        let mut last = first;
+        while request.session > 0
+            && let Some(turn) = self.source.next_if(|r| r.turn > 0 && r.session == request.session)
+        {
+            let id = self.store.insert(turn, self.next);
+            self.next += 1;
+            self.store.live_mut(last).next = id;
+            last = id;
+        }
+        Some(first)
+    }
+
+    /// A request leaves its client at `at`.
+    fn send(&mut self, id: u32, at: u64) {
+        self.store.progress(id).sent = at;
+        self.count(at, 1);
+        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
+        self.sequence += 1;
     }
 
     /// A client of a closed loop sends the next request, if any is left.
-    fn send(&mut self, now: u64) {
-        if self.next < self.requests.len() {
-            let id = self.next as u32;
-            self.next += 1;
-            let at = now.max(self.requests[id as usize].arrival.0);
-            self.progress[id as usize].sent = at;
-            self.count(at, 1);
-            self.sent.push_back((at + self.delay, id));
+    fn send_next(&mut self, now: u64) {
+        if let Some(id) = self.take() {
+            let earliest = self.store.request(id).arrival.0;
+            self.send(id, now.max(earliest));
         }
     }
 
-    /// The next arrival at an engine.
-    fn arrival(&self) -> Option<(u64, u32)> {
+    /// When the next request arrives at an engine, and whether a client of a loop or a conversation has sent it.
+    fn arrival(&mut self) -> Option<(u64, bool)> {
+        let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
         if self.closed() {
-            return self.sent.front().copied();
+            return sent;
         }
-        let request = self.requests.get(self.next)?;
-        Some((request.arrival.0 + self.delay, self.next as u32))
+        let open = self.source.peek().map(|r| (r.arrival.0 + self.delay, false));
+        match (sent, open) {
+            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        }
     }
 
     fn run(&mut self) {
@@ -255,27 +285,29 @@ impl<'a> Fleet<'a> {
     /// All arrivals of one instant; only then do idle engines start.
     fn arrive(&mut self, now: u64) {
         self.touched.clear();
-        while let Some((at, id)) = self.arrival().filter(|(at, _)| *at == now) {
-            if self.closed() {
-                self.sent.pop_front();
+        while let Some((_, sent)) = self.arrival().filter(|(at, _)| *at == now) {
+            let id = if sent {
+                let Some(Reverse((_, _, id))) = self.sent.pop() else { break };
+                id
             } else {
-                self.next += 1;
-                self.progress[id as usize].sent = self.requests[id as usize].arrival.0;
-                self.count(self.requests[id as usize].arrival.0, 1);
-            }
-            let _ = at;
-            let request = &self.requests[id as usize];
-            if !self.replicas[0].fits(request) {
+                let Some(id) = self.take() else { break };
+                let at = self.store.request(id).arrival.0;
+                self.store.progress(id).sent = at;
+                self.count(at, 1);
+                id
+            };
+            let request = *self.store.request(id);
+            if !self.replicas[0].fits(&request) {
                 self.refuse(id, now);
                 continue;
             }
-            let replica = self.route(request);
-            self.progress[id as usize].replica = replica;
+            let replica = self.route(&request);
+            self.store.progress(id).replica = replica;
             self.set_load(replica, self.loads[replica as usize] + 1);
             self.replicas[replica as usize].waiting.push_back(id);
             self.touched.push(replica);
         }
-        if self.next >= self.requests.len() && self.backlog == 0 {
+        if self.backlog == 0 && self.source.peek().is_none() {
             self.backlog = self.in_system;
         }
         let touched = std::mem::take(&mut self.touched);
@@ -285,7 +317,7 @@ impl<'a> Fleet<'a> {
                 self.start(index, now);
             } else {
                 let before = replica.end();
-                replica.shorten(self.input.cost, now);
+                replica.shorten(self.input.cost, &self.store, now);
                 let after = replica.end();
                 if let (true, Some(end)) = (after != before, after) {
                     self.events.push(Reverse((end, index)));
@@ -295,15 +327,39 @@ impl<'a> Fleet<'a> {
         self.touched = touched;
     }
 
+    /// A request that can never fit, and the later turns of its conversation, which are longer.
     fn refuse(&mut self, id: u32, now: u64) {
-        let p = &mut self.progress[id as usize];
-        p.refused = true;
-        p.first_token = now;
-        p.finish = now;
+        let mut id = id;
         self.count(now, -1);
-        if self.closed() {
-            self.send(now);
+        while id != NONE {
+            let p = self.store.progress(id);
+            p.refused = true;
+            p.sent = if p.sent == 0 { now } else { p.sent };
+            p.first_token = now;
+            p.finish = now;
+            id = self.done(id);
         }
+        if self.closed() {
+            self.send_next(now);
+        }
+    }
+
+    /// Reports what became of a request and forgets it; returns the next turn of its conversation.
+    fn done(&mut self, id: u32) -> u32 {
+        let live = self.store.remove(id);
+        let p = live.progress;
+        let outcome = Outcome {
+            sent: Time(p.sent),
+            first_token: Time(p.first_token),
+            finish: Time(p.finish),
+            preemptions: p.preemptions,
+            refused: p.refused,
+            replica: p.replica,
+        };
+        self.first_sent = self.first_sent.min(p.sent);
+        self.last_finish = self.last_finish.max(p.finish);
+        self.sink.take(live.number, &live.request, &outcome);
+        live.next
     }
 
     fn set_load(&mut self, replica: u32, load: u32) {
@@ -324,26 +380,33 @@ impl<'a> Fleet<'a> {
             }
             Router::LeastLoad => least(self),
             Router::PrefixAware => {
-                let home = self.homes.get(&request.prefix_group).copied().filter(|_| request.prefix > 0);
+                let key = match request.session {
+                    0 => u64::from(request.prefix_group),
+                    session => (1 << 32) | u64::from(session),
+                };
+                let shares = request.prefix > 0 || request.session > 0;
+                let group = u64::from(request.prefix_group);
+                let home = self.homes.get(&key).or_else(|| self.homes.get(&group)).copied();
+                let home = home.filter(|_| shares);
                 let total: u64 = u64::from(self.in_system);
                 let crowded = |r: u32| {
                     u64::from(self.loads[r as usize]) * u64::from(self.input.replicas) > 2 * total + 8
                 };
-                match home {
-                    Some(home) if !crowded(home) => home,
-                    _ => {
-                        let chosen = least(self);
-                        self.homes.insert(request.prefix_group, chosen);
-                        chosen
+                let chosen = home.filter(|r| !crowded(*r)).unwrap_or_else(|| least(self));
+                if shares {
+                    self.homes.insert(key, chosen);
+                    if request.prefix > 0 && home != Some(chosen) {
+                        self.homes.insert(group, chosen);
                     }
                 }
+                chosen
             }
         }
     }
 
     fn start(&mut self, index: u32, now: u64) {
         let replica = &mut self.replicas[index as usize];
-        if replica.start(self.input.cost, self.requests, &mut self.progress, now)
+        if replica.start(self.input.cost, &mut self.store, now)
             && let Some(end) = replica.end()
         {
             self.events.push(Reverse((end, index)));
@@ -385,13 +448,16 @@ impl<'a> Fleet<'a> {
             return;
         }
         let mut finished = std::mem::take(&mut self.finished);
-        self.replicas[index as usize].finish(self.requests, &mut self.progress, &mut finished);
+        self.replicas[index as usize].finish(&mut self.store, &mut finished);
         for &id in &finished {
-            let _ = id;
             self.count(end, -1);
             self.set_load(index, self.loads[index as usize] - 1);
-            if self.closed() {
-                self.send(end);
+            let next = self.done(id);
+            if next != NONE {
+                let think = self.store.request(next).think.0;
+                self.send(next, end + think);
+            } else if self.closed() {
+                self.send_next(end);
             }
         }
         finished.clear();
@@ -413,11 +479,17 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn result(self) -> ServingRun {
+    fn result(mut self) -> ServingRun {
         let mut gaps = Histogram::default();
         let (mut steps, mut busy, mut computed, mut cached, mut generated) = (0, 0u64, 0, 0, 0);
         let mut peak_cache: f64 = 0.0;
-        for r in &self.replicas {
+        let mut extra = Extra {
+            unfinished: self.store.len() as u64,
+            most_alive: self.store.most() as u64,
+            ..Extra::default()
+        };
+        for r in &mut self.replicas {
+            r.tune_idle(self.input.cost, self.last_finish);
             gaps.merge(&r.sums.gaps);
             steps += r.sums.steps;
             busy += r.sums.busy;
@@ -425,20 +497,12 @@ impl<'a> Fleet<'a> {
             cached += r.sums.cached;
             generated += r.sums.generated;
             peak_cache = peak_cache.max(r.sums.peak_cache);
+            extra.moved_bytes += r.sums.moved;
+            extra.tuned_tokens += r.sums.tuned;
+            extra.leaked_bytes += r.leaked();
         }
-        let outcomes: Vec<Outcome> = self
-            .progress
-            .iter()
-            .map(|p| Outcome {
-                sent: Time(p.sent),
-                first_token: Time(p.first_token),
-                finish: Time(p.finish),
-                preemptions: p.preemptions,
-                refused: p.refused,
-                replica: p.replica,
-            })
-            .collect();
         ServingRun {
+            outcomes: Vec::new(),
             gaps,
             steps,
             busy: busy as f64 * 1e-12,
@@ -448,10 +512,10 @@ impl<'a> Fleet<'a> {
             generated_tokens: generated,
             peak_cache,
             backlog: self.backlog,
-            start: outcomes.iter().map(|o| o.sent).min().unwrap_or_default(),
-            end: outcomes.iter().map(|o| o.finish).max().unwrap_or_default(),
-            outcomes,
+            start: Time(self.first_sent.min(self.last_finish)),
+            end: Time(self.last_finish),
             samples: self.samples,
+            extra,
         }
     }
 }

@@ -324,6 +324,25 @@ impl Lane {
         Leaving { id: s.id, steps: steps as u32, tokens: (length - 1) as u32 }
     }
 
+    /// The decoding sequences: slot, request, tokens in the cache.
+    pub(super) fn sequences(&self) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+        self.slots.iter().enumerate().filter(|(_, s)| s.live).map(|(index, s)| {
+            let tokens = u64::from(s.length) + (self.step - s.joined) - 1;
+            (index as u32, s.id, tokens as u32)
+        })
+    }
+
+    /// Takes a sequence out of the batch.
+    pub(super) fn take(&mut self, slot: u32) -> Leaving {
+        self.remove(slot)
+    }
+
+    /// Gives back what a prompt has set aside.
+    pub(super) fn drop_prompt(&mut self, prompt: &Prompt) {
+        let growing = self.shape.blocks(prompt.target) - self.shape.blocks(prompt.shared);
+        self.used -= if prompt.reserved { 0 } else { growing } + prompt.fixed;
+    }
+
     /// Throws out the sequence that was admitted last; never a reserved one.
     pub(super) fn preempt(&mut self) -> Option<Leaving> {
         while let Some((index, epoch)) = self.order.pop() {

@@ -1,25 +1,21 @@
 //! One engine: decides what its next step does, and books what the step did.
 
+use super::adapters::AdapterPool;
 use super::histogram::Histogram;
-use super::lane::{CacheShape, Lane, Leaving, Moving, Prompt};
+use super::lane::{CacheShape, Lane, Leaving, Moving};
+use super::options::{AdapterOptions, CacheTier, CoServing, SwapOptions};
+use super::prefix::PrefixTree;
 use super::rules::Rules;
+use super::store::Store;
 use psim_cost_models::serving::{KINDS, Lane as LaneWork, PromptChunk, StepCost};
 use psim_models::serving::Request;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-/// What is known of a request while it is served.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Progress {
-    pub(super) sent: u64,
-    pub(super) first_token: u64,
-    pub(super) finish: u64,
-    pub(super) generated: u32,
-    pub(super) preemptions: u32,
-    pub(super) replica: u32,
-    pub(super) refused: bool,
-    /// It holds a share of a cached prefix of its lane.
-    pub(super) holds_prefix: bool,
-}
+mod admission;
+mod booking;
+mod co_serving;
+mod eviction;
+mod fairness;
 
 /// Limits and switches of an engine.
 #[derive(Debug, Clone)]
@@ -28,8 +24,15 @@ pub(super) struct Limits {
     pub(super) max_sequences: u32,
     pub(super) token_budget: u32,
     pub(super) coalesce: bool,
-    /// Seconds to bring a byte of cache back from host memory; `None` recomputes.
+    /// Seconds to move a byte of cache to or from host memory; `None` recomputes.
     pub(super) swap_seconds_per_byte: Option<f64>,
+    pub(super) swap: SwapOptions,
+    /// Layers that a swap copies one by one.
+    pub(super) layers: u32,
+    pub(super) priority_steps: u32,
+    pub(super) adapters: Option<AdapterOptions>,
+    pub(super) co_serving: Option<CoServing>,
+    pub(super) tiers: [Option<CacheTier>; 2],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,13 +45,6 @@ struct Pending {
     decode_only: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Prefix {
-    tokens: u32,
-    users: u32,
-    last_use: u64,
-}
-
 /// Sums over the run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sums {
@@ -59,24 +55,46 @@ pub(super) struct Sums {
     pub(super) cached: u64,
     pub(super) generated: u64,
     pub(super) peak_cache: f64,
+    /// Bytes moved to and from host memory and disk.
+    pub(super) moved: u64,
+    /// Tokens of fine-tuning done.
+    pub(super) tuned: f64,
 }
 
 pub(super) struct Replica {
     index: u32,
     lanes: Vec<Lane>,
-    prefixes: Vec<BTreeMap<u32, Prefix>>,
+    prefixes: Vec<PrefixTree>,
+    adapters: Vec<AdapterPool>,
     pub(super) waiting: VecDeque<u32>,
     limits: Limits,
     pending: Option<Pending>,
     moving: Vec<Moving>,
+    budgets: Vec<u32>,
     /// Token gaps of the pending run: (bucket, tokens).
     gaps: Vec<(usize, u64)>,
     /// End of the last decoding step, and sequences that joined since with their first token's time, per lane.
     last_decode: Vec<u64>,
     fresh: Vec<Vec<(u64, u32)>>,
     leaving: Vec<Leaving>,
+    /// Time that the next step waits for copies.
     extra_seconds: f64,
+    /// When the link to host memory is free.
+    link_free: u64,
+    /// Requests whose cache or adapter is on its way.
+    arriving: u32,
+    /// Steps since priorities changed.
+    priority_age: u64,
+    priority_round: u64,
+    /// When the engine fell idle.
+    idle_since: u64,
+    /// Tokens of fine-tuning in the pending step.
+    tuning: u32,
     pub(super) sums: Sums,
+}
+
+fn picoseconds(seconds: f64) -> u64 {
+    (seconds * 1e12).round() as u64
 }
 
 impl Replica {
@@ -85,16 +103,24 @@ impl Replica {
         Self {
             index,
             lanes: (0..n).map(|_| Lane::new(shape.clone())).collect(),
-            prefixes: vec![BTreeMap::new(); n],
+            prefixes: vec![PrefixTree::new(shape.block); n],
+            adapters: vec![AdapterPool::default(); n],
             waiting: VecDeque::new(),
             limits,
             pending: None,
             moving: vec![Moving::default(); n],
+            budgets: Vec::new(),
             gaps: Vec::new(),
             last_decode: vec![0; n],
             fresh: vec![Vec::new(); n],
             leaving: Vec::new(),
             extra_seconds: 0.0,
+            link_free: 0,
+            arriving: 0,
+            priority_age: 0,
+            priority_round: 0,
+            idle_since: 0,
+            tuning: 0,
             sums: Sums::default(),
         }
     }
@@ -111,6 +137,10 @@ impl Replica {
         self.lanes.iter().map(Lane::running).sum()
     }
 
+    pub(super) fn number(&self) -> u32 {
+        self.index
+    }
+
     pub(super) fn cache_share(&self) -> f64 {
         let shares = self.lanes.iter().map(|l| l.used as f64 / l.shape().capacity.max(1) as f64);
         shares.fold(0.0, f64::max)
@@ -120,233 +150,91 @@ impl Replica {
     pub(super) fn fits(&self, request: &Request) -> bool {
         let shape = self.lanes[0].shape();
         let whole = request.input.saturating_add(request.output);
-        shape.blocks(whole) + shape.fixed(whole) <= shape.capacity
+        let adapter = match self.limits.adapters {
+            Some(options) if request.adapter > 0 => options.bytes.0,
+            _ => 0,
+        };
+        shape.blocks(whole) + shape.fixed(whole) + adapter <= shape.capacity
+    }
+
+    /// Bytes in use that belong to nobody: 0 unless the books are wrong. For an engine without requests.
+    pub(super) fn leaked(&self) -> u64 {
+        let adapter = self.limits.adapters.map_or(0, |a| a.bytes.0);
+        let mut sum = 0;
+        for ((lane, tree), pool) in self.lanes.iter().zip(&self.prefixes).zip(&self.adapters) {
+            let shape = lane.shape();
+            let kept = tree.tokens[0] / u64::from(shape.block) * shape.block_bytes + pool.len() * adapter;
+            sum += lane.used.abs_diff(kept);
+        }
+        sum
     }
 
     /// Starts the next step or run of steps; false when there is nothing to do.
-    pub(super) fn start(
-        &mut self,
-        cost: &StepCost,
-        requests: &[Request],
-        progress: &mut [Progress],
-        now: u64,
-    ) -> bool {
-        self.make_room(requests, progress, now);
-        self.plan_prompts(requests, progress, now);
-        let prompts = self.lanes.iter().any(|l| !l.chunks.is_empty());
-        let decoding = self.lanes.iter().any(|l| l.decodes && l.decoding > 0);
-        if !prompts && !decoding {
-            self.pending = None;
-            return false;
+    pub(super) fn start(&mut self, cost: &StepCost, store: &mut Store, now: u64) -> bool {
+        let mut now = now;
+        loop {
+            self.change_priorities(store, now);
+            self.make_room(store, now);
+            self.plan_prompts(store, now);
+            let prompts = self.lanes.iter().any(|l| !l.chunks.is_empty());
+            let decoding = self.lanes.iter().any(|l| l.decodes && l.decoding > 0);
+            if prompts || decoding {
+                self.tune_idle(cost, now);
+                let share = self.cache_share();
+                self.sums.peak_cache = self.sums.peak_cache.max(share);
+                self.run(cost, store, now, u64::MAX, !prompts);
+                return true;
+            }
+            // Nothing but copies on their way: the engine waits for the first of them.
+            match self.next_ready(store, now) {
+                Some(ready) => now = ready,
+                None => break,
+            }
         }
-        let share = self.cache_share();
-        self.sums.peak_cache = self.sums.peak_cache.max(share);
-        self.run(cost, now, u64::MAX, !prompts);
-        true
+        self.pending = None;
+        self.idle_since = now;
+        false
     }
 
     /// Ends a run of decoding steps at the first step that reaches `at`, so that a new request can be considered.
-    pub(super) fn shorten(&mut self, cost: &StepCost, at: u64) {
+    pub(super) fn shorten(&mut self, cost: &StepCost, store: &Store, at: u64) {
         if let Some(p) = self.pending
             && p.decode_only
             && p.steps > 1
             && p.end > at
         {
-            self.run(cost, p.start, at, true);
+            self.run(cost, store, p.start, at, true);
         }
     }
 
-    /// Throws sequences out while the next decoding step lacks blocks.
-    fn make_room(&mut self, requests: &[Request], progress: &mut [Progress], now: u64) {
-        for index in 0..self.lanes.len() {
-            while self.lanes[index].used + self.lanes[index].need(0) > self.lanes[index].shape().capacity {
-                if self.evict_prefix(index) {
-                    continue;
-                }
-                let lane = &mut self.lanes[index];
-                if let Some(prompt) = lane.prompts.pop() {
-                    let bytes = lane.shape().blocks(prompt.target) - lane.shape().blocks(prompt.shared);
-                    lane.used -= if prompt.reserved { 0 } else { bytes } + prompt.fixed;
-                    self.requeue(index, prompt.id, 0, requests, progress, now);
-                } else if let Some(gone) = lane.preempt() {
-                    let block_bytes = lane.shape().blocks(gone.tokens);
-                    if let Some(rate) = self.limits.swap_seconds_per_byte {
-                        self.extra_seconds += 2.0 * block_bytes as f64 * rate;
-                    }
-                    self.requeue(index, gone.id, gone.steps, requests, progress, now);
-                } else {
-                    break;
-                }
-            }
+    /// When the first cache or adapter that is on its way arrives, after `now`.
+    fn next_ready(&self, store: &Store, now: u64) -> Option<u64> {
+        if self.arriving == 0 {
+            return None;
         }
+        let prompts = self.lanes.iter().flat_map(|l| &l.prompts);
+        prompts.map(|p| store.live(p.id).progress.ready).filter(|ready| *ready > now).min()
     }
 
-    fn requeue(
-        &mut self,
-        lane: usize,
-        id: u32,
-        steps: u32,
-        requests: &[Request],
-        progress: &mut [Progress],
-        now: u64,
-    ) {
-        let p = &mut progress[id as usize];
-        p.generated += steps;
-        p.preemptions += 1;
-        self.release_prefix(lane, id, requests, progress, now);
-        self.waiting.push_front(id);
-    }
-
-    fn release_prefix(
-        &mut self,
-        lane: usize,
-        id: u32,
-        requests: &[Request],
-        progress: &mut [Progress],
-        now: u64,
-    ) {
-        let p = &mut progress[id as usize];
-        if p.holds_prefix {
-            p.holds_prefix = false;
-            if let Some(prefix) = self.prefixes[lane].get_mut(&requests[id as usize].prefix_group) {
-                prefix.users -= 1;
-                prefix.last_use = now;
-            }
+    /// Time of the gathered kernels of the adapters in the batch.
+    fn adapter_seconds(&self) -> f64 {
+        let Some(options) = self.limits.adapters else { return 0.0 };
+        let active = self.adapters.iter().map(|p| p.active).max().unwrap_or(0);
+        if active == 0 || options.mode == super::options::AdapterMode::OneAtATime {
+            return 0.0;
         }
-    }
-
-    /// Drops the unused prefix that was used least recently.
-    fn evict_prefix(&mut self, lane: usize) -> bool {
-        let oldest = self.prefixes[lane]
-            .iter()
-            .filter(|(_, p)| p.users == 0)
-            .min_by_key(|(group, p)| (p.last_use, **group))
-            .map(|(group, p)| (*group, p.tokens));
-        let Some((group, tokens)) = oldest else { return false };
-        self.prefixes[lane].remove(&group);
-        let bytes = self.lanes[lane].shape().blocks(tokens);
-        self.lanes[lane].used -= bytes;
-        true
-    }
-
-    /// Fills the step with prompt chunks.
-    fn plan_prompts(&mut self, requests: &[Request], progress: &mut [Progress], now: u64) {
-        let rules = self.limits.rules;
-        let mut budgets = Vec::with_capacity(self.lanes.len());
-        for lane in &mut self.lanes {
-            lane.chunks.clear();
-            lane.chunk_of.clear();
-            lane.decodes = true;
-            let taken = if rules.mixed { lane.decoding } else { 0 };
-            let mut budget = self.limits.token_budget.saturating_sub(taken);
-            for i in 0..lane.prompts.len() {
-                let p = lane.prompts[i];
-                let left = p.target - p.done;
-                let tokens = if rules.chunked { left.min(budget) } else { left };
-                if tokens == 0 || (tokens > budget && !lane.chunks.is_empty()) {
-                    break;
-                }
-                lane.chunks.push(PromptChunk { tokens, before: p.done });
-                lane.chunk_of.push(i);
-                budget = budget.saturating_sub(tokens);
-            }
-            budgets.push(budget);
-        }
-        let open = !rules.whole_batches || self.lanes.iter().all(|l| l.running() == 0);
-        while open && let Some(&id) = self.waiting.front() {
-            // The emptiest lane with room for more sequences.
-            let lane = (0..self.lanes.len())
-                .filter(|&i| self.lanes[i].running() < self.limits.max_sequences && budgets[i] > 0)
-                .min_by_key(|&i| self.lanes[i].running());
-            let Some(index) = lane else { break };
-            let request = &requests[id as usize];
-            let done = progress[id as usize].generated;
-            let target = request.input + done;
-            let remaining = request.output - done - 1;
-            let hit = self.hit(index, request, target);
-            let tokens = if rules.chunked { (target - hit).min(budgets[index]) } else { target - hit };
-            if tokens > budgets[index] && !self.lanes[index].chunks.is_empty() {
-                break;
-            }
-            if !self.admit(index, id, request, (target, remaining, hit), progress) {
-                break;
-            }
-            self.waiting.pop_front();
-            if hit > 0 {
-                if let Some(p) = self.prefixes[index].get_mut(&request.prefix_group) {
-                    p.users += 1;
-                    p.last_use = now;
-                }
-                progress[id as usize].holds_prefix = true;
-                self.sums.cached += u64::from(hit);
-            }
-            let lane = &mut self.lanes[index];
-            lane.chunks.push(PromptChunk { tokens, before: hit });
-            lane.chunk_of.push(lane.prompts.len() - 1);
-            budgets[index] = budgets[index].saturating_sub(tokens);
-        }
-        if !rules.mixed {
-            for lane in &mut self.lanes {
-                lane.decodes = lane.chunks.is_empty();
-            }
-        }
-    }
-
-    /// Cached leading tokens of a request; at least one token is left to compute.
-    fn hit(&self, lane: usize, request: &Request, target: u32) -> u32 {
-        if !self.limits.rules.prefix_cache || request.prefix == 0 {
-            return 0;
-        }
-        let block = self.lanes[lane].shape().block;
-        self.prefixes[lane].get(&request.prefix_group).map_or(0, |p| {
-            let usable = p.tokens.min(target - 1).min(request.prefix);
-            if usable == p.tokens { usable } else { usable / block * block }
-        })
-    }
-
-    /// Sets aside the cache of a request and adds its prompt to a lane.
-    fn admit(
-        &mut self,
-        index: usize,
-        id: u32,
-        request: &Request,
-        (target, remaining, hit): (u32, u32, u32),
-        progress: &[Progress],
-    ) -> bool {
-        let reserve = self.limits.rules.reserve_whole;
-        let shape = self.lanes[index].shape();
-        let whole = request.input + request.output;
-        let (growing, fixed) = if reserve {
-            (0, shape.blocks(whole) + shape.fixed(whole))
-        } else {
-            (shape.blocks(target) - shape.blocks(hit), shape.fixed(whole))
-        };
-        // vLLM keeps one per cent of the blocks free for sequences that grow.
-        let margin = if reserve || self.lanes[index].running() == 0 { 0 } else { shape.capacity / 100 };
-        // A thrown-out request comes back only when there is room for it to go on.
-        let again = if progress[id as usize].preemptions > 0 { margin } else { 0 };
-        let wanted = growing + fixed + margin + again + self.lanes[index].need(0);
-        while self.lanes[index].free_bytes() < wanted {
-            if !self.evict_prefix(index) {
-                return false;
-            }
-        }
-        let lane = &mut self.lanes[index];
-        lane.used += growing + fixed;
-        lane.prompts.push(Prompt { id, target, done: hit, remaining, fixed, reserved: reserve, shared: hit });
-        true
+        options.launches.0 + f64::from(active) * options.bytes.0 as f64 / options.read.0.max(1.0)
     }
 
     /// Times the next steps: one step with prompts, or decoding until something changes or `limit` is reached.
-    fn run(&mut self, cost: &StepCost, start: u64, limit: u64, decode_only: bool) {
-        let picoseconds = |s: f64| (s * 1e12).round() as u64;
+    fn run(&mut self, cost: &StepCost, store: &Store, start: u64, limit: u64, decode_only: bool) {
         self.gaps.clear();
         for (moving, lane) in self.moving.iter_mut().zip(&self.lanes) {
             *moving = lane.moving();
         }
-        if !decode_only {
-            let mut seconds = cost.seconds(&self.work());
-            seconds += self.extra_seconds;
+        let constant = self.adapter_seconds();
+        if !decode_only || self.tunes() {
+            let seconds = self.tuned_seconds(cost) + constant + self.extra_seconds;
             let end = start + picoseconds(seconds).max(1);
             for (lane, moving) in self.lanes.iter().zip(&mut self.moving) {
                 if lane.decodes && lane.decoding > 0 {
@@ -357,7 +245,12 @@ impl Replica {
             self.pending = Some(Pending { start, end, steps: 1, first_end: end, decode_only });
             return;
         }
-        let most = self.lanes.iter_mut().filter_map(Lane::steps_to_event).min().unwrap_or(1);
+        let limit = self.next_ready(store, start).map_or(limit, |ready| ready.min(limit));
+        let mut most = self.lanes.iter_mut().filter_map(Lane::steps_to_event).min().unwrap_or(1);
+        if self.limits.rules.fair {
+            let left = u64::from(self.limits.priority_steps).saturating_sub(self.priority_age);
+            most = most.min(left.max(1));
+        }
         let most = if self.limits.coalesce { most } else { 1 };
         let single = if self.lanes.len() == 1 { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
         let mut now = start;
@@ -371,7 +264,7 @@ impl Replica {
                 Some(run) => run.seconds(&self.moving[0].context),
                 None => cost.seconds(&self.moving_work()),
             };
-            let mut duration = picoseconds(seconds).max(1);
+            let mut duration = picoseconds(seconds + constant).max(1);
             if steps == 0 {
                 duration += picoseconds(self.extra_seconds);
             }
@@ -430,142 +323,5 @@ impl Replica {
             .zip(&self.moving)
             .map(|(l, m)| LaneWork { decoding: l.decoding, context: m.context, chunks: &[] })
             .collect()
-    }
-
-    /// Books the pending steps. Requests that are done are added to `finished`.
-    pub(super) fn finish(
-        &mut self,
-        requests: &[Request],
-        progress: &mut [Progress],
-        finished: &mut Vec<u32>,
-    ) {
-        let Some(p) = self.pending.take() else { return };
-        self.extra_seconds = 0.0;
-        self.sums.steps += p.steps;
-        self.sums.busy += p.end - p.start;
-        for (bucket, tokens) in self.gaps.drain(..) {
-            self.sums.gaps.add(bucket, tokens);
-        }
-        for index in 0..self.lanes.len() {
-            if self.lanes[index].decodes && self.lanes[index].decoding > 0 {
-                self.book_first_gap(index, p);
-                self.sums.generated += p.steps * u64::from(self.lanes[index].decoding);
-                let moved = self.moving[index];
-                let mut leaving = std::mem::take(&mut self.leaving);
-                self.lanes[index].commit(p.steps, moved, &mut leaving);
-                for gone in leaving.drain(..) {
-                    let state = &mut progress[gone.id as usize];
-                    state.generated += gone.steps;
-                    state.finish = p.end;
-                    self.release_prefix(index, gone.id, requests, progress, p.end);
-                    finished.push(gone.id);
-                }
-                self.leaving = leaving;
-            }
-            self.book_prompts(index, p.end, requests, progress, finished);
-        }
-    }
-
-    /// The first decoding step of a run: sequences that joined since the last one count from their first token.
-    fn book_first_gap(&mut self, index: usize, p: Pending) {
-        let lane = &self.lanes[index];
-        let first_end = p.first_end;
-        let mut joined = 0;
-        for (since, count) in self.fresh[index].drain(..) {
-            let count = count.min(lane.decoding - joined);
-            joined += count;
-            self.sums.gaps.add(Histogram::bucket(first_end - since.min(first_end)), u64::from(count));
-        }
-        let old = u64::from(lane.decoding - joined);
-        if old > 0 {
-            let since = self.last_decode[index].max(1).min(first_end);
-            self.sums.gaps.add(Histogram::bucket(first_end - since), old);
-        }
-        self.last_decode[index] = p.end;
-    }
-
-    fn book_prompts(
-        &mut self,
-        index: usize,
-        end: u64,
-        requests: &[Request],
-        progress: &mut [Progress],
-        finished: &mut Vec<u32>,
-    ) {
-        let chunks = std::mem::take(&mut self.lanes[index].chunks);
-        let chunk_of = std::mem::take(&mut self.lanes[index].chunk_of);
-        let mut done = Vec::new();
-        for (chunk, &at) in chunks.iter().zip(&chunk_of) {
-            self.sums.computed += u64::from(chunk.tokens);
-            let prompt = &mut self.lanes[index].prompts[at];
-            prompt.done += chunk.tokens;
-            if prompt.done == prompt.target {
-                done.push(at);
-            }
-        }
-        for &at in &done {
-            let mut prompt = self.lanes[index].prompts[at];
-            let request = &requests[prompt.id as usize];
-            self.keep_prefix(index, &mut prompt, request, progress, end);
-            let state = &mut progress[prompt.id as usize];
-            state.generated += 1;
-            self.sums.generated += 1;
-            if state.first_token == 0 {
-                state.first_token = end;
-            }
-            if prompt.remaining > 0 {
-                self.lanes[index].join(&prompt);
-                match self.fresh[index].last_mut() {
-                    Some((time, count)) if *time == end => *count += 1,
-                    _ => self.fresh[index].push((end, 1)),
-                }
-            } else {
-                state.finish = end;
-                let lane = &mut self.lanes[index];
-                let bytes = lane.shape().blocks(prompt.target) - lane.shape().blocks(prompt.shared);
-                lane.used -= if prompt.reserved { 0 } else { bytes } + prompt.fixed;
-                self.release_prefix(index, prompt.id, requests, progress, end);
-                finished.push(prompt.id);
-            }
-        }
-        if !done.is_empty() {
-            let mut at = 0;
-            self.lanes[index].prompts.retain(|_| {
-                at += 1;
-                !done.contains(&(at - 1))
-            });
-        }
-        // Give the buffers back.
-        let lane = &mut self.lanes[index];
-        lane.chunks = chunks;
-        lane.chunks.clear();
-        lane.chunk_of = chunk_of;
-        lane.chunk_of.clear();
-    }
-
-    /// The shared prefix of a prompt that is done stays in the cache for the next one.
-    fn keep_prefix(
-        &mut self,
-        index: usize,
-        prompt: &mut Prompt,
-        request: &Request,
-        progress: &mut [Progress],
-        now: u64,
-    ) {
-        let block = self.lanes[index].shape().block;
-        let tokens = request.prefix.min(prompt.target) / block * block;
-        if !self.limits.rules.prefix_cache || prompt.reserved || tokens == 0 || prompt.shared > 0 {
-            return;
-        }
-        if self.prefixes[index].contains_key(&request.prefix_group) {
-            return;
-        }
-        self.prefixes[index].insert(request.prefix_group, Prefix { tokens, users: 1, last_use: now });
-        prompt.shared = tokens;
-        progress[prompt.id as usize].holds_prefix = true;
-    }
-
-    pub(super) fn number(&self) -> u32 {
-        self.index
     }
 }

@@ -1,6 +1,6 @@
 //! Figures of a run: percentiles, throughput, goodput, saturation.
 
-use super::ServingRun;
+use super::{Histogram, ServingRun};
 use psim_models::serving::{Metric, ServiceLevel, Traffic};
 use serde::Serialize;
 
@@ -35,6 +35,28 @@ impl Percentiles {
             max: values.last().copied().unwrap_or(0.0),
         }
     }
+
+    /// Of picoseconds in a histogram.
+    pub fn of_histogram(histogram: &Histogram) -> Self {
+        let at = |percent: f64| histogram.percentile(percent).unwrap_or(0.0) * 1e-9;
+        Self {
+            mean: histogram.mean() * 1e-9,
+            p50: at(50.0),
+            p90: at(90.0),
+            p95: at(95.0),
+            p99: at(99.0),
+            max: at(100.0),
+        }
+    }
+}
+
+/// A request with these latencies, in milliseconds, keeps every limit.
+pub(super) fn keeps(level: &ServiceLevel, ttft: f64, tpot: f64, e2e: f64) -> bool {
+    level.promises.iter().all(|p| match p.metric {
+        Metric::Ttft => ttft <= p.limit_ms,
+        Metric::Tpot | Metric::Itl => tpot <= p.limit_ms,
+        Metric::E2e => e2e <= p.limit_ms,
+    })
 }
 
 /// Percentile of sorted values, by linear interpolation between order statistics.
@@ -145,27 +167,14 @@ impl ServingReport {
                     own[1].push(per);
                 }
             }
-            let keeps = levels.get(usize::from(r.tenant)).is_none_or(|level| {
-                level.promises.iter().all(|p| match p.metric {
-                    Metric::Ttft => first <= p.limit_ms,
-                    Metric::Tpot | Metric::Itl => per <= p.limit_ms,
-                    Metric::E2e => whole <= p.limit_ms,
-                })
-            });
-            good += u64::from(keeps);
+            let level = levels.get(usize::from(r.tenant));
+            good += u64::from(level.is_none_or(|l| keeps(l, first, per, whole)));
         }
         let saturated = saturated(run, traffic, &ttft);
         let answered = (n as u64) - refused;
         let seconds = ((run.end - run.start).0 as f64 * 1e-12).max(1e-12);
         let itl = |p: f64| run.gaps.percentile(p).unwrap_or(0.0) * ms;
-        let itl_ms = Percentiles {
-            mean: run.gaps.mean() * ms,
-            p50: itl(50.0),
-            p90: itl(90.0),
-            p95: itl(95.0),
-            p99: itl(99.0),
-            max: itl(100.0),
-        };
+        let itl_ms = Percentiles::of_histogram(&run.gaps);
         let (ttft_ms, tpot_ms, e2e_ms) =
             (Percentiles::of(&mut ttft), Percentiles::of(&mut tpot), Percentiles::of(&mut e2e));
         for values in tenants.iter_mut().flatten() {

@@ -1,5 +1,6 @@
 //! Batching policies as rules that a scheduler follows at every step.
 
+use super::policy;
 use psim_cost_models::serving::Policy;
 
 /// What a policy allows.
@@ -15,26 +16,41 @@ pub struct Rules {
     pub whole_batches: bool,
     /// Shared prefixes stay in the cache and are reused.
     pub prefix_cache: bool,
+    /// A step computes one prompt at most.
+    pub one_prompt: bool,
+    /// Priorities decide who runs, and change; who loses its place is switched out.
+    pub fair: bool,
+    /// Steps are filled up with fine-tuning.
+    pub co_serving: bool,
 }
 
 impl Rules {
+    /// A policy that does none of it: whole prompts first, alone, in order of arrival.
+    pub(super) const NONE: Self = Self {
+        mixed: false,
+        chunked: false,
+        reserve_whole: false,
+        whole_batches: false,
+        prefix_cache: false,
+        one_prompt: false,
+        fair: false,
+        co_serving: false,
+    };
+
     /// The rules of a policy.
     pub fn of(policy: Policy) -> Self {
-        let none = Self {
-            mixed: false,
-            chunked: false,
-            reserve_whole: false,
-            whole_batches: false,
-            prefix_cache: false,
-        };
         match policy {
-            Policy::Static => Self { reserve_whole: true, whole_batches: true, ..none },
-            Policy::Orca => Self { mixed: true, reserve_whole: true, ..none },
-            Policy::PrefillPriority => none,
-            Policy::ChunkedPrefill => Self { mixed: true, chunked: true, prefix_cache: true, ..none },
-            Policy::SplitFuse => Self { mixed: true, chunked: true, ..none },
-            Policy::Radix => Self { chunked: true, prefix_cache: true, ..none },
-            Policy::InflightNoEvict => Self { mixed: true, reserve_whole: true, ..none },
+            Policy::Static => policy::static_batching::RULES,
+            Policy::Orca => policy::orca::RULES,
+            Policy::PrefillPriority => policy::prefill_priority::RULES,
+            Policy::ChunkedPrefill => policy::chunked_prefill::RULES,
+            Policy::SplitFuse => policy::splitfuse::RULES,
+            Policy::Radix => policy::radix::RULES,
+            Policy::InflightNoEvict => policy::inflight::RULES,
+            Policy::Flover => policy::flover::RULES,
+            Policy::FastSwitch => policy::fast_switch::RULES,
+            Policy::SLora => policy::s_lora::RULES,
+            Policy::FlexLlm => policy::flex_llm::RULES,
         }
     }
 }

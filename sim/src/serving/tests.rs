@@ -9,7 +9,7 @@ use psim_models::serving::{
     Arrival, Deployment, Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload, Traffic,
 };
 
-const POLICIES: [Policy; 7] = [
+const POLICIES: [Policy; 11] = [
     Policy::Static,
     Policy::Orca,
     Policy::PrefillPriority,
@@ -17,38 +17,47 @@ const POLICIES: [Policy; 7] = [
     Policy::SplitFuse,
     Policy::Radix,
     Policy::InflightNoEvict,
+    Policy::Flover,
+    Policy::FastSwitch,
+    Policy::SLora,
+    Policy::FlexLlm,
 ];
 
-fn cost(model: &str, gpu: &str, d: Deployment, engine: &EngineProfile) -> StepCost {
+pub(super) fn cost(model: &str, gpu: &str, d: Deployment, engine: &EngineProfile) -> StepCost {
     let cluster = homogeneous(gpu, 8, &HomogeneousOptions::default()).unwrap();
     let model = presets::find(model).unwrap();
     StepCost::new(&model, &d, &cluster, cluster.first_node(), engine, &ProfileLibrary::built_in()).unwrap()
 }
 
-fn bf16(tp: u32) -> Deployment {
+pub(super) fn bf16(tp: u32) -> Deployment {
     Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16))
 }
 
-fn engine(policy: Policy) -> EngineProfile {
+pub(super) fn engine(policy: Policy) -> EngineProfile {
     EngineProfile { policy, ..find("vllm-v1").unwrap().clone() }
 }
 
-fn workload(arrival: Arrival, requests: u32, input: Lengths, output: Lengths) -> Traffic {
+pub(super) fn workload(arrival: Arrival, requests: u32, input: Lengths, output: Lengths) -> Traffic {
     let mut w = ServingWorkload::fixed("w", arrival, requests, 1, 1);
     w.tenants[0].input = input;
     w.tenants[0].output = output;
     Traffic::generate(&w, 11)
 }
 
-fn serve(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic, options: FleetOptions) -> ServingRun {
+pub(super) fn serve(
+    cost: &StepCost,
+    engine: &EngineProfile,
+    traffic: &Traffic,
+    options: FleetOptions,
+) -> ServingRun {
     simulate(&ServingInput { cost, engine, traffic, replicas: 2, options }).unwrap()
 }
 
-fn single(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic) -> ServingRun {
+pub(super) fn single(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic) -> ServingRun {
     simulate(&ServingInput { cost, engine, traffic, replicas: 1, options: FleetOptions::default() }).unwrap()
 }
 
-fn check_laws(run: &ServingRun, traffic: &Traffic) {
+pub(super) fn check_laws(run: &ServingRun, traffic: &Traffic) {
     let mut sojourn = 0.0;
     let mut generated = 0;
     for (o, r) in run.outcomes.iter().zip(&traffic.requests) {
@@ -61,6 +70,7 @@ fn check_laws(run: &ServingRun, traffic: &Traffic) {
     }
     assert_eq!(run.generated_tokens, generated);
     assert!(run.peak_cache <= 1.0);
+    assert_eq!((run.extra.unfinished, run.extra.leaked_bytes), (0, 0));
     // Little: the time integral of the number in the system is the sum of the times in it.
     assert!((run.request_seconds / sojourn - 1.0).abs() < 1e-9, "{} {sojourn}", run.request_seconds);
     let preempted = run.outcomes.iter().any(|o| o.preemptions > 0);
@@ -171,6 +181,45 @@ fn closed_loop() {
 }
 
 #[test]
+fn closed_loop_of_one_server() {
+    // C clients at a server that takes one request at a time: it never idles, so the mean time in the system is C times
+    // the mean service, whatever the distribution (Little's law on the whole loop).
+    let engine = EngineProfile { max_sequences: 1, ..engine(Policy::Static) };
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let (n, clients) = (6000, 4);
+    let arrival = Arrival::ClosedLoop { concurrency: clients };
+    let traffic = workload(arrival, n, Lengths::Fixed(300), Lengths::Geometric(30.0));
+    let run = single(&cost, &engine, &traffic);
+    check_laws(&run, &traffic);
+    // Service times by requests that meet nobody.
+    let alone = |output: u32| {
+        let chunk = [PromptChunk { tokens: 300, before: 0 }];
+        let mut seconds = cost.seconds(&[Lane { chunks: &chunk, ..Lane::default() }]);
+        for step in 1..output {
+            let context = [301 + u64::from(step) - 1, 0, 0, 0];
+            seconds += cost.seconds(&[Lane { decoding: 1, context, ..Lane::default() }]);
+        }
+        seconds
+    };
+    let longest = traffic.requests.iter().map(|r| r.output).max().unwrap();
+    let table: Vec<f64> = (0..=longest).map(|o| alone(o.max(1))).collect();
+    let service = traffic.requests.iter().map(|r| table[r.output as usize]).sum::<f64>()
+        / traffic.requests.len() as f64;
+    let delay = cost.parameters().ttft_ms * 1e-3;
+    // The constant delay of a request hides behind the three others.
+    let times: Vec<f64> =
+        run.outcomes[clients as usize..].iter().map(|o| (o.finish - o.sent).0 as f64 * 1e-12).collect();
+    let batches: Vec<f64> =
+        times.chunks(times.len() / 30 + 1).map(|c| c.iter().sum::<f64>() / c.len() as f64).collect();
+    let mean = batches.iter().sum::<f64>() / batches.len() as f64;
+    let variance = batches.iter().map(|b| (b - mean).powi(2)).sum::<f64>() / (batches.len() - 1) as f64;
+    let half = 2.045 * (variance / batches.len() as f64).sqrt();
+    let theory = f64::from(clients) * service;
+    assert!(delay < 2.0 * service);
+    assert!((mean - theory).abs() <= half, "{mean} +- {half} against {theory}");
+}
+
+#[test]
 fn saturation_is_flagged() {
     let engine = engine(Policy::ChunkedPrefill);
     let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
@@ -243,7 +292,7 @@ proptest! {
         rate in 1.0f64..200.0,
         input in 1u64..3000,
         output in 1u64..400,
-        policy in 0usize..7,
+        policy in 0usize..11,
         router in 0usize..3,
     ) {
         let engine = engine(POLICIES[policy]);
@@ -258,4 +307,86 @@ proptest! {
         check_laws(&run, &traffic);
         prop_assert_eq!(&run, &serve(&cost, &engine, &traffic, options));
     }
+}
+
+#[test]
+fn a_streamed_run_is_the_held_run_in_less_memory() {
+    let engine = engine(Policy::ChunkedPrefill);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let mut w = ServingWorkload::fixed("w", Arrival::Poisson { rate: 4.0 }, 3000, 300, 60);
+    w.tenants[0].slo = ServiceLevel::parse("ttft<100ms@p90,tpot<20ms@p90").unwrap();
+    let held = Traffic::generate(&w, 5);
+    let options = FleetOptions::default();
+    let kept = serve(&cost, &engine, &held, options);
+    let report = ServingReport::new(&kept, &held, &[w.tenants[0].slo.clone()]);
+    let input = StreamInput { cost: &cost, engine: &engine, clients: None, replicas: 2, options };
+    let mut sums = Summary::new(vec![w.tenants[0].slo.clone()]);
+    let run = simulate_stream(&input, &mut Traffic::stream(&w, 5), &mut sums).unwrap();
+    let figures = sums.figures(&run);
+    assert_eq!((run.steps, run.generated_tokens, &run.gaps), (kept.steps, kept.generated_tokens, &kept.gaps));
+    assert_eq!((figures.requests, sums.good), (3000, (report.good_share * 3000.0).round() as u64));
+    assert!((sums.sojourn_s / run.request_seconds - 1.0).abs() < 1e-9);
+    for (a, b) in [(figures.ttft_ms, report.ttft_ms), (figures.e2e_ms, report.e2e_ms)] {
+        assert!((a.p50 / b.p50 - 1.0).abs() < 0.01 && (a.p99 / b.p99 - 1.0).abs() < 0.02, "{a:?} {b:?}");
+    }
+    assert!(run.extra.most_alive < 60, "{}", run.extra.most_alive);
+}
+
+fn conversations(rate: f64, requests: u32, turns: u64) -> Traffic {
+    let mut w = ServingWorkload::fixed("w", Arrival::Poisson { rate }, requests, 150, 40);
+    w.tenants[0].sessions = Some(psim_models::serving::workload::Sessions {
+        turns: Lengths::Fixed(turns),
+        think_s: 3.0,
+        max_tokens: None,
+    });
+    Traffic::generate(&w, 4)
+}
+
+#[test]
+fn conversations_find_all_that_was_said() {
+    let engine = engine(Policy::ChunkedPrefill);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let traffic = conversations(1.0, 400, 5);
+    let run = single(&cost, &engine, &traffic);
+    check_laws(&run, &traffic);
+    // A turn finds the whole blocks of the one before it: its prompt and all of its answer but the last token.
+    let expected: u64 = traffic
+        .requests
+        .windows(2)
+        .filter(|p| p[1].turn > 0)
+        .map(|p| u64::from((p[0].input + p[0].output - 1) / 16 * 16))
+        .sum();
+    assert_eq!(run.cached_prompt_tokens, expected);
+    for (pair, o) in traffic.requests.windows(2).zip(run.outcomes.windows(2)) {
+        if pair[1].turn > 0 {
+            assert_eq!(o[1].sent, o[0].finish + pair[1].think);
+        }
+    }
+    // Orca keeps nothing.
+    let orca = EngineProfile { policy: Policy::Orca, ..engine };
+    assert_eq!(single(&cost, &orca, &traffic).cached_prompt_tokens, 0);
+}
+
+#[test]
+fn host_memory_and_disk_keep_what_the_device_cannot() {
+    let mut engine = engine(Policy::ChunkedPrefill);
+    let wide = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    engine.reserve_gib += wide.cache_bytes() / 1024f64.powi(3) - 1.0;
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let traffic = conversations(4.0, 1500, 8);
+    let tier = |gib: u64| {
+        Some(CacheTier { capacity: psim_hardware::Bytes(gib << 30), rate: psim_hardware::BytesPerSec(25e9) })
+    };
+    let hits = |tiers| {
+        let options = FleetOptions { tiers, ..FleetOptions::default() };
+        let run = serve(&cost, &engine, &traffic, options);
+        check_laws(&run, &traffic);
+        (run.cached_prompt_tokens, run.extra.moved_bytes)
+    };
+    let options = FleetOptions { router: Router::PrefixAware, ..FleetOptions::default() };
+    check_laws(&serve(&cost, &engine, &traffic, options), &traffic);
+    let (none, host, both) = (hits([None; 2]), hits([tier(1), None]), hits([tier(1), tier(64)]));
+    assert_eq!(none.1, 0);
+    assert!(none.0 < host.0 && host.0 < both.0, "{none:?} {host:?} {both:?}");
+    assert!(host.1 > 0);
 }
