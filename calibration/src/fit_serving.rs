@@ -1,13 +1,14 @@
 //! Fits the laws of serving kernels and thins all-reduce curves from the measured tables.
 //!
-//! Command: `fit-serving MEASURED OUT` writes `OUT/kernels.toml`, the file embedded by `psim-cost-models`. The result
+//! Command: `fit-serving MEASURED OUT` writes `OUT/kernels/*.toml`, the files embedded by `psim-cost-models`. The result
 //! depends on the tables only: same input, same bytes.
 
 pub mod kernels;
+mod residual;
 pub mod simplex;
 mod table;
 
-use psim_cost_models::serving::tables::{ServingTables, TablesFile};
+use psim_cost_models::serving::tables::ServingTables;
 use std::path::Path;
 
 /// Why fitting stopped.
@@ -43,13 +44,13 @@ pub struct FitLine {
 ///
 /// # Errors
 /// Tables that are missing or malformed.
-pub fn fit(measured: &Path) -> Result<(TablesFile, Vec<FitLine>), FitError> {
+pub fn fit(measured: &Path) -> Result<(Vec<ServingTables>, Vec<FitLine>), FitError> {
     let attention = table::attention(&measured.join("attention.csv.gz"))?;
     let experts = table::experts(&measured.join("moe.csv.gz"))?;
     let products = table::products(&measured.join("gemm.csv.gz"))?;
     let reduces = table::reduces(&measured.join("collectives.csv"))?;
     let mut lines = Vec::new();
-    let mut file = TablesFile::default();
+    let mut file = Vec::new();
     for accelerator in psim_hardware::catalogue::accelerators() {
         let name = accelerator.name.as_str();
         let mut out = ServingTables { accelerator: name.to_owned(), ..ServingTables::default() };
@@ -60,7 +61,7 @@ pub fn fit(measured: &Path) -> Result<(TablesFile, Vec<FitLine>), FitError> {
         out.all_reduce = kernels::all_reduce(name, &reduces);
         let empty = ServingTables { accelerator: name.to_owned(), ..ServingTables::default() };
         if out != empty {
-            file.accelerator.push(out);
+            file.push(out);
         }
     }
     Ok((file, lines))

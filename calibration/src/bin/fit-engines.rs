@@ -9,11 +9,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [rows, out] = arguments.as_slice() else {
-        eprintln!("usage: fit-engines ROWS.jsonl OUT");
-        return ExitCode::from(2);
+    let (rows, out, only) = match arguments.as_slice() {
+        [rows, out] => (rows, out, None),
+        [rows, out, only] => (rows, out, Some(only.as_str())),
+        _ => {
+            eprintln!("usage: fit-engines ROWS.jsonl OUT [ENGINE,ENGINE…]");
+            return ExitCode::from(2);
+        }
     };
-    match run(rows, Path::new(out)) {
+    match run(rows, Path::new(out), only) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -22,15 +26,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(rows: &str, out: &Path) -> Result<(), String> {
+fn run(rows: &str, out: &Path, only: Option<&str>) -> Result<(), String> {
     let text = std::fs::read_to_string(rows).map_err(|e| format!("{rows}: {e}"))?;
     let rows = row::read(&text).map_err(|e| e.to_string())?;
-    let (profiles, count) = fit(&rows, &ServingPredictor::built_in());
-    for profile in &profiles {
-        let text = toml::to_string(profile).map_err(|e| e.to_string())?;
-        let path = out.join(format!("{}.toml", profile.name));
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-        println!("{}: {} accelerators of its own", profile.name, profile.accelerator.len());
+    let predictor = ServingPredictor::built_in();
+    let mut count = 0;
+    for engine in psim_cost_models::serving::engine::engines() {
+        if only.is_some_and(|o| !o.split(',').any(|name| name == engine.name)) {
+            continue;
+        }
+        let (profiles, numbers) = fit(&rows, &predictor, Some(&engine.name));
+        count += numbers;
+        for profile in &profiles {
+            let text = toml::to_string(profile).map_err(|e| e.to_string())?;
+            let path = out.join(format!("{}.toml", profile.name));
+            std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+            println!(
+                "{}: {numbers} numbers, {} accelerators of its own",
+                profile.name,
+                profile.accelerator.len()
+            );
+        }
     }
     println!("{count} numbers fitted");
     Ok(())

@@ -1,4 +1,4 @@
-//! `fit-serving MEASURED OUT`: fits the serving kernels from a folder of measured tables and writes `OUT/kernels.toml`.
+//! `fit-serving MEASURED OUT`: fits the serving kernels from a folder of measured tables and writes `OUT/kernels/*.toml`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::fit_serving::{FitError, fit};
@@ -28,9 +28,12 @@ fn run(measured: &Path, out: &Path) -> Result<(), FitError> {
             line.what, line.rows, line.median, line.p90
         );
     }
-    let text = toml::to_string(&file).map_err(|e| FitError::Write(e.to_string()))?;
     let header = "# Written by fit-serving from the measured tables; do not edit.\n\n";
-    let path = out.join("kernels.toml");
-    std::fs::write(&path, format!("{header}{text}"))
-        .map_err(|e| FitError::Write(format!("{}: {e}", path.display())))
+    for tables in &file {
+        let text = toml::to_string(tables).map_err(|e| FitError::Write(e.to_string()))?;
+        let path = out.join("kernels").join(format!("{}.toml", tables.accelerator));
+        std::fs::write(&path, format!("{header}{text}"))
+            .map_err(|e| FitError::Write(format!("{}: {e}", path.display())))?;
+    }
+    Ok(())
 }

@@ -32,7 +32,16 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|r| !held_out || !psim_calibration::validate_serving::fit::is_training(r))
         .collect();
-    let predictor = ServingPredictor::built_in();
+    let mut predictor = ServingPredictor::built_in();
+    // Profiles that are not built in yet: a folder of them as the fourth argument.
+    if let Some(folder) = arguments.get(3) {
+        for engine in psim_cost_models::serving::engine::engines() {
+            let path = std::path::Path::new(folder).join(format!("{}.toml", engine.name));
+            if let Some(tuned) = std::fs::read_to_string(&path).ok().and_then(|t| toml::from_str(&t).ok()) {
+                predictor.tuned.insert(engine.name.clone(), tuned);
+            }
+        }
+    }
     let start = Instant::now();
     let results: Vec<_> = rows.par_iter().map(|r| predictor.row(r)).collect();
     println!("{} rows in {:.1} s", rows.len(), start.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! One fit per accelerator, kernel library and format.
 
 use super::FitLine;
+use super::residual::residual;
 use super::simplex::minimise;
 use super::table::{AttentionRow, ExpertRow, ProductRow, ReduceRow};
 use psim_cost_models::serving::kernels::{Datasheet, DecodeLaw, MoeCall, MoeLaw, PromptLaw, WeightOnlyLaw};
@@ -66,6 +67,33 @@ fn solve(
     (best.into_iter().map(round).collect(), round(sigma))
 }
 
+/// ln(measured / law) of every row.
+fn errors(best: &[f64], measured: &[f64], mut predict: impl FnMut(&[f64], usize) -> f64) -> Vec<f64> {
+    measured.iter().enumerate().map(|(i, t)| (t / predict(best, i)).ln()).collect()
+}
+
+/// Grid lines of the residuals, coordinate by coordinate (see the laws' `coordinates`).
+const AXES_DECODE: [&[f64]; 3] = [
+    &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0],
+    &[1.0, 32.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 131_072.0],
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0],
+];
+const AXES_PROMPT: [&[f64]; 3] = [
+    &[1.0, 32.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 65_536.0],
+    &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0],
+    &[1.0, 4.0, 16.0],
+];
+const AXES_EXPERTS: [&[f64]; 3] = [
+    &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0, 131_072.0],
+    &[2.5e5, 1e6, 4e6, 1.6e7, 6.4e7, 2.56e8],
+    &[1.0, 4.0, 16.0, 64.0, 256.0, 512.0],
+];
+const AXES_PRODUCTS: [&[f64]; 3] = [
+    &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0],
+    &[128.0, 512.0, 2048.0, 8192.0, 32_768.0, 131_072.0],
+    &[128.0, 512.0, 2048.0, 8192.0, 32_768.0],
+];
+
 /// Four significant digits, so that the file is short and stable.
 fn round(v: f64) -> f64 {
     format!("{v:.3e}").parse().unwrap_or(v)
@@ -123,7 +151,23 @@ pub(super) fn decode(
         let what = format!("{} decode {library} kv {format} {}", accelerator.name, heads(latent));
         let predict = |p: &[f64], i: usize| law(p).seconds(rates, shapes[i][0], shapes[i][1], shapes[i][2]);
         let (best, sigma) = solve(what, &limits, &times, predict, lines);
-        out.push(Entry { library, format, heads: heads(latent), law: DecodeLaw { sigma, ..law(&best) } });
+        let points: Vec<[f64; 3]> = rows
+            .iter()
+            .zip(&shapes)
+            .map(|(r, s)| {
+                let length = if r.window > 0.0 { r.seq_kv.min(r.window) } else { r.seq_kv };
+                DecodeLaw::coordinates(s[0], length, r.q_heads / if latent { 1.0 } else { r.kv_heads })
+            })
+            .collect();
+        let (residual, sigma) =
+            residual(&AXES_DECODE, &points, &errors(&best, &times, predict), sigma, lines);
+        out.push(Entry {
+            library,
+            format,
+            heads: heads(latent),
+            law: DecodeLaw { sigma, ..law(&best) },
+            residual,
+        });
     }
     out
 }
@@ -163,7 +207,22 @@ pub(super) fn prompt(
             law.launch_us * 1e-6 + law.work_seconds(rates, shapes[i][0], shapes[i][1], shapes[i][2])
         };
         let (best, sigma) = solve(what, &limits, &times, predict, lines);
-        out.push(Entry { library, format, heads: heads(latent), law: PromptLaw { sigma, ..law(&best) } });
+        let points: Vec<[f64; 3]> = rows
+            .iter()
+            .map(|r| {
+                let group = if latent { 1.0 } else { r.q_heads / r.kv_heads };
+                PromptLaw::coordinates(r.seq_q, r.batch * r.q_heads, group)
+            })
+            .collect();
+        let (residual, sigma) =
+            residual(&AXES_PROMPT, &points, &errors(&best, &times, predict), sigma, lines);
+        out.push(Entry {
+            library,
+            format,
+            heads: heads(latent),
+            law: PromptLaw { sigma, ..law(&best) },
+            residual,
+        });
     }
     out
 }
@@ -195,6 +254,7 @@ pub(super) fn moe(
             && expert_format(&r.dtype, &r.kernel, accelerator).is_some()
             // Two kernels of one format: the one that its library takes by default.
             && !(r.dtype == "fp8-block128" && r.kernel.contains("triton_tritonexperts"))
+            && !(r.dtype == "w4a16-mxfp4" && r.kernel.contains("marlin"))
     });
     let mut out = Vec::new();
     let key = |r: &ExpertRow| {
@@ -210,13 +270,16 @@ pub(super) fn moe(
             .iter()
             .map(|r| {
                 let draws = r.tokens * r.top_k;
-                let touched = MoeCall::touched(r.experts / r.ep, r.experts, draws).max(1.0);
+                let local = r.experts / r.ep;
+                // Balanced rows spread the draws evenly: none hits an expert twice before all are hit.
+                let touched = local.min(draws / r.ep).max(1.0);
                 MoeCall {
                     rows: (draws / r.ep).max(1.0),
                     touched,
                     parameters: 3.0 * r.hidden * r.inner,
                     weight_bytes: size,
                     hidden: r.hidden,
+                    local,
                 }
             })
             .collect();
@@ -231,13 +294,17 @@ pub(super) fn moe(
         };
         let limits = [(1.0, 300.0), (0.05, 0.98), (0.05, 0.98), (0.5, 130.0), (0.5, 100.0)];
         let what = format!("{} experts {library} {format}", accelerator.name);
-        let (best, sigma) =
-            solve(what, &limits, &times, |p: &[f64], i| law(p).seconds(rates, &calls[i]), lines);
+        let predict = |p: &[f64], i: usize| law(p).seconds(rates, &calls[i]);
+        let (best, sigma) = solve(what, &limits, &times, predict, lines);
+        let points: Vec<[f64; 3]> = calls.iter().map(MoeCall::coordinates).collect();
+        let (residual, sigma) =
+            residual(&AXES_EXPERTS, &points, &errors(&best, &times, predict), sigma, lines);
         out.push(Entry {
             library,
             format: format.to_owned(),
             heads: String::new(),
             law: MoeLaw { sigma, ..law(&best) },
+            residual,
         });
     }
     out
@@ -263,11 +330,15 @@ pub(super) fn weight_only(
         let what = format!("{} weight-only {format}", accelerator.name);
         let predict = |p: &[f64], i: usize| law(p).seconds(rates, shapes[i][0], shapes[i][1]);
         let (best, sigma) = solve(what, &limits, &times, predict, lines);
+        let points: Vec<[f64; 3]> = rows.iter().map(|r| [r.m, r.n, r.k]).collect();
+        let (residual, sigma) =
+            residual(&AXES_PRODUCTS, &points, &errors(&best, &times, predict), sigma, lines);
         out.push(Entry {
             library: "trtllm".to_owned(),
             format,
             heads: String::new(),
             law: WeightOnlyLaw { sigma, ..law(&best) },
+            residual,
         });
     }
     out

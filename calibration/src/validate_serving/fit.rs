@@ -6,19 +6,39 @@
 
 use super::accuracy::{Class, class};
 use super::map::{Mapped, map};
-use super::predict::{ServingPredictor, restate};
+use super::predict::{Figures, ServingPredictor, restate};
 use crate::validate::row::Row;
-use psim_cost_models::serving::EngineParameters;
 use psim_cost_models::serving::engine::{AcceleratorOverride, EngineProfile, find};
+use psim_cost_models::serving::{EngineParameters, StepCost, StepPieces};
+use psim_models::serving::Traffic;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
 
-/// One row of a fit.
+/// One row of a fit, with all that does not change while numbers do.
 struct Sample {
     mapped: Mapped,
+    traffic: Traffic,
+    pieces: RwLock<Option<Arc<StepPieces>>>,
     /// Metric and measured value.
     measured: Vec<(&'static str, f64)>,
     gpu: String,
+}
+
+impl Sample {
+    fn figures(&self, predictor: &ServingPredictor, p: EngineParameters) -> Option<Figures> {
+        let ready = self.pieces.read().ok()?.clone().filter(|pieces| pieces.fits(&p));
+        let pieces = match ready {
+            Some(pieces) => pieces,
+            None => {
+                let made = predictor.pieces(&self.mapped, &self.mapped.deployment, p).ok()?;
+                *self.pieces.write().ok()? = Some(made.clone());
+                made
+            }
+        };
+        let cost = StepCost::from_pieces(pieces, p);
+        predictor.run(&self.mapped, &cost, &self.traffic, self.mapped.deployment.replicas).ok()
+    }
 }
 
 /// True for rows that are fitted to; the others test the fit.
@@ -54,13 +74,16 @@ const FITTED: [(&str, f64); 6] = [
 ];
 
 /// Parameters of a whole engine, then of an engine on an accelerator.
-const BASE: [&str; 12] = [
+const BASE: [&str; 15] = [
     "step_us",
+    "loop_us",
+    "overlap_us",
     "layer_us",
     "gemm",
     "decode",
     "moe",
     "sequence_us",
+    "loop_sequence_us",
     "all_reduce",
     "prompt",
     "kv_reuse",
@@ -68,14 +91,29 @@ const BASE: [&str; 12] = [
     "eager_layer_us",
     "pipeline",
 ];
-const OWN: [&str; 9] =
-    ["step_us", "layer_us", "gemm", "decode", "moe", "sequence_us", "all_reduce", "prompt", "ttft_ms"];
+const OWN: [&str; 12] = [
+    "step_us",
+    "loop_us",
+    "overlap_us",
+    "layer_us",
+    "gemm",
+    "decode",
+    "moe",
+    "sequence_us",
+    "loop_sequence_us",
+    "all_reduce",
+    "prompt",
+    "ttft_ms",
+];
+/// Parameters of an engine on an accelerator with few rows.
+const FEW: [&str; 5] = ["step_us", "gemm", "moe", "prompt", "ttft_ms"];
 
 /// Most rows of one fit; evenly picked.
-const MOST: usize = 70;
+const MOST: usize = 64;
 
-/// Fits every engine that has rows. Returns changed profiles and the number of numbers that were fitted.
-pub fn fit(rows: &[Row], predictor: &ServingPredictor) -> (Vec<EngineProfile>, usize) {
+/// Fits the engines that have rows (`only` one of them, if named). Returns changed profiles and the number of numbers
+/// that were fitted.
+pub fn fit(rows: &[Row], predictor: &ServingPredictor, only: Option<&str>) -> (Vec<EngineProfile>, usize) {
     let mut groups: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     for row in rows {
         let use_it =
@@ -92,9 +130,20 @@ pub fn fit(rows: &[Row], predictor: &ServingPredictor) -> (Vec<EngineProfile>, u
                 Some((*metric, value))
             })
             .collect();
-        if !measured.is_empty() {
+        if !measured.is_empty() && only.is_none_or(|o| o == mapped.engine.name) {
             let name = mapped.engine.name.clone();
-            groups.entry(name).or_default().push(Sample { mapped, measured, gpu: row.hardware.gpu.clone() });
+            let mut traffic = Traffic::generate(&mapped.workload, 1);
+            if traffic.clients.is_none() {
+                // Long queues repeat themselves.
+                traffic.requests.truncate(1500);
+            }
+            groups.entry(name).or_default().push(Sample {
+                mapped,
+                traffic,
+                pieces: RwLock::new(None),
+                measured,
+                gpu: row.hardware.gpu.clone(),
+            });
         }
     }
     let fitted: Vec<(EngineProfile, usize)> = groups
@@ -113,10 +162,11 @@ pub fn fit(rows: &[Row], predictor: &ServingPredictor) -> (Vec<EngineProfile>, u
                 by_gpu.entry(&s.gpu).or_default().push(s);
             }
             if by_gpu.len() > 1 {
-                for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= 15) {
+                for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= 4) {
+                    let names = if samples.len() < 15 { &FEW[..] } else { &OWN[..] };
                     let picked = thin(samples);
                     let base = profile.parameters;
-                    let own = descend(predictor, &picked, base, &base, &OWN, &mut count);
+                    let own = descend(predictor, &picked, base, &base, names, &mut count);
                     let changed: BTreeMap<String, f64> = OWN
                         .iter()
                         .filter_map(|n| {
@@ -154,7 +204,7 @@ fn loss(
     let total: f64 = samples
         .par_iter()
         .map(|s| {
-            let Ok(figures) = with.figures(&s.mapped) else { return 1.0 };
+            let Some(figures) = s.figures(&with, p) else { return 1.0 };
             let (mut sum, mut weights) = (0.0, 0.0);
             for (metric, measured) in &s.measured {
                 let weight = FITTED.iter().find(|f| f.0 == *metric).map_or(0.0, |f| f.1);
@@ -187,7 +237,7 @@ fn descend(
 ) -> EngineParameters {
     let mut best = start;
     let mut value = loss(predictor, samples, best, prior);
-    for factor in [2.0, 1.35, 1.12] {
+    for factor in [1.8, 1.25, 1.08] {
         for name in names {
             let mut moved = false;
             for direction in [factor, 1.0 / factor] {

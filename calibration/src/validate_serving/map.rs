@@ -126,7 +126,17 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
     );
     let gpus = count(v.get("hardware").and_then(|h| h.get("gpus")));
     let disaggregated = config.get("disagg").filter(|d| d.is_object());
-    let layout = layout(config, extra, gpus, &engine_text, quantization)?;
+    let mut layout = layout(config, extra, gpus, &engine_text, quantization)?;
+    let printed = config.get("ep").is_some() || extra.get("attention_dp").is_some();
+    if !printed
+        && disaggregated.is_none()
+        && profile.name == "trtllm-1.0"
+        && prefers_copies(&model, layout.tp)
+    {
+        notes
+            .push("attention copies taken: the maximum-throughput setting of few key/value heads".to_owned());
+        layout = Deployment { attention_dp: layout.tp, ep: layout.tp, tp: 1, ..layout };
+    }
     let total = gpus.unwrap_or(layout.accelerators_per_replica()).max(layout.accelerators_per_replica());
     let mut deployment =
         Deployment { replicas: (total / layout.accelerators_per_replica()).max(1), ..layout };
@@ -164,6 +174,16 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
         prompt_only,
         notes,
     })
+}
+
+/// Experts behind at most four key/value heads on at least as many ranks: tables of the highest throughput run such
+/// models with attention copies (the benchmark options of TensorRT-LLM 1.0's performance page), not with split heads.
+fn prefers_copies(model: &Model, tp: u32) -> bool {
+    let heads = model.kinds.iter().find_map(|block| match &block.mixer {
+        psim_models::arch::Mixer::Attention(a) => Some(a.kv_heads),
+        _ => None,
+    });
+    model.is_moe() && heads.is_some_and(|h| h <= 4 && u64::from(tp) >= h)
 }
 
 /// Nodes that hold at least so many accelerators.
@@ -263,7 +283,10 @@ fn quantization(
     use NumberFormat::{Bf16, Fp8, Fp8Block, Int8, Mxfp4, Nvfp4, Q4km, W4a8, W4a16};
     let name = model.name.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| name.contains(w));
-    let block = gemm.contains("block") || has(&["deepseek", "minimax", "qwen3.5", "glm", "kimi"]);
+    let tensorrt = engine.contains("trt") || engine.contains("tensorrt");
+    // Checkpoints as their authors publish them; NVIDIA's own for Qwen3 have one scale per tensor.
+    let authors = has(&["qwen3"]) && model.is_moe() && !tensorrt;
+    let block = authors || gemm.contains("block") || has(&["deepseek", "minimax", "qwen3.5", "glm", "kimi"]);
     let latent = has(&["deepseek", "kimi"]);
     let (dense, attention, experts) = match quant {
         _ if has(&["gpt-oss"]) && quant != "bf16" => (Bf16, Bf16, Mxfp4),
@@ -282,7 +305,6 @@ fn quantization(
         _ => (Bf16, Bf16, Bf16),
     };
     let low = quant.contains("fp8") || quant.contains("fp4");
-    let tensorrt = engine.contains("trt") || engine.contains("tensorrt");
     let kv = match kv {
         "fp8" => DType::Fp8,
         "int8" => DType::Int8,
@@ -393,13 +415,7 @@ fn traffic(
         (Arrival::Poisson { rate }, requests.unwrap_or(1000))
     } else if let Some(c) = concurrency.filter(|_| !arrival_text.contains("offline")) {
         // Ten requests a client; fewer rounds of many clients reach the same steady state.
-        let rounds = if c > 512 {
-            4
-        } else if c > 128 {
-            6
-        } else {
-            10
-        };
+        let rounds = if c > 1024 { 5 } else { 10 };
         (Arrival::ClosedLoop { concurrency: c }, requests.unwrap_or(c * 10).min(c * rounds).max(c))
     } else {
         let usual = match isl + osl {

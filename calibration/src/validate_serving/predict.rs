@@ -5,10 +5,12 @@ use crate::validate::map::Reason;
 use crate::validate::row::{Row, source_of};
 use crate::validate::score::{Entry, RowResult, Status};
 use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::{EngineParameters, EngineProfile, StepCost, StepCostError};
+use psim_cost_models::serving::{EngineParameters, EngineProfile, StepCost, StepCostError, StepPieces};
 use psim_models::serving::{Arrival, Deployment, Lengths, Traffic};
 use psim_sim::serving::{FleetOptions, Percentiles, ServingInput, ServingReport, simulate};
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Metrics of a serving row, in the order in which one is scored.
 pub const METRICS: [&str; 6] = [
@@ -29,12 +31,14 @@ pub struct ServingPredictor {
     pub engine: Option<EngineProfile>,
     /// Numbers in place of the engine's own (fitting).
     pub parameters: Option<EngineParameters>,
+    /// Profiles whose numbers stand in for the built-in ones of the same name.
+    pub tuned: BTreeMap<String, EngineProfile>,
 }
 
 impl ServingPredictor {
     /// The built-in profiles.
     pub fn built_in() -> Self {
-        Self { library: ProfileLibrary::built_in(), engine: None, parameters: None }
+        Self { library: ProfileLibrary::built_in(), engine: None, parameters: None, tuned: BTreeMap::new() }
     }
 }
 
@@ -79,11 +83,18 @@ impl ServingPredictor {
     /// What does not fit or cannot be priced.
     pub fn figures(&self, mapped: &Mapped) -> Result<Figures, NoFigures> {
         if let Some(pools) = &mapped.disaggregated {
-            return self.pools(mapped, pools);
+            return self.both_pools(mapped, pools);
         }
         let cost = self.cost(mapped, &mapped.deployment)?;
         let traffic = Traffic::generate(&mapped.workload, 1);
         self.run(mapped, &cost, &traffic, mapped.deployment.replicas)
+    }
+
+    /// The numbers of a row's engine on its accelerator.
+    pub fn numbers(&self, mapped: &Mapped) -> EngineParameters {
+        let engine = self.engine.as_ref().unwrap_or(&mapped.engine);
+        let engine = self.tuned.get(&engine.name).unwrap_or(engine);
+        self.parameters.unwrap_or_else(|| engine.on(&mapped.cluster.first_node().accelerator.name).0)
     }
 
     /// Prices of a deployment.
@@ -91,10 +102,23 @@ impl ServingPredictor {
     /// # Errors
     /// As [`ServingPredictor::figures`].
     pub fn cost(&self, mapped: &Mapped, deployment: &Deployment) -> Result<StepCost, NoFigures> {
+        let parameters = self.numbers(mapped);
+        Ok(StepCost::from_pieces(self.pieces(mapped, deployment, parameters)?, parameters))
+    }
+
+    /// Tables of a deployment, before efficiencies.
+    ///
+    /// # Errors
+    /// As [`ServingPredictor::figures`].
+    pub fn pieces(
+        &self,
+        mapped: &Mapped,
+        deployment: &Deployment,
+        parameters: EngineParameters,
+    ) -> Result<Arc<StepPieces>, NoFigures> {
         let node = mapped.cluster.first_node();
         let engine = self.engine.as_ref().unwrap_or(&mapped.engine);
-        let parameters = self.parameters.unwrap_or_else(|| engine.on(&node.accelerator.name).0);
-        StepCost::with_parameters(
+        let pieces = StepPieces::new(
             &mapped.model,
             deployment,
             &mapped.cluster,
@@ -102,14 +126,18 @@ impl ServingPredictor {
             engine,
             parameters,
             &self.library,
-        )
-        .map_err(|e| match e {
+        );
+        pieces.map(Arc::new).map_err(|e| match e {
             StepCostError::Memory { .. } => NoFigures::Memory(e.to_string()),
             other => NoFigures::Other(other.to_string()),
         })
     }
 
-    fn run(
+    /// Simulates one pool under given traffic.
+    ///
+    /// # Errors
+    /// As [`ServingPredictor::figures`].
+    pub fn run(
         &self,
         mapped: &Mapped,
         cost: &StepCost,
@@ -151,7 +179,7 @@ impl ServingPredictor {
 
     /// Prompt and answer pools one after the other: the prompt pool in a closed loop of its own, the answer pool with
     /// what then remains in flight; the slower pool sets the rate. A closed form, reported apart.
-    fn pools(&self, mapped: &Mapped, pools: &Disaggregated) -> Result<Figures, NoFigures> {
+    fn both_pools(&self, mapped: &Mapped, pools: &Disaggregated) -> Result<Figures, NoFigures> {
         let Some(tenant) = mapped.workload.tenants.first() else {
             return Err(NoFigures::Other("no traffic".to_owned()));
         };

@@ -101,6 +101,13 @@ pub struct EngineParameters {
     pub prompt_us: f64,
     /// Idle between the kernels of one layer under a captured graph, microseconds.
     pub layer_us: f64,
+    /// Part of a kernel timed alone that hides behind its neighbours in a captured graph (launch and drain),
+    /// microseconds.
+    pub overlap_us: f64,
+    /// Host time of a step that runs beside the accelerator; a step takes at least as long, microseconds.
+    pub loop_us: f64,
+    /// The same per running sequence, microseconds.
+    pub loop_sequence_us: f64,
     /// Host time to launch one layer without a captured graph; hidden where the kernels take longer, microseconds.
     pub eager_layer_us: f64,
     /// Most tokens of a step that runs as a captured graph; 0 without graphs.
@@ -132,6 +139,9 @@ impl Default for EngineParameters {
             sequence_us: 5.0,
             prompt_us: 100.0,
             layer_us: 3.0,
+            overlap_us: 0.3,
+            loop_us: 1000.0,
+            loop_sequence_us: 10.0,
             eager_layer_us: 150.0,
             graph_tokens: 512,
             ttft_ms: 20.0,
@@ -149,11 +159,14 @@ impl Default for EngineParameters {
 
 impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
-    pub const BOUNDS: [(&'static str, f64, f64); 14] = [
+    pub const BOUNDS: [(&'static str, f64, f64); 17] = [
         ("step_us", 10.0, 40_000.0),
         ("sequence_us", 0.1, 300.0),
         ("prompt_us", 1.0, 20_000.0),
         ("layer_us", 0.1, 200.0),
+        ("overlap_us", 0.02, 4.0),
+        ("loop_us", 10.0, 40_000.0),
+        ("loop_sequence_us", 0.1, 300.0),
         ("eager_layer_us", 10.0, 1500.0),
         ("ttft_ms", 1.0, 400.0),
         ("gemm", 0.35, 1.0),
@@ -190,6 +203,9 @@ impl EngineParameters {
             "sequence_us" => &mut self.sequence_us,
             "prompt_us" => &mut self.prompt_us,
             "layer_us" => &mut self.layer_us,
+            "overlap_us" => &mut self.overlap_us,
+            "loop_us" => &mut self.loop_us,
+            "loop_sequence_us" => &mut self.loop_sequence_us,
             "eager_layer_us" => &mut self.eager_layer_us,
             "ttft_ms" => &mut self.ttft_ms,
             "gemm" => &mut self.gemm,
@@ -239,6 +255,13 @@ pub struct EngineProfile {
     pub reserve_gib: f64,
     /// Tokens of one cache block.
     pub block_tokens: u32,
+    /// With attention copies, prompts wait for so many steps at most until every copy has one, because the copies run in
+    /// step and one copy's prompt stalls all (TensorRT-LLM's `attention_dp_config.timeout_iters`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_wait_steps: Option<u32>,
+    /// Prompts run in batches of so many tokens, which follow one another through pipeline stages (llama.cpp).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_micro_batch: Option<u32>,
     /// Numbers on any accelerator.
     #[serde(default)]
     pub parameters: EngineParameters,

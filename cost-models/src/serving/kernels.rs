@@ -34,6 +34,11 @@ pub struct DecodeLaw {
 }
 
 impl DecodeLaw {
+    /// Coordinates of the residual: blocks (sequences · key/value heads), tokens read by each, query heads of a group.
+    pub fn coordinates(blocks: f64, length: f64, group: f64) -> [f64; 3] {
+        [blocks, length, group]
+    }
+
     /// Seconds for `blocks` = sequences · key/value heads, `bytes` of cache read and `flops`.
     pub fn seconds(&self, rates: Datasheet, blocks: f64, bytes: f64, flops: f64) -> f64 {
         let memory = bytes / (rates.bandwidth * self.memory);
@@ -58,6 +63,11 @@ pub struct PromptLaw {
 }
 
 impl PromptLaw {
+    /// Coordinates of the residual: tokens of a prompt, query heads over all prompts, query heads of a group.
+    pub fn coordinates(length: f64, heads: f64, group: f64) -> [f64; 3] {
+        [length, heads, group]
+    }
+
     /// Seconds beyond the floor for `flops` (causal half only) in chunks of `length` tokens that move `bytes`.
     pub fn work_seconds(&self, rates: Datasheet, flops: f64, length: f64, bytes: f64) -> f64 {
         let reached = self.compute * length / (length + self.half_length);
@@ -95,9 +105,16 @@ pub struct MoeCall {
     pub weight_bytes: f64,
     /// Width that experts read and write.
     pub hidden: f64,
+    /// Experts on this rank.
+    pub local: f64,
 }
 
 impl MoeCall {
+    /// Coordinates of the residual: routed rows, parameters of an expert, experts on the rank.
+    pub fn coordinates(&self) -> [f64; 3] {
+        [self.rows, self.parameters, self.local]
+    }
+
     /// Experts of `local` that get at least one of `draws` routed rows spread evenly over `experts`.
     pub fn touched(local: f64, experts: f64, draws: f64) -> f64 {
         local * -((1.0 - 1.0 / experts.max(1.000_001)).ln() * draws).exp_m1()

@@ -7,26 +7,26 @@
 //! deployment on a grid of token counts and interpolated. Attention follows from the real lengths.
 
 use super::engine::{EngineParameters, EngineProfile};
-use super::kernels::Datasheet;
-use super::tables::Lookup;
-use crate::{CostModel, ProfileLibrary, stacks};
-use psim_hardware::{Cluster, DType, GroupShape, Node};
+use crate::ProfileLibrary;
+use psim_hardware::{Cluster, Node};
 use psim_models::Model;
+use psim_models::serving::Deployment;
 use psim_models::serving::lower::ServingShape;
-use psim_models::serving::{Deployment, lower};
+use std::sync::Arc;
 
 mod attention;
 mod decode_run;
+mod decode_table;
 mod experts;
 mod linear;
 mod network;
 mod parts;
+mod pieces;
 mod pricing;
 mod table;
 
-use attention::Kind;
 pub use decode_run::DecodeRun;
-use pricing::Pricing;
+pub use pieces::StepPieces;
 use table::Table;
 
 /// Largest number of different attention kinds in one model.
@@ -79,27 +79,20 @@ pub struct Lane<'a> {
 /// Prices the steps of one deployment.
 #[derive(Debug, Clone)]
 pub struct StepCost {
-    shape: ServingShape,
+    pieces: Arc<StepPieces>,
     parameters: EngineParameters,
-    kinds: Vec<Kind>,
-    rates: Datasheet,
     /// Everything that follows a lane's own tokens.
     local: Table,
     /// Experts and their exchange, by the tokens of all lanes of attention copies.
     shared: Table,
     /// The output layer, by the sequences that end a step with a token.
     head: Table,
-    roofline_local: Table,
-    roofline_shared: Table,
-    roofline_head: Table,
-    lanes: u32,
-    stages: u32,
-    stage_hop: (f64, f64),
-    /// Latency (seconds) and rate (bytes a second) of one rank's scale-up links.
-    link: (f64, f64),
-    cache_bytes: f64,
-    own_laws: bool,
-    sigma: f64,
+}
+
+/// What is left of kernels timed alone, in seconds, when `overlap` of it hides behind their neighbours: never less than
+/// half.
+fn overlapped(gpu: f64, overlap: f64) -> f64 {
+    (gpu - overlap).max(0.5 * gpu)
 }
 
 impl StepCost {
@@ -132,90 +125,27 @@ impl StepCost {
         parameters: EngineParameters,
         library: &ProfileLibrary,
     ) -> Result<Self, StepCostError> {
-        let shape = lower(model, deployment)?;
-        if shape.attention.len() > KINDS {
-            return Err(StepCostError::Kinds(shape.attention.len()));
-        }
-        let accelerator = &node.accelerator;
-        let lookup = Lookup::new(accelerator);
-        let mut stack = library
-            .stack(stacks::DEFAULT_TRAINING)
-            .cloned()
-            .or_else(|| library.stacks().next().cloned())
-            .ok_or(StepCostError::NoStack)?;
-        // The engine's own factors replace the training stack's.
-        for factor in [
-            &mut stack.efficiency.gemm,
-            &mut stack.efficiency.attention,
-            &mut stack.efficiency.memory,
-            &mut stack.efficiency.network,
-            &mut stack.efficiency.grouped_gemm,
-        ] {
-            *factor = 1.0;
-        }
-        let costs = CostModel::new(cluster, node, &stack, library);
-        let half = accelerator.peak(DType::Bf16).or(accelerator.peak(DType::Fp16)).map_or(1e12, |f| f.0);
-        let rates = Datasheet { half, peak: half, bandwidth: accelerator.memory_bandwidth.0 };
-        let pricing = Pricing {
-            costs: &costs,
-            lookup: &lookup,
-            library: &engine.library,
-            rates,
-            p: parameters,
-            four_bit: accelerator.peak(DType::Fp4).map(|f| f.0),
-            eight_bit: accelerator.peak(DType::Fp8).map(|f| f.0),
-            d: *deployment,
-            tp: GroupShape::place(cluster, node, deployment.tp, 1),
-            all: GroupShape::place(cluster, node, deployment.tp * deployment.attention_dp, 1),
-        };
-        let fill = accelerator.memory.as_f64() * engine.memory_share - engine.reserve_gib * 1024f64.powi(3);
-        let cache_bytes = fill - shape.weight_bytes;
-        if cache_bytes <= 0.0 {
-            let gib = 1024f64.powi(3);
-            return Err(StepCostError::Memory { need_gib: shape.weight_bytes / gib, have_gib: fill / gib });
-        }
-        let mut own_laws = true;
-        let mut sigma: f64 = 0.0;
-        let kinds: Vec<Kind> =
-            shape.attention.iter().map(|core| pricing.kind(core, &mut own_laws, &mut sigma)).collect();
-        let local = Table::new(|t| pricing.local(&shape, t));
-        let shared = Table::new(|t| pricing.shared(&shape, t));
-        let head = Table::new(|t| pricing.head(&shape, t));
-        let roofline_local = Table::new(|t| pricing.roofline(&shape, t, false));
-        let roofline_head = Table::new(|t| pricing.roofline(&shape, t, true));
-        let roofline_shared = Table::new(|t| pricing.roofline_experts(&shape, t));
-        let link = node.scale_up.bandwidth.0.max(1e9);
-        let crosses = deployment.tp * deployment.pp > node.scale_up.domain.max(1);
-        let hop = if crosses {
-            let rate = node.nics.rate.0 * f64::from(node.nics.count) / f64::from(node.accelerators.max(1));
-            (cluster.fabric.latency.0 + 10e-6, 2.0 * shape.hidden as f64 / rate.max(1e8))
-        } else {
-            (node.scale_up.latency.0 + 10e-6, 2.0 * shape.hidden as f64 / link)
-        };
-        Ok(Self {
-            lanes: deployment.lanes(),
-            stages: deployment.pp,
-            stage_hop: hop,
-            link: (node.scale_up.latency.0 + 10e-6, link),
-            shape,
-            parameters,
-            kinds,
-            rates,
-            local,
-            shared,
-            head,
-            roofline_local,
-            roofline_shared,
-            roofline_head,
-            cache_bytes,
-            own_laws,
-            sigma,
-        })
+        let pieces = StepPieces::new(model, deployment, cluster, node, engine, parameters, library)?;
+        Ok(Self::from_pieces(Arc::new(pieces), parameters))
+    }
+
+    /// Puts tabled pieces together under an engine's numbers. Those that shape the pieces themselves
+    /// ([`StepPieces::fits`]) are the ones that they were made with.
+    pub fn from_pieces(pieces: Arc<StepPieces>, parameters: EngineParameters) -> Self {
+        let p = &parameters;
+        let local = Table::sum(&[
+            (&pieces.products, 1.0 / p.gemm),
+            (&pieces.small, 1.0),
+            (&pieces.reduces, 1.0 / p.all_reduce),
+        ]);
+        let shared = Table::sum(&[(&pieces.experts, 1.0 / p.moe), (&pieces.exchanges, 1.0 / p.all_reduce)]);
+        let head = Table::sum(&[(&pieces.head, 1.0 / p.gemm), (&pieces.sampling, 1.0)]);
+        Self { pieces, parameters, local, shared, head }
     }
 
     /// The parts of a step.
     pub fn shape(&self) -> &ServingShape {
-        &self.shape
+        &self.pieces.shape
     }
 
     /// The engine's numbers.
@@ -225,27 +155,27 @@ impl StepCost {
 
     /// Bytes for the cache on one accelerator.
     pub fn cache_bytes(&self) -> f64 {
-        self.cache_bytes
+        self.pieces.cache_bytes
     }
 
     /// Attention kinds with a window or a selection: what they read at most.
     pub fn reads_at_most(&self) -> impl Iterator<Item = Option<u64>> + '_ {
-        self.kinds.iter().map(|k| k.core.reads_at_most)
+        self.pieces.kinds.iter().map(|k| k.core.reads_at_most)
     }
 
     /// Every attention law was measured on this accelerator.
     pub fn own_laws(&self) -> bool {
-        self.own_laws
+        self.pieces.own_laws
     }
 
     /// Standard deviation of the logarithmic error of the kernel laws.
     pub fn sigma(&self) -> f64 {
-        self.sigma
+        self.pieces.sigma
     }
 
     /// Batches in flight in a replica.
     pub fn lanes(&self) -> u32 {
-        self.lanes
+        self.pieces.lanes
     }
 
     /// Accelerator time of one lane without experts, and its roofline.
@@ -259,33 +189,77 @@ impl StepCost {
         let (prompt, prompt_roofline) =
             if lane.chunks.is_empty() { (0.0, 0.0) } else { self.prompt_seconds(lane.chunks) };
         let attention = self.decode_seconds(lane) + prompt;
-        let states = if self.shape.states.is_empty() {
+        let states = if self.pieces.shape.states.is_empty() {
             0.0
         } else {
             self.state_seconds(f64::from(lane.decoding) + lane.chunks.len() as f64, f64::from(prompt_tokens))
         };
         let decode_roofline: f64 = self
+            .pieces
             .kinds
             .iter()
             .zip(lane.context)
             .map(|(k, c)| {
-                k.core.layers * c as f64 * k.core.cache_elements as f64 * k.kv_size / self.rates.bandwidth
+                k.core.layers * c as f64 * k.core.cache_elements as f64 * k.kv_size
+                    / self.pieces.rates.bandwidth
             })
             .sum();
         let linear = self.local.at(tokens) + self.head.at(ends);
         LaneTime {
             tokens,
             gpu: linear + attention + states,
-            roofline: self.roofline_local.at(tokens)
-                + self.roofline_head.at(ends)
+            roofline: self.pieces.roofline_local.at(tokens)
+                + self.pieces.roofline_head.at(ends)
                 + prompt_roofline
                 + decode_roofline,
         }
     }
 
+    /// Lanes that have anything to do, at most two.
+    fn busy<'a>(&self, lanes: &[Lane<'a>]) -> Vec<Lane<'a>> {
+        lanes.iter().filter(|l| l.decoding > 0 || !l.chunks.is_empty()).take(2).copied().collect()
+    }
+
+    /// A step of prompts only, run in batches of `most` tokens that follow one another through the stages.
+    fn pipelined_prompts(&self, lane: &Lane<'_>, most: u32) -> LaneTime {
+        let mut total = LaneTime::default();
+        let mut batches = 0u32;
+        for chunk in lane.chunks {
+            let mut done = 0;
+            while done < chunk.tokens {
+                let tokens = most.min(chunk.tokens - done);
+                let part = [PromptChunk { tokens, before: chunk.before + done }];
+                let time = self.lane(&Lane { chunks: &part, ..Lane::default() });
+                total.gpu += time.gpu + self.shared.at(tokens);
+                total.roofline += time.roofline + self.pieces.roofline_shared.at(tokens);
+                total.tokens += tokens;
+                done += tokens;
+                batches += 1;
+            }
+        }
+        // The first batch fills the pipeline, the others follow one stage behind.
+        let fill =
+            f64::from(batches + self.pieces.stages - 1) / f64::from(batches * self.pieces.stages).max(1.0);
+        LaneTime { gpu: total.gpu * fill, roofline: total.roofline * fill, ..total }
+    }
+
+    /// Seconds that kernels of a step hide behind their neighbours.
+    fn overlap(&self) -> f64 {
+        self.pieces.kernels * self.parameters.overlap_us * 1e-6
+    }
+
+    /// Least accelerator time of a step: the host's own loop runs beside it, and without a graph so do the launches.
+    fn floor(&self, decoding: u32, eager: bool) -> f64 {
+        let p = &self.parameters;
+        let looping = p.loop_us + p.loop_sequence_us * f64::from(decoding);
+        let launches = if eager { f64::from(self.pieces.shape.layers) * p.eager_layer_us } else { 0.0 };
+        looping.max(launches) * 1e-6
+    }
+
     /// Passing activations from stage to stage.
     fn hops(&self, tokens: u32) -> f64 {
-        f64::from(self.stages.saturating_sub(1)) * (self.stage_hop.0 + self.stage_hop.1 * f64::from(tokens))
+        f64::from(self.pieces.stages.saturating_sub(1))
+            * (self.pieces.stage_hop.0 + self.pieces.stage_hop.1 * f64::from(tokens))
     }
 
     /// Seconds of a step in which the lanes do this; the host's part is in it.
@@ -295,6 +269,16 @@ impl StepCost {
             && lane.decoding > 0
         {
             return self.decode_run(lane.decoding).seconds(&lane.context);
+        }
+        if let Some(most) = self.pieces.micro_batch
+            && let [only] = self.busy(lanes).as_slice()
+            && only.decoding == 0
+        {
+            let p = &self.parameters;
+            let time = self.pipelined_prompts(only, most);
+            let batches = f64::from(time.tokens.div_ceil(most));
+            let gpu = time.gpu + batches * f64::from(self.pieces.shape.layers) * p.layer_us * 1e-6;
+            return gpu.max(time.roofline) + (p.step_us + p.prompt_us * only.chunks.len() as f64) * 1e-6;
         }
         let mut slowest = LaneTime::default();
         let mut all_tokens = 0;
@@ -315,25 +299,24 @@ impl StepCost {
         }
         let busy = lanes.iter().filter(|l| l.decoding > 0 || !l.chunks.is_empty()).count().max(1) as f64;
         // Experts see the tokens of all attention copies, but only their own batch of a pipeline.
-        let copies = (self.lanes / self.stages.max(1)).max(1);
+        let copies = (self.pieces.lanes / self.pieces.stages.max(1)).max(1);
         let expert_tokens = if copies > 1 {
-            all_tokens.div_ceil(busy.min(f64::from(self.stages)).max(1.0) as u32).max(slowest.tokens)
+            all_tokens.div_ceil(busy.min(f64::from(self.pieces.stages)).max(1.0) as u32).max(slowest.tokens)
         } else {
             slowest.tokens
         };
         let p = &self.parameters;
         let mut gpu = slowest.gpu + self.shared.at(expert_tokens);
-        let roofline = slowest.roofline + self.roofline_shared.at(expert_tokens);
-        if self.stages > 1 {
+        let roofline = slowest.roofline + self.pieces.roofline_shared.at(expert_tokens);
+        if self.pieces.stages > 1 {
             // With `busy` batches in flight each stage waits for the others where the overlap is not ideal.
             let serial = (sum - slowest.gpu).max(0.0);
             gpu += (1.0 - p.pipeline) * serial;
             gpu += self.hops(slowest.tokens);
         }
-        gpu += f64::from(self.shape.layers) * p.layer_us * 1e-6;
-        if prompts > 0 || slowest.tokens > p.graph_tokens {
-            gpu = gpu.max(f64::from(self.shape.layers) * p.eager_layer_us * 1e-6);
-        }
+        gpu += f64::from(self.pieces.shape.layers) * p.layer_us * 1e-6;
+        let eager = prompts > 0 || slowest.tokens > p.graph_tokens;
+        gpu = overlapped(gpu, self.overlap()).max(self.floor(decoding, eager));
         let host = p.step_us + p.sequence_us * f64::from(decoding) + p.prompt_us * prompts as f64;
         gpu.max(roofline) + host * 1e-6
     }
@@ -347,7 +330,7 @@ impl StepCost {
                 worst = time;
             }
         }
-        worst.roofline + self.roofline_shared.at(worst.tokens)
+        worst.roofline + self.pieces.roofline_shared.at(worst.tokens)
     }
 }
 

@@ -4,6 +4,7 @@ use super::kernels::{DecodeLaw, MoeLaw, PromptLaw, WeightOnlyLaw};
 use super::reduce::ReduceCurve;
 use crate::relatives;
 use psim_hardware::Accelerator;
+use psim_hardware::profile::accelerator::ResidualGrid;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -20,6 +21,9 @@ pub struct Entry<L> {
     /// The law.
     #[serde(flatten)]
     pub law: L,
+    /// ln(measured / law) over the coordinates of the kernel ([`super::kernels`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<ResidualGrid>,
 }
 
 /// Everything fitted for one accelerator.
@@ -44,19 +48,31 @@ pub struct ServingTables {
     pub all_reduce: Vec<ReduceCurve>,
 }
 
-/// The file of all accelerators.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct TablesFile {
-    /// One table per accelerator.
-    #[serde(default)]
-    pub accelerator: Vec<ServingTables>,
+/// Accelerator names and their embedded tables.
+const FILES: [(&str, &str); 10] = [
+    ("A100-SXM-80GB", include_str!("../../data/serving/kernels/A100-SXM-80GB.toml")),
+    ("Arc-Pro-B60", include_str!("../../data/serving/kernels/Arc-Pro-B60.toml")),
+    ("B200-SXM", include_str!("../../data/serving/kernels/B200-SXM.toml")),
+    ("B300-SXM", include_str!("../../data/serving/kernels/B300-SXM.toml")),
+    ("GB200", include_str!("../../data/serving/kernels/GB200.toml")),
+    ("GB300", include_str!("../../data/serving/kernels/GB300.toml")),
+    ("H100-SXM-80GB", include_str!("../../data/serving/kernels/H100-SXM-80GB.toml")),
+    ("H200-SXM-141GB", include_str!("../../data/serving/kernels/H200-SXM-141GB.toml")),
+    ("L40S", include_str!("../../data/serving/kernels/L40S.toml")),
+    ("RTX-PRO-6000-Server", include_str!("../../data/serving/kernels/RTX-PRO-6000-Server.toml")),
+];
+
+static TABLES: [OnceLock<Option<ServingTables>>; FILES.len()] = [const { OnceLock::new() }; FILES.len()];
+
+/// Names of the accelerators with tables.
+pub fn measured() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|f| f.0)
 }
 
-static TABLES: OnceLock<TablesFile> = OnceLock::new();
-
-/// The built-in tables.
-pub fn built_in() -> &'static TablesFile {
-    TABLES.get_or_init(|| toml::from_str(include_str!("../../data/serving/kernels.toml")).unwrap_or_default())
+/// The built-in tables of an accelerator, parsed on first use.
+pub fn built_in(name: &str) -> Option<&'static ServingTables> {
+    let index = FILES.iter().position(|f| f.0 == name)?;
+    TABLES[index].get_or_init(|| toml::from_str(FILES[index].1).ok()).as_ref()
 }
 
 /// A law and whether it was measured on this very accelerator.
@@ -64,6 +80,8 @@ pub fn built_in() -> &'static TablesFile {
 pub struct Found<L> {
     /// The law.
     pub law: L,
+    /// What measurements add to it.
+    pub residual: Option<&'static ResidualGrid>,
     /// Measured on this accelerator (else on a relative, or a documented default).
     pub own: bool,
 }
@@ -78,11 +96,10 @@ pub struct Lookup {
 impl Lookup {
     /// Finds the tables of an accelerator.
     pub fn new(accelerator: &Accelerator) -> Self {
-        let find = |name: &str| built_in().accelerator.iter().find(|t| t.accelerator == name);
-        let mine = find(&accelerator.name);
+        let mine = built_in(&accelerator.name);
         let own = mine.is_some();
         let mut tables: Vec<&'static ServingTables> = mine.into_iter().collect();
-        tables.extend(relatives::of(accelerator).filter_map(find));
+        tables.extend(relatives::of(accelerator).filter_map(built_in));
         Self { tables, own }
     }
 
@@ -103,12 +120,13 @@ impl Lookup {
                         .iter()
                         .find(|e| e.library == library && e.format == *format && e.heads == heads);
                     if let Some(entry) = hit {
-                        return Found { law: entry.law, own: self.own && index == 0 };
+                        let residual = entry.residual.as_ref();
+                        return Found { law: entry.law, residual, own: self.own && index == 0 };
                     }
                 }
             }
         }
-        Found { law: default, own: false }
+        Found { law: default, residual: None, own: false }
     }
 
     /// Decoding attention with a cache of `kv_bits` bits.
@@ -159,11 +177,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_embedded_file_parses() {
-        let text = include_str!("../../data/serving/kernels.toml");
-        let parsed: Result<TablesFile, _> = toml::from_str(text);
-        assert!(parsed.is_ok(), "{:?}", parsed.err());
-        for table in &built_in().accelerator {
+    fn the_embedded_files_parse() {
+        for (name, text) in FILES {
+            let parsed: Result<ServingTables, _> = toml::from_str(text);
+            let table = parsed.unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(table.accelerator, name);
             for e in &table.decode {
                 assert!(e.law.memory > 0.0 && e.law.memory <= 1.0 && e.law.compute <= 1.0, "{e:?}");
             }

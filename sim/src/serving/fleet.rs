@@ -172,6 +172,10 @@ impl<'a> Fleet<'a> {
             rules: Rules::of(input.engine.policy),
             max_sequences: input.engine.max_sequences.max(1),
             token_budget: input.engine.token_budget.max(1),
+            prompt_wait: match input.engine.prompt_wait_steps {
+                Some(steps) if input.cost.shape().deployment.attention_dp > 1 => u64::from(steps),
+                _ => 0,
+            },
             coalesce: options.coalesce,
             swap_seconds_per_byte: match options.preemption {
                 Preemption::Recompute => None,

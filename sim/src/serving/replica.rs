@@ -23,6 +23,8 @@ pub(super) struct Limits {
     pub(super) rules: Rules,
     pub(super) max_sequences: u32,
     pub(super) token_budget: u32,
+    /// Steps that prompts wait for a prompt on every attention copy.
+    pub(super) prompt_wait: u64,
     pub(super) coalesce: bool,
     /// Seconds to move a byte of cache to or from host memory; `None` recomputes.
     pub(super) swap_seconds_per_byte: Option<f64>,
@@ -90,6 +92,10 @@ pub(super) struct Replica {
     idle_since: u64,
     /// Tokens of fine-tuning in the pending step.
     tuning: u32,
+    /// Steps that prompts have been held back for.
+    held: u64,
+    /// Prompts are being held back.
+    holding: bool,
     pub(super) sums: Sums,
 }
 
@@ -121,6 +127,8 @@ impl Replica {
             priority_round: 0,
             idle_since: 0,
             tuning: 0,
+            held: 0,
+            holding: false,
             sums: Sums::default(),
         }
     }
@@ -251,6 +259,7 @@ impl Replica {
             let left = u64::from(self.limits.priority_steps).saturating_sub(self.priority_age);
             most = most.min(left.max(1));
         }
+        let most = if self.holding { most.min(self.limits.prompt_wait - self.held) } else { most };
         let most = if self.limits.coalesce { most } else { 1 };
         let single = if self.lanes.len() == 1 { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
         let mut now = start;

@@ -1,24 +1,25 @@
 //! Attention of a step: decoding against the cache, prompt chunks, sparse indexers and constant-state mixers.
 
 use super::super::kernels::{Datasheet, DecodeLaw, PromptLaw};
+use super::decode_table::DecodeTable;
 use super::pricing::Pricing;
 use super::{Lane, PromptChunk, StepCost};
+use crate::grid::Residual;
 use psim_models::serving::lower::AttentionCore;
 
 /// One kind of attention of the model under an engine's kernels.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Kind {
     pub(super) core: AttentionCore,
-    pub(super) decode: DecodeLaw,
-    pub(super) prompt: PromptLaw,
-    pub(super) prompt_rates: Datasheet,
-    /// Bytes read per cached token, reuse of heads applied.
-    pub(super) bytes_per_token: f64,
+    /// Decoding in one layer by sequences and tokens read by each.
+    pub(super) decode: DecodeTable,
+    prompt: PromptLaw,
+    prompt_residual: Residual,
+    prompt_rates: Datasheet,
     /// Bytes of the indexer per cached token.
     pub(super) index_bytes: f64,
-    /// Flops per cached token and query.
-    pub(super) decode_flops: f64,
-    pub(super) blocks_per_sequence: f64,
+    /// Query heads of a group.
+    group: f64,
     pub(super) kv_size: f64,
 }
 
@@ -56,40 +57,40 @@ impl StepCost {
             return 0.0;
         }
         let mut total = 0.0;
-        for (kind, context) in self.kinds.iter().zip(lane.context) {
-            let context = context as f64;
-            let bytes = context * kind.bytes_per_token;
-            let flops = context * kind.decode_flops;
-            let blocks = f64::from(lane.decoding) * kind.blocks_per_sequence;
-            let one = kind.decode.seconds(self.rates, blocks, bytes, flops) / self.parameters.decode;
-            total += kind.core.layers * one;
+        for (kind, context) in self.pieces.kinds.iter().zip(lane.context) {
+            let one = kind.decode.row(lane.decoding).seconds(context as f64);
+            total += kind.core.layers * one / self.parameters.decode;
         }
         total + self.indexer_seconds(lane)
     }
 
     /// Reading the indexer keys of sparse attention: all tokens, whatever is selected.
     fn indexer_seconds(&self, lane: &Lane<'_>) -> f64 {
-        self.kinds
+        let rate = 0.5 * self.pieces.rates.bandwidth;
+        self.pieces
+            .kinds
             .iter()
             .zip(lane.context)
-            .map(|(k, context)| k.core.layers * context as f64 * k.index_bytes / (0.5 * self.rates.bandwidth))
+            .map(|(k, context)| k.core.layers * context as f64 * k.index_bytes / rate)
             .sum()
     }
 
-    /// Accelerator time of the attention of prompt chunks.
+    /// Accelerator time of the attention of prompt chunks, and its roofline.
     pub(super) fn prompt_seconds(&self, chunks: &[PromptChunk]) -> (f64, f64) {
         let (mut total, mut roofline) = (0.0, 0.0);
-        for kind in &self.kinds {
-            let mut work = 0.0;
+        for kind in &self.pieces.kinds {
+            let (mut work, mut launch) = (0.0, 0.0f64);
             for chunk in chunks {
                 let (flops, bytes) = kind.chunk(chunk);
                 let length = f64::from(chunk.tokens + chunk.before);
-                work += kind.prompt.work_seconds(kind.prompt_rates, flops, length, bytes);
+                let heads = kind.core.q_heads as f64 * chunks.len() as f64;
+                let factor = kind.prompt_residual.at(PromptLaw::coordinates(length, heads, kind.group)).exp();
+                work += factor * kind.prompt.work_seconds(kind.prompt_rates, flops, length, bytes);
+                // One launch holds all chunks.
+                launch = launch.max(factor * kind.prompt.launch_us * 1e-6);
                 roofline += kind.core.layers
                     * (flops / kind.prompt_rates.peak).max(bytes / kind.prompt_rates.bandwidth);
             }
-            // One launch holds all chunks.
-            let launch = if chunks.is_empty() { 0.0 } else { kind.prompt.launch_us * 1e-6 };
             total += kind.core.layers * (work + launch) / self.parameters.prompt;
         }
         (total, roofline)
@@ -97,12 +98,14 @@ impl StepCost {
 
     /// Bytes of state read and written by sequences of constant-state layers, as time.
     pub(super) fn state_seconds(&self, sequences: f64, prompt_tokens: f64) -> f64 {
-        self.shape
+        let rates = self.pieces.rates;
+        self.pieces
+            .shape
             .states
             .iter()
             .map(|s| {
-                let traffic = 2.0 * sequences * s.state_bytes / (0.6 * self.rates.bandwidth);
-                let scan = prompt_tokens * s.flops_per_token / (0.2 * self.rates.half);
+                let traffic = 2.0 * sequences * s.state_bytes / (0.6 * rates.bandwidth);
+                let scan = prompt_tokens * s.flops_per_token / (0.2 * rates.half);
                 s.layers * (traffic + scan)
             })
             .sum()
@@ -120,26 +123,35 @@ impl Pricing<'_> {
         *own = *own && decode.own && prompt.own;
         *sigma = sigma.max(decode.law.sigma).max(prompt.law.sigma);
         let peak = if eight { self.eight_bit.unwrap_or(self.rates.half) } else { self.rates.half };
-        let group = if core.latent { 1.0 } else { core.q_heads as f64 / core.kv_heads.max(1) as f64 };
+        let q_heads = core.q_heads as f64;
+        let group = if core.latent { 1.0 } else { q_heads / core.kv_heads.max(1) as f64 };
         let rereads = group.powf(1.0 - self.p.kv_reuse);
-        let decode_flops = if core.latent {
-            2.0 * core.q_heads as f64 * (core.cache_elements + core.cache_elements) as f64
+        let width = if core.latent {
+            (core.cache_elements + core.cache_elements) as f64
         } else {
-            2.0 * core.q_heads as f64 * (core.head_dim + core.head_dim_v) as f64
+            (core.head_dim + core.head_dim_v) as f64
         };
+        let flops = 2.0 * q_heads * width;
+        let bytes = core.cache_elements as f64 * kv_size * rereads;
+        let blocks = if core.latent { (q_heads / 64.0).ceil() } else { core.kv_heads as f64 };
+        let residual = Residual::new(decode.residual);
+        let shared = if core.latent { q_heads } else { group };
+        let least = core.cache_elements as f64 * kv_size / self.rates.bandwidth;
+        let decode = DecodeTable::new(|sequences, length| {
+            let read = sequences * length;
+            let law: DecodeLaw = decode.law;
+            let seconds = law.seconds(self.rates, sequences * blocks, read * bytes, read * flops);
+            let point = DecodeLaw::coordinates(sequences * blocks, length, shared);
+            (seconds * residual.at(point).exp()).max(read * least)
+        });
         Kind {
             core: *core,
-            decode: decode.law,
+            decode,
             prompt: prompt.law,
+            prompt_residual: Residual::new(prompt.residual),
             prompt_rates: Datasheet { peak, ..self.rates },
-            bytes_per_token: core.cache_elements as f64 * kv_size * rereads,
             index_bytes: core.indexer_elements as f64,
-            decode_flops,
-            blocks_per_sequence: if core.latent {
-                (core.q_heads as f64 / 64.0).ceil()
-            } else {
-                core.kv_heads as f64
-            },
+            group,
             kv_size,
         }
     }

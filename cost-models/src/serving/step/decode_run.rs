@@ -1,84 +1,75 @@
 //! Runs of decoding steps with an unchanged batch.
 
+use super::decode_table::DecodeRow;
 use super::{KINDS, StepCost};
 
 /// A run of decoding steps of one lane whose batch does not change: all that does not depend on the cache is summed.
 #[derive(Debug, Clone, Copy)]
-pub struct DecodeRun {
-    kinds: [RunKind; KINDS],
-    used: usize,
+pub struct DecodeRun<'a> {
+    kinds: [Option<RunKind<'a>>; KINDS],
     /// Everything but attention, seconds.
     base: f64,
     base_roofline: f64,
-    /// Launch floor of steps without a captured graph.
+    /// Least accelerator time: launches without a captured graph, the host's own loop.
     floor: f64,
+    /// Exposed host time.
     host: f64,
+    /// Overlap of kernels, seconds.
+    overlap: f64,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct RunKind {
+#[derive(Debug, Clone, Copy)]
+struct RunKind<'a> {
     layers: f64,
-    launch: f64,
-    /// Fourth power of the block term.
-    block4: f64,
-    /// Fourth power of the seconds of memory and arithmetic per token of context.
-    per_token4: f64,
+    row: DecodeRow<'a>,
     index: f64,
     roofline: f64,
 }
 
-impl DecodeRun {
+impl DecodeRun<'_> {
     /// Seconds of the step that reads this many cached tokens per attention kind.
     pub fn seconds(&self, context: &[u64; KINDS]) -> f64 {
         let (mut attention, mut roofline) = (0.0, self.base_roofline);
-        for (kind, context) in self.kinds[..self.used].iter().zip(context) {
+        for (kind, context) in self.kinds.iter().flatten().zip(context) {
             let c = *context as f64;
-            let c2 = c * c;
-            let work = (kind.block4 + c2 * c2 * kind.per_token4).sqrt().sqrt();
-            attention += kind.layers * (kind.launch + work) + c * kind.index;
+            attention += kind.layers * kind.row.seconds(c) + c * kind.index;
             roofline += c * kind.roofline;
         }
-        (self.base + attention).max(self.floor).max(roofline) + self.host
+        let gpu = super::overlapped(self.base + attention, self.overlap);
+        gpu.max(self.floor).max(roofline) + self.host
     }
 }
 
 impl StepCost {
     /// Prepares steps in which one lane of a replica with a single lane decodes `decoding` sequences.
-    pub fn decode_run(&self, decoding: u32) -> DecodeRun {
-        let p = &self.parameters;
-        let mut kinds = [RunKind::default(); KINDS];
-        for (slot, kind) in kinds.iter_mut().zip(&self.kinds) {
-            let memory = kind.bytes_per_token / (self.rates.bandwidth * kind.decode.memory);
-            let compute = kind.decode_flops / (self.rates.half * kind.decode.compute);
-            let block = f64::from(decoding) * kind.blocks_per_sequence * kind.decode.block_ns * 1e-9;
-            *slot = RunKind {
+    pub fn decode_run(&self, decoding: u32) -> DecodeRun<'_> {
+        let (p, pieces) = (&self.parameters, &*self.pieces);
+        let mut kinds = [None; KINDS];
+        for (slot, kind) in kinds.iter_mut().zip(&pieces.kinds) {
+            *slot = Some(RunKind {
                 layers: kind.core.layers / p.decode,
-                launch: kind.decode.launch_us * 1e-6,
-                block4: block.powi(4),
-                per_token4: memory.powi(4) + compute.powi(4),
-                index: kind.core.layers * kind.index_bytes / (0.5 * self.rates.bandwidth),
+                row: kind.decode.row(decoding),
+                index: kind.core.layers * kind.index_bytes / (0.5 * pieces.rates.bandwidth),
                 roofline: kind.core.layers * kind.core.cache_elements as f64 * kind.kv_size
-                    / self.rates.bandwidth,
-            };
+                    / pieces.rates.bandwidth,
+            });
         }
         let states =
-            if self.shape.states.is_empty() { 0.0 } else { self.state_seconds(f64::from(decoding), 0.0) };
-        let layers = f64::from(self.shape.layers);
-        let eager = decoding > p.graph_tokens;
+            if pieces.shape.states.is_empty() { 0.0 } else { self.state_seconds(f64::from(decoding), 0.0) };
         DecodeRun {
             kinds,
-            used: self.kinds.len(),
             base: self.local.at(decoding)
                 + self.head.at(decoding)
                 + self.shared.at(decoding)
                 + states
-                + layers * p.layer_us * 1e-6
+                + f64::from(pieces.shape.layers) * p.layer_us * 1e-6
                 + self.hops(decoding),
-            base_roofline: self.roofline_local.at(decoding)
-                + self.roofline_head.at(decoding)
-                + self.roofline_shared.at(decoding),
-            floor: if eager { layers * p.eager_layer_us * 1e-6 } else { 0.0 },
+            base_roofline: pieces.roofline_local.at(decoding)
+                + pieces.roofline_head.at(decoding)
+                + pieces.roofline_shared.at(decoding),
+            floor: self.floor(decoding, decoding > p.graph_tokens),
             host: (p.step_us + p.sequence_us * f64::from(decoding)) * 1e-6,
+            overlap: self.overlap(),
         }
     }
 }

@@ -1,27 +1,22 @@
-//! Fused experts and the exchange of their inputs.
+//! Fused experts.
 
 use super::super::kernels::{Datasheet, MoeCall, MoeLaw};
+use super::super::tables::Found;
 use super::pricing::Pricing;
-use psim_models::operator::CollectiveKind;
+use crate::grid::Residual;
 use psim_models::serving::NumberFormat;
 use psim_models::serving::lower::{Experts, ServingShape};
 
 impl Pricing<'_> {
-    /// Experts of one rank and the exchange of their inputs, for the tokens of all attention copies.
-    pub(super) fn shared(&self, shape: &ServingShape, tokens: f64) -> f64 {
-        let mut total = 0.0;
-        for e in &shape.experts {
-            let law = self.moe_law(e.format, tokens);
-            total += e.layers * law.0.seconds(law.1, &self.call(e, tokens)) / self.p.moe;
-        }
-        if shape.exchanges > 0.0 {
-            // Gathered to every rank before, reduced and scattered after (the default of the engines on one node).
-            let bytes = (2.0 * tokens * shape.hidden as f64) as u64;
-            let gather = self.costs.collective(CollectiveKind::AllGather, bytes, &self.all).time.0;
-            let scatter = self.costs.collective(CollectiveKind::ReduceScatter, bytes, &self.all).time.0;
-            total += shape.exchanges * (gather + scatter) / self.p.all_reduce;
-        }
-        total
+    /// Experts of one rank, for the tokens of all attention copies.
+    pub(super) fn experts(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let one = |e: &Experts| {
+            let (found, rates) = self.moe_law(e.format, tokens);
+            let call = self.call(e, tokens);
+            let factor = Residual::new(found.residual).at(call.coordinates()).exp();
+            e.layers * factor * found.law.seconds(rates, &call)
+        };
+        shape.experts.iter().map(one).sum()
     }
 
     fn call(&self, e: &Experts, tokens: f64) -> MoeCall {
@@ -35,10 +30,11 @@ impl Pricing<'_> {
             parameters: (e.matrices * e.hidden * e.inner) as f64,
             weight_bytes: e.format.weight_bits() / 8.0,
             hidden: e.hidden as f64,
+            local: e.local as f64,
         }
     }
 
-    fn moe_law(&self, format: NumberFormat, tokens: f64) -> (MoeLaw, Datasheet) {
+    fn moe_law(&self, format: NumberFormat, tokens: f64) -> (Found<MoeLaw>, Datasheet) {
         let formats: &[&str] = match format {
             NumberFormat::Bf16 => &["bf16"],
             NumberFormat::Fp8 | NumberFormat::Int8 => &["fp8", "fp8-block", "bf16"],
@@ -48,8 +44,8 @@ impl Pricing<'_> {
             NumberFormat::Mxfp4 => &["mxfp4", "nvfp4", "w4a16", "bf16"],
             _ => &["w4a16", "mxfp4", "bf16"],
         };
-        let law = self.lookup.moe(self.library, formats).law;
-        (law, Datasheet { peak: self.peak(format), ..self.rates })
+        let found = self.lookup.moe(self.library, formats);
+        (found, Datasheet { peak: self.peak(format), ..self.rates })
     }
 
     pub(super) fn roofline_experts(&self, shape: &ServingShape, tokens: f64) -> f64 {

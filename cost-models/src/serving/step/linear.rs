@@ -1,6 +1,7 @@
 //! Matrix products, the small kernels beside them, and the output layer.
 
 use super::pricing::Pricing;
+use crate::grid::Residual;
 use psim_hardware::{DType, Scaling};
 use psim_models::operator::{CollectiveKind, GemmRole, MemoryClass};
 use psim_models::serving::NumberFormat;
@@ -26,29 +27,33 @@ impl Pricing<'_> {
                 let weights = (l.n * l.k) as f64 * format.weight_bits() / 8.0;
                 let bytes = weights + 2.0 * tokens * (l.n + l.k) as f64;
                 let flops = 2.0 * tokens * (l.n * l.k) as f64;
-                found.law.seconds(self.rates, flops, bytes)
+                let residual = Residual::new(found.residual);
+                let point = [tokens, l.n as f64, l.k as f64];
+                found.law.seconds(self.rates, flops, bytes) * residual.at(point).exp()
             }
         };
-        seconds / self.p.gemm
+        seconds
     }
 
-    pub(super) fn local(&self, shape: &ServingShape, tokens: f64) -> f64 {
-        let linears: f64 = shape
-            .linears
-            .iter()
-            .filter(|l| !l.last_token_only)
-            .map(|l| l.layers * self.linear(l, tokens))
-            .sum();
+    /// Matrix products of all layers.
+    pub(super) fn products(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        shape.linears.iter().filter(|l| !l.last_token_only).map(|l| l.layers * self.linear(l, tokens)).sum()
+    }
+
+    /// Memory-bound kernels of all layers.
+    pub(super) fn small(&self, shape: &ServingShape, tokens: f64) -> f64 {
         let kernels = shape.small_kernels.round().max(1.0);
         let bytes = shape.small_bytes_per_token * tokens;
-        let small = self.costs.memory(MemoryClass::Norm, bytes as u64, kernels as u32, 0.0).time.0;
-        linears + small + shape.all_reduces * self.all_reduce(tokens, shape.hidden)
+        self.costs.memory(MemoryClass::Norm, bytes as u64, kernels as u32, 0.0).time.0
     }
 
+    /// The product of the output layer.
     pub(super) fn head(&self, shape: &ServingShape, tokens: f64) -> f64 {
-        let linear: f64 =
-            shape.linears.iter().filter(|l| l.last_token_only).map(|l| self.linear(l, tokens)).sum();
-        // Logits are gathered over the ranks and sampled.
+        shape.linears.iter().filter(|l| l.last_token_only).map(|l| self.linear(l, tokens)).sum()
+    }
+
+    /// Logits are gathered over the ranks and sampled.
+    pub(super) fn sampling(&self, shape: &ServingShape, tokens: f64) -> f64 {
         let logits: f64 =
             shape.linears.iter().filter(|l| l.last_token_only).map(|l| (l.n * 2) as f64 * tokens).sum();
         let gather = if self.d.tp > 1 {
@@ -57,8 +62,7 @@ impl Pricing<'_> {
         } else {
             0.0
         };
-        let sampling = 4.0 * logits * f64::from(self.d.tp) / (0.5 * self.rates.bandwidth);
-        linear + gather + sampling
+        gather + 4.0 * logits * f64::from(self.d.tp) / (0.5 * self.rates.bandwidth)
     }
 
     /// Least time of the matrix products of one rank.

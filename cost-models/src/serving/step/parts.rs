@@ -5,7 +5,7 @@ use super::{PromptChunk, StepCost};
 impl StepCost {
     /// Latency (seconds) and rate (bytes a second) of one rank's scale-up links.
     pub fn scale_up_link(&self) -> (f64, f64) {
-        self.link
+        self.pieces.link
     }
 
     /// Accelerator seconds of the attention of prompt chunks over all layers.

@@ -46,4 +46,12 @@ impl Table {
         let share = (f64::from(tokens) - t0) / (t1 - t0);
         self.seconds[i] + share * (self.seconds[i + 1] - self.seconds[i])
     }
+
+    /// The sum of tables, each times its factor.
+    pub(super) fn sum(parts: &[(&Self, f64)]) -> Self {
+        let tokens = grid();
+        let at = |i: usize| parts.iter().map(|(table, factor)| table.seconds[i] * factor).sum();
+        let seconds = (0..tokens.len()).map(at).collect();
+        Self { tokens, seconds }
+    }
 }

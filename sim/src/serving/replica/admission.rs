@@ -38,7 +38,8 @@ impl Replica {
             }
             self.budgets.push(budget);
         }
-        if !rules.whole_batches || self.lanes.iter().all(|l| l.running() == 0) {
+        let open = !rules.whole_batches || self.lanes.iter().all(|l| l.running() == 0);
+        if open && !self.hold_back() {
             self.admit_waiting(store, now);
         }
         if !rules.mixed {
@@ -63,6 +64,18 @@ impl Replica {
         }
         let coming = |l: &Lane| l.prompts.iter().filter(|p| store.live(p.id).progress.ready > now).count();
         self.arriving = self.lanes.iter().map(coming).sum::<usize>() as u32;
+    }
+
+    /// Prompts wait for a prompt on every attention copy, for a number of steps at most and only beside decoding.
+    fn hold_back(&mut self) -> bool {
+        let short = self.waiting.len() < self.lanes.len();
+        let beside =
+            self.lanes.iter().any(|l| l.decoding > 0) && self.lanes.iter().all(|l| l.prompts.is_empty());
+        self.holding = short && !self.waiting.is_empty() && beside && self.held < self.limits.prompt_wait;
+        if !self.holding {
+            self.held = 0;
+        }
+        self.holding
     }
 
     fn admit_waiting(&mut self, store: &mut Store, now: u64) {

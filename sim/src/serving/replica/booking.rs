@@ -14,6 +14,9 @@ impl Replica {
         self.extra_seconds = 0.0;
         self.priority_age += p.steps;
         self.sums.steps += p.steps;
+        if self.holding {
+            self.held += p.steps;
+        }
         self.sums.busy += p.end - p.start;
         self.book_tuning();
         for (bucket, tokens) in self.gaps.drain(..) {

@@ -1,0 +1,160 @@
+//! What a step is put together from: tables of one deployment that hardly depend on an engine's numbers.
+
+use super::attention::Kind;
+use super::pricing::Pricing;
+use super::table::Table;
+use super::{KINDS, StepCostError};
+use crate::serving::engine::{EngineParameters, EngineProfile};
+use crate::serving::kernels::Datasheet;
+use crate::serving::tables::Lookup;
+use crate::{CostModel, ProfileLibrary, stacks};
+use psim_hardware::{Cluster, DType, GroupShape, Node};
+use psim_models::Model;
+use psim_models::serving::lower::ServingShape;
+use psim_models::serving::{Deployment, lower};
+
+/// Tables of one deployment before an engine's efficiencies.
+#[derive(Debug, Clone)]
+pub struct StepPieces {
+    pub(super) shape: ServingShape,
+    pub(super) kinds: Vec<Kind>,
+    pub(super) rates: Datasheet,
+    pub(super) products: Table,
+    pub(super) small: Table,
+    pub(super) reduces: Table,
+    pub(super) experts: Table,
+    pub(super) exchanges: Table,
+    pub(super) head: Table,
+    pub(super) sampling: Table,
+    pub(super) roofline_local: Table,
+    pub(super) roofline_shared: Table,
+    pub(super) roofline_head: Table,
+    /// Kernels of a step.
+    pub(super) kernels: f64,
+    pub(super) lanes: u32,
+    pub(super) stages: u32,
+    pub(super) stage_hop: (f64, f64),
+    /// Latency (seconds) and rate (bytes a second) of one rank's scale-up links.
+    pub(super) link: (f64, f64),
+    pub(super) cache_bytes: f64,
+    pub(super) own_laws: bool,
+    pub(super) sigma: f64,
+    /// Tokens of the batches that prompts run in.
+    pub(super) micro_batch: Option<u32>,
+    /// `kv_reuse` and `expert_imbalance` that they were made with.
+    shaped_by: [f64; 2],
+}
+
+/// Engine numbers that shape the tables themselves.
+fn shaping(p: &EngineParameters) -> [f64; 2] {
+    [p.kv_reuse, p.expert_imbalance]
+}
+
+impl StepPieces {
+    /// Tables a deployment of a model on the nodes of a cluster under an engine.
+    ///
+    /// # Errors
+    /// A deployment that does not fit the model; weights that do not fit the memory.
+    pub fn new(
+        model: &Model,
+        deployment: &Deployment,
+        cluster: &Cluster,
+        node: &Node,
+        engine: &EngineProfile,
+        parameters: EngineParameters,
+        library: &ProfileLibrary,
+    ) -> Result<Self, StepCostError> {
+        let shape = lower(model, deployment)?;
+        if shape.attention.len() > KINDS {
+            return Err(StepCostError::Kinds(shape.attention.len()));
+        }
+        let accelerator = &node.accelerator;
+        let lookup = Lookup::new(accelerator);
+        let mut stack = library
+            .stack(stacks::DEFAULT_TRAINING)
+            .cloned()
+            .or_else(|| library.stacks().next().cloned())
+            .ok_or(StepCostError::NoStack)?;
+        // The engine's own factors replace the training stack's.
+        for factor in [
+            &mut stack.efficiency.gemm,
+            &mut stack.efficiency.attention,
+            &mut stack.efficiency.memory,
+            &mut stack.efficiency.network,
+            &mut stack.efficiency.grouped_gemm,
+        ] {
+            *factor = 1.0;
+        }
+        let costs = CostModel::new(cluster, node, &stack, library);
+        let half = accelerator.peak(DType::Bf16).or(accelerator.peak(DType::Fp16)).map_or(1e12, |f| f.0);
+        let rates = Datasheet { half, peak: half, bandwidth: accelerator.memory_bandwidth.0 };
+        let pricing = Pricing {
+            costs: &costs,
+            lookup: &lookup,
+            library: &engine.library,
+            rates,
+            p: parameters,
+            four_bit: accelerator.peak(DType::Fp4).map(|f| f.0),
+            eight_bit: accelerator.peak(DType::Fp8).map(|f| f.0),
+            d: *deployment,
+            tp: GroupShape::place(cluster, node, deployment.tp, 1),
+            all: GroupShape::place(cluster, node, deployment.tp * deployment.attention_dp, 1),
+        };
+        let fill = accelerator.memory.as_f64() * engine.memory_share - engine.reserve_gib * 1024f64.powi(3);
+        let cache_bytes = fill - shape.weight_bytes;
+        if cache_bytes <= 0.0 {
+            let gib = 1024f64.powi(3);
+            return Err(StepCostError::Memory { need_gib: shape.weight_bytes / gib, have_gib: fill / gib });
+        }
+        let mut own_laws = true;
+        let mut sigma: f64 = 0.0;
+        let kinds: Vec<Kind> =
+            shape.attention.iter().map(|core| pricing.kind(core, &mut own_laws, &mut sigma)).collect();
+        let roofline_local = Table::new(|t| pricing.roofline(&shape, t, false));
+        let roofline_head = Table::new(|t| pricing.roofline(&shape, t, true));
+        let roofline_shared = Table::new(|t| pricing.roofline_experts(&shape, t));
+        let link = node.scale_up.bandwidth.0.max(1e9);
+        let crosses = deployment.tp * deployment.pp > node.scale_up.domain.max(1);
+        let hop = if crosses {
+            let rate = node.nics.rate.0 * f64::from(node.nics.count) / f64::from(node.accelerators.max(1));
+            (cluster.fabric.latency.0 + 10e-6, 2.0 * shape.hidden as f64 / rate.max(1e8))
+        } else {
+            (node.scale_up.latency.0 + 10e-6, 2.0 * shape.hidden as f64 / link)
+        };
+        let kernels = shape.linears.iter().map(|l| l.layers).sum::<f64>()
+            + shape.small_kernels
+            + shape.attention.iter().map(|a| a.layers).sum::<f64>()
+            + 2.0 * shape.experts.iter().map(|e| e.layers).sum::<f64>()
+            + shape.all_reduces;
+        Ok(Self {
+            products: Table::new(|t| pricing.products(&shape, t)),
+            small: Table::new(|t| pricing.small(&shape, t)),
+            reduces: Table::new(|t| shape.all_reduces * pricing.all_reduce(t, shape.hidden)),
+            experts: Table::new(|t| pricing.experts(&shape, t)),
+            exchanges: Table::new(|t| pricing.exchange(&shape, t)),
+            head: Table::new(|t| pricing.head(&shape, t)),
+            sampling: Table::new(|t| pricing.sampling(&shape, t)),
+            kernels,
+            lanes: deployment.lanes(),
+            stages: deployment.pp,
+            stage_hop: hop,
+            link: (node.scale_up.latency.0 + 10e-6, link),
+            shape,
+            kinds,
+            rates,
+            roofline_local,
+            roofline_head,
+            roofline_shared,
+            cache_bytes,
+            own_laws,
+            sigma,
+            micro_batch: engine.prompt_micro_batch.filter(|m| *m > 0),
+            shaped_by: shaping(&parameters),
+        })
+    }
+
+    /// Other numbers may be put on these tables: those that shape the tables are the same.
+    pub fn fits(&self, parameters: &EngineParameters) -> bool {
+        self.shaped_by == shaping(parameters)
+    }
+}
