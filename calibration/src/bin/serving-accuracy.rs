@@ -1,4 +1,5 @@
-//! `serving-accuracy ROWS.jsonl [DUMP.csv]`: predicts published serving rows and prints the errors per source.
+//! `serving-accuracy ROWS.jsonl [DUMP.csv [held-out [ENGINES]]]`: predicts published serving rows and prints the errors
+//! per source; with `--write FOLDER` also the accuracy page.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;
@@ -11,7 +12,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let write = arguments.iter().position(|a| a == "--write").and_then(|i| {
+        let folder = (i + 1 < arguments.len()).then(|| arguments.remove(i + 1));
+        arguments.remove(i);
+        folder
+    });
     let Some(path) = arguments.first() else {
         eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out]]");
         return ExitCode::from(2);
@@ -44,6 +50,14 @@ fn main() -> ExitCode {
     }
     let start = Instant::now();
     let results: Vec<_> = rows.par_iter().map(|r| predictor.row(r)).collect();
+    if let Some(folder) = &write {
+        let page = psim_calibration::validate_serving::report::markdown(&rows, &results);
+        let file = std::path::Path::new(folder).join("accuracy-serving.md");
+        if let Err(error) = std::fs::write(&file, page) {
+            eprintln!("error: {}: {error}", file.display());
+            return ExitCode::from(2);
+        }
+    }
     println!("{} rows in {:.1} s", rows.len(), start.elapsed().as_secs_f64());
     let (covered, all) = coverage(&rows, &results);
     println!("coverage {covered} of {all} ({:.1} %)", 100.0 * covered as f64 / all.max(1) as f64);

@@ -391,10 +391,17 @@ fn traffic(
     }
     let (isl, osl) = (isl.round() as u64, osl.round() as u64);
     let prompt_only = osl == 0;
-    let uniform = text(load.get("isl_dist")).contains("uniform");
+    let distribution = text(load.get("isl_dist"));
+    let uniform = distribution.contains("uniform");
+    // Equal lengths would keep all clients in step, which no run of unstated lengths shows.
+    let unstated = distribution.contains("not stated");
     let lengths = |n: u64| {
         let n = n.max(1);
-        if uniform && n > 4 { Lengths::Uniform([n * 4 / 5, n]) } else { Lengths::Fixed(n) }
+        match (uniform, unstated) {
+            (true, _) if n > 4 => Lengths::Uniform([n * 4 / 5, n]),
+            (_, true) if n > 9 => Lengths::Uniform([n * 9 / 10, n * 11 / 10]),
+            _ => Lengths::Fixed(n),
+        }
     };
     let arrival_text = text(load.get("arrival"));
     let concurrency = count(load.get("concurrency")).filter(|c| *c > 0);

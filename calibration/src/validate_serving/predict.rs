@@ -307,7 +307,20 @@ impl ServingPredictor {
             }
             Err(NoFigures::Memory(why)) => {
                 result.fits = Some(false);
-                result.status = Status::Incomplete(format!("predicted not to fit: {why}"));
+                // Its times all the same, as if the memory were there.
+                let mut roomy = mapped.clone();
+                roomy.engine.memory_share = 1e3;
+                match self.figures(&roomy) {
+                    Ok(figures) => {
+                        result.notes.push(format!("predicted not to fit: {why}; times as if it did"));
+                        for entry in &mut result.entries {
+                            entry.predicted = restate(entry.metric, &mapped, &figures);
+                        }
+                    }
+                    Err(_) => {
+                        result.status = Status::Incomplete(format!("predicted not to fit: {why}"));
+                    }
+                }
             }
             Err(NoFigures::Other(why)) => result.status = Status::Incomplete(why),
         }
@@ -356,8 +369,13 @@ pub fn restate(metric: &str, mapped: &Mapped, f: &Figures) -> Option<[f64; 3]> {
         "tpot_ms" => pick(&f.tpot),
         _ => return None,
     };
-    // 80 % of a logarithmic error: kernels' own, and the scatter of engines over models.
-    let spread = (1.28 * (f.sigma * f.sigma * 0.1 + 0.12 * 0.12).sqrt()).exp();
+    // 80 % of the logarithmic errors on configurations that no number was fitted to, widened by the kernels' own.
+    let scatter: f64 = match metric {
+        "tpot_ms" => 0.16,
+        "ttft_ms" => 0.50,
+        _ => 0.21,
+    };
+    let spread = (scatter * scatter + 0.02 * f.sigma * f.sigma).sqrt().exp();
     value.is_finite().then_some([value, value / spread, value * spread])
 }
 

@@ -109,7 +109,20 @@ pub struct MoeCall {
     pub local: f64,
 }
 
+/// Experts in play of an unevenly routed layer, as a share of all: a step hits as many different ones as even routing
+/// over so many would. Routers are balanced over a corpus, not over the tokens of a step, which resemble one another.
+pub const EXPERTS_IN_PLAY: f64 = 0.8;
+
 impl MoeCall {
+    /// Experts of `local` that get at least one of `draws` routed rows in a step of an engine.
+    pub fn hit(local: f64, experts: f64, draws: f64) -> f64 {
+        let share = if experts >= 32.0 { EXPERTS_IN_PLAY } else { 1.0 };
+        let few = Self::touched(local * share, experts * share, draws);
+        // Long prompts reach every expert.
+        let all = 1.0 - (-draws / (50.0 * experts)).exp();
+        few + all * (local - few).max(0.0)
+    }
+
     /// Coordinates of the residual: routed rows, parameters of an expert, experts on the rank.
     pub fn coordinates(&self) -> [f64; 3] {
         [self.rows, self.parameters, self.local]

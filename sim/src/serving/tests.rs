@@ -390,3 +390,22 @@ fn host_memory_and_disk_keep_what_the_device_cannot() {
     assert!(none.0 < host.0 && host.0 < both.0, "{none:?} {host:?} {both:?}");
     assert!(host.1 > 0);
 }
+
+#[test]
+fn copies_that_wait_for_each_other_trade_first_tokens_for_steps() {
+    let quantization = Quantization::uniform(NumberFormat::Fp8);
+    let copies = Deployment { attention_dp: 4, ep: 4, ..Deployment::tensor_parallel(1, quantization) };
+    let eager = EngineProfile { prompt_wait_steps: None, ..find("trtllm-1.0").unwrap().clone() };
+    let patient = EngineProfile { prompt_wait_steps: Some(60), ..eager.clone() };
+    let cost = cost("qwen3-30b-a3b", "H100-SXM-80GB", copies, &eager);
+    let lengths = Lengths::Uniform([400, 800]);
+    let traffic = workload(Arrival::ClosedLoop { concurrency: 32 }, 320, Lengths::Fixed(8192), lengths);
+    let report = |engine: &EngineProfile| {
+        let run = single(&cost, engine, &traffic);
+        check_laws(&run, &traffic);
+        ServingReport::new(&run, &traffic, &[])
+    };
+    let (eager, patient) = (report(&eager), report(&patient));
+    assert!(patient.tpot_ms.mean < 0.95 * eager.tpot_ms.mean, "{:?} {:?}", patient.tpot_ms, eager.tpot_ms);
+    assert!(patient.ttft_ms.p50 > eager.ttft_ms.p50, "{:?} {:?}", patient.ttft_ms, eager.ttft_ms);
+}

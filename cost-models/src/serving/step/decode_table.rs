@@ -16,7 +16,16 @@ fn batch(line: usize) -> f64 {
 }
 
 fn length(line: usize) -> f64 {
-    SHORTEST * (0.5 * line as f64).exp2()
+    let odd = if line % 2 == 1 { std::f64::consts::SQRT_2 } else { 1.0 };
+    (16u64 << (line / 2)) as f64 * odd
+}
+
+/// The line at or below a length above the shortest.
+fn line_of(each: f64) -> usize {
+    let octave = (((each / SHORTEST).to_bits() >> 52) as usize).saturating_sub(1023);
+    let line = 2 * octave;
+    let next = usize::from(each >= length(line + 1));
+    (line + next).min(LENGTHS - 2)
 }
 
 /// Seconds of one layer's kernel, rising along both axes.
@@ -76,7 +85,7 @@ impl DecodeRow<'_> {
         } else if each >= length(LENGTHS - 1) {
             at(LENGTHS - 1) * each / length(LENGTHS - 1)
         } else {
-            let line = ((2.0 * (each / SHORTEST).log2()) as usize).min(LENGTHS - 2);
+            let line = line_of(each);
             let (a, b) = (length(line), length(line + 1));
             let share = ((each - a) / (b - a)).clamp(0.0, 1.0);
             at(line) + share * (at(line + 1) - at(line))

@@ -23,7 +23,7 @@ impl Pricing<'_> {
         let draws = tokens * e.top_k as f64;
         let spread = e.local as f64 / e.experts.max(1) as f64;
         let imbalance = if self.d.ep > 1 { self.p.expert_imbalance } else { 1.0 };
-        let touched = MoeCall::touched(e.local as f64, e.experts as f64, draws);
+        let touched = MoeCall::hit(e.local as f64, e.experts as f64, draws);
         MoeCall {
             rows: (draws * spread * imbalance).max(1.0),
             touched: (touched * imbalance).min(e.local as f64).max(1.0f64.min(draws)),
