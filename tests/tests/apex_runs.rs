@@ -86,6 +86,11 @@ fn runs() -> Option<Vec<Run>> {
                 prefix: 0,
                 prefix_group: 0,
                 tenant: 0,
+                turn: 0,
+                session: 0,
+                history: 0,
+                think: Time(0),
+                adapter: 0,
             });
         }
         // One request of each log is cut off; what the sums leave is its answer.
