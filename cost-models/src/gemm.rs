@@ -114,6 +114,13 @@ impl GemmModel {
         }
     }
 
+    /// The same table under a library that runs whole waves of tiles only.
+    #[must_use]
+    pub fn with_whole_waves(mut self) -> Self {
+        self.law.quantisation = 1.0;
+        self
+    }
+
     /// Seconds under sustained load: the arithmetic part slows to the power limit, launches and memory do not.
     pub fn sustained_seconds(
         &self,

@@ -56,7 +56,7 @@ impl CostModel {
         let shares = library.sustained(accelerator);
         let transferred = found.provenance != Provenance::Measured;
         let measured_link = profile.link_bandwidth.map_or(node.scale_up.bandwidth.0, |b| b.0);
-        let (gemm, gemm_of) = gemm_tables(profile, &fallback);
+        let (gemm, gemm_of) = gemm_tables(profile, &fallback, stack.era);
         let (grouped, grouped_of) = grouped_tables(profile, &fallback);
         let (attention, attention_of) = attention_tables(profile, &fallback, stack.attention);
         let collectives = CollectiveModel {
@@ -317,13 +317,22 @@ fn index(keys: &[(DType, Scaling)]) -> [[u8; SCALINGS]; FORMATS] {
     table
 }
 
+/// Libraries of 2023 (cuBLAS 12) began to spread the last wave's tiles over idle units (stream-k); before, every wave is
+/// whole.
+const STREAM_K_ERA: f64 = 2022.9;
+
 fn gemm_tables(
     profile: &AcceleratorProfile,
     fallback: &AcceleratorProfile,
+    era: f64,
 ) -> (Vec<GemmModel>, [[u8; SCALINGS]; FORMATS]) {
     let tables = if profile.gemm.is_empty() { &fallback.gemm } else { &profile.gemm };
     let keys: Vec<_> = tables.iter().map(|t| (t.dtype, t.scaling)).collect();
-    (tables.iter().map(GemmModel::new).collect(), index(&keys))
+    let models = tables.iter().map(|table| {
+        let model = GemmModel::new(table);
+        if era < STREAM_K_ERA { model.with_whole_waves() } else { model }
+    });
+    (models.collect(), index(&keys))
 }
 
 fn grouped_tables(

@@ -6,7 +6,7 @@ use psim_hardware::profile::StackProfile;
 pub const DEFAULT_TRAINING: &str = "megatron-bridge-2025";
 
 /// File names below `data/stacks/` with their text.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("deepspeed-zero", include_str!("../data/stacks/deepspeed-zero.toml")),
     ("flash-attention-script", include_str!("../data/stacks/flash-attention-script.toml")),
     ("fsdp-generic", include_str!("../data/stacks/fsdp-generic.toml")),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str); 16] = [
     ("megatron-bridge-2025", include_str!("../data/stacks/megatron-bridge-2025.toml")),
     ("megatron-core-2024", include_str!("../data/stacks/megatron-core-2024.toml")),
     ("megatron-deepspeed", include_str!("../data/stacks/megatron-deepspeed.toml")),
+    ("megatron-deepspeed-2023", include_str!("../data/stacks/megatron-deepspeed-2023.toml")),
     ("nemo-24.07", include_str!("../data/stacks/nemo-24.07.toml")),
     ("nemo-25", include_str!("../data/stacks/nemo-25.toml")),
     ("torchtitan", include_str!("../data/stacks/torchtitan.toml")),

@@ -50,6 +50,7 @@ pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, st
         etp: alone,
         edp: alone,
         shard: alone,
+        rack_scale: false,
     };
     let plan = single_rank_plan();
     let mut shape = Shape::new(&plan, workload, stack, groups);

@@ -200,7 +200,18 @@ pub fn stage_ledger_with(
     stage: u32,
     held: Held<'_>,
 ) -> StageLedger {
-    let p = rank_parameters(model, layout, stage as usize, shape);
+    let mut p = rank_parameters(model, layout, stage as usize, shape);
+    let stages = f64::from(plan.pp.max(1));
+    let spread = plan.vocabulary_parallel && plan.pp > 1;
+    if spread {
+        // Embedding and output layer are sharded over the stages (arXiv 2411.05288, section 4).
+        let tp = shape.tp as f64;
+        let (input, output) = (model.embedding_parameters() as f64 / tp, model.head_parameters() as f64 / tp);
+        let copy = if model.tied_embeddings { (model.vocab * model.hidden) as f64 / tp } else { 0.0 };
+        let own = if stage == 0 { input } else { 0.0 }
+            + if stage + 1 == plan.pp { output + copy } else { 0.0 };
+        p.dense += (input + output) / stages - own;
+    }
     let (mut out, step_gradients) = states(plan, shape, stack, &p);
     let mut activations = 0.0;
     let mut working: f64 = 0.0;
@@ -213,7 +224,7 @@ pub fn stage_ledger_with(
             }
             Held::Total(bytes) => activations = bytes.as_f64(),
         }
-        if chunk.head {
+        if chunk.head || spread {
             let logits = (shape.tokens * padded_vocab(model.vocab, shape.tp).div_ceil(shape.tp)) as f64;
             let base = shape.base.size();
             let each = match (shape.fusion.cross_entropy, shape.fp32_logits) {
@@ -221,7 +232,7 @@ pub fn stage_ledger_with(
                 (true, true) | (false, false) => base + 4.0 + base,
                 (false, true) => base + 4.0 + 4.0,
             };
-            out.logits = Bytes::from_f64(each * logits);
+            out.logits = Bytes::from_f64(each * logits / if spread { stages } else { 1.0 });
         }
     }
     if shape.sequence_parallel {

@@ -3,11 +3,13 @@
 //! `--inspect PREFIX` prints plan, memory and breakdown of the rows whose id starts so;
 //! `accuracy ROWS.jsonl` prints the table; `--rows [SOURCE]` the rows, worst first; `--json` the full report;
 //! `--write DIR` writes `DIR/accuracy.md` with its plots and updates the table between the markers of `DIR/../README.md`;
-//! `--loso` refits without each source for it (minutes).
+//! `--loso` refits without each source for it (minutes); `--data DIR` reads stacks and shares from `DIR` in place of the
+//! built-in ones.
 
 use psim_calibration::validate::accuracy::{markdown, plot, readme_table, replace_between_markers};
 use psim_calibration::validate::refit::Problem;
 use psim_calibration::validate::{self, Predictor, Report, row};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,18 +31,19 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<String, String> {
     let path = arguments.iter().find(|a| a.ends_with(".jsonl")).ok_or("name a file of rows (.jsonl)")?;
     let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    let predictor = predictor(arguments)?;
     if let Some(at) = arguments.iter().position(|a| a == "--inspect") {
-        return inspect(&text, arguments.get(at + 1).map_or("", String::as_str));
+        return inspect(&text, arguments.get(at + 1).map_or("", String::as_str), &predictor);
     }
     let started = std::time::Instant::now();
-    let report = validate::run(&text, &Predictor::built_in()).map_err(|e| format!("{path}: {e}"))?;
+    let report = validate::run(&text, &predictor).map_err(|e| format!("{path}: {e}"))?;
     let elapsed = started.elapsed();
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
     if has("--json") {
         return Ok(format!("{:#}\n", report.json()));
     }
     if let Some(folder) = arguments.iter().position(|a| a == "--write").and_then(|at| arguments.get(at + 1)) {
-        write(Path::new(folder), &text, &report, has("--loso"))?;
+        write(Path::new(folder), &text, &report, has("--loso"), predictor.clone())?;
     }
     let mut out = report.table();
     out += &format!("{} rows in {:.2} s\n", report.rows.len(), elapsed.as_secs_f64());
@@ -76,8 +79,7 @@ fn run(arguments: &[String]) -> Result<String, String> {
 }
 
 /// Plan, memory ledger and waterfall of every row whose id starts with `prefix`.
-fn inspect(text: &str, prefix: &str) -> Result<String, String> {
-    let predictor = Predictor::built_in();
+fn inspect(text: &str, prefix: &str, predictor: &Predictor) -> Result<String, String> {
     let mut out = String::new();
     for row in validate::row::read(text).map_err(|e| e.to_string())? {
         if !row.id.starts_with(prefix) {
@@ -123,11 +125,27 @@ fn inspect(text: &str, prefix: &str) -> Result<String, String> {
     Ok(out)
 }
 
-fn write(folder: &Path, text: &str, report: &Report, leave_out: bool) -> Result<(), String> {
+/// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
+fn predictor(arguments: &[String]) -> Result<Predictor, String> {
+    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1)) else {
+        return Ok(Predictor::built_in());
+    };
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let folder = Path::new(folder);
+    let mut stacks = BTreeMap::new();
+    let entries = std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
+        stacks.insert(path.display().to_string(), read(&path)?);
+    }
+    psim_calibration::validate::refit::write::read(&stacks, &read(&folder.join("sustained.toml"))?)
+        .map(Predictor::new)
+}
+
+fn write(folder: &Path, text: &str, report: &Report, leave_out: bool, predictor: Predictor) -> Result<(), String> {
     let rows = row::read(text).map_err(|e| e.to_string())?;
-    let problem = Problem::new(&rows);
+    let problem = Problem::with(&rows, predictor);
     let left_out = leave_out.then(|| {
-        problem.leave_one_out(&rows, 12, &mut |source| {
+        problem.leave_one_out(&rows, &problem.start(), 12, &mut |source| {
             let _ = writeln!(std::io::stderr(), "refitting without {source}");
         })
     });

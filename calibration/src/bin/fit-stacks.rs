@@ -1,10 +1,11 @@
 //! Fits the free parameters of software stacks and accelerators on published training rows.
 //!
 //! `fit-stacks ROWS.jsonl` prints the fitted values; `--write DIR` writes them into `DIR/stacks/*.toml` and
-//! `DIR/sustained.toml`; `--loso` refits without each source in turn and scores it; `--sweeps N` bounds the work.
+//! `DIR/sustained.toml`; `--loso` refits without each source in turn and scores it; `--sweeps N` bounds the work;
+//! `--data DIR` starts from the files in `DIR` in place of the built-in ones.
 
 use psim_calibration::validate::refit::{Problem, write};
-use psim_calibration::validate::row;
+use psim_calibration::validate::{Predictor, row};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -29,7 +30,7 @@ fn run(arguments: &[String]) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     let rows = row::read(&text).map_err(|e| format!("{path}: {e}"))?;
     let sweeps: usize = value("--sweeps").and_then(|n| n.parse().ok()).unwrap_or(30);
-    let problem = Problem::new(&rows);
+    let problem = Problem::with(&rows, predictor(arguments)?);
     let say = |text: String| {
         let _ = writeln!(std::io::stdout(), "{text}");
     };
@@ -44,16 +45,26 @@ fn run(arguments: &[String]) -> Result<(), String> {
     for slot in &problem.slots {
         say(format!("{:<60} {:>12.6} -> {:>12.6}", slot.name(), slot.value(&start), slot.value(&fitted)));
     }
-    let left_out: BTreeMap<String, f64> = if arguments.iter().any(|a| a == "--loso") {
-        let mut all = BTreeMap::new();
-        for source in before.keys() {
-            let state = problem.fit(fitted.clone(), Some(source), sweeps, &mut |_, _| {});
-            all.extend(problem.medians(&state).into_iter().filter(|(s, _)| s == source));
+    let mut fitted = fitted;
+    let mut left_out: BTreeMap<String, f64> = BTreeMap::new();
+    if arguments.iter().any(|a| a == "--loso") {
+        let scores = problem.leave_one_out(&rows, &fitted, sweeps.min(12), &mut |_| {});
+        for (source, summary) in &scores.sources {
+            left_out.extend(summary.median_ape.map(|m| (source.clone(), m)));
+            let spread = scores.spreads.get(source).copied().unwrap_or(f64::NAN);
+            let interval = summary.interval;
+            say(format!(
+                "{source:<20} left-out spread {spread:.3}, in interval {:.0} %, width {:.0} %",
+                interval.coverage.unwrap_or(f64::NAN),
+                interval.mean_width.unwrap_or(f64::NAN)
+            ));
         }
-        all
-    } else {
-        BTreeMap::new()
-    };
+        for (stack, sigma) in problem.sigmas(&fitted, &scores) {
+            if let Some(profile) = fitted.stacks.get_mut(&stack) {
+                profile.residual_sigma = sigma;
+            }
+        }
+    }
     say(format!("{:<20} {:>8} {:>8} {:>9}", "median error, %", "before", "fitted", "left out"));
     for (source, old) in &before {
         let new = after.get(source).copied().unwrap_or(f64::NAN);
@@ -66,6 +77,22 @@ fn run(arguments: &[String]) -> Result<(), String> {
         save(Path::new(folder), &problem, &fitted)?;
     }
     Ok(())
+}
+
+/// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
+fn predictor(arguments: &[String]) -> Result<Predictor, String> {
+    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1)) else {
+        return Ok(Predictor::built_in());
+    };
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let folder = Path::new(folder);
+    let mut stacks = BTreeMap::new();
+    let entries = std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
+        stacks.insert(path.display().to_string(), read(&path)?);
+    }
+    psim_calibration::validate::refit::write::read(&stacks, &read(&folder.join("sustained.toml"))?)
+        .map(Predictor::new)
 }
 
 fn save(
@@ -82,7 +109,8 @@ fn save(
             std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?,
         );
     }
-    for (name, text) in write::stacks(&files, &problem.slots, fitted) {
+    let slots: Vec<_> = problem.slots.iter().chain(&problem.idle).cloned().collect();
+    for (name, text) in write::stacks(&files, &slots, fitted) {
         if files.get(&name) != Some(&text) {
             let path = stacks.join(format!("{name}.toml"));
             std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;

@@ -99,7 +99,12 @@ pub fn map(row: &Row, model: &Model, stack: &StackSelection) -> Result<MappedPla
             (Some(batch), Some(count)) => degree_of(Some((batch as f64 / f64::from(dp) / count) as u64)),
             _ => None,
         };
-        if micro_batch.is_none() {
+        if micro_batch.is_none() && sharding == Sharding::Parameters && inner == u64::from(tp * cp) {
+            // Every accumulation step gathers all parameters again: two sequences where the batch has them.
+            let each = printed_batch.map_or(1, |batch| batch / u64::from(dp).max(1));
+            micro_batch = Some(each.clamp(1, 2) as u32);
+            notes.push("micro batch not printed: 2 assumed under FSDP".to_owned());
+        } else if micro_batch.is_none() {
             notes.push("micro batch not printed: 1 assumed".to_owned());
         }
     }
@@ -202,6 +207,9 @@ fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32) -> Vec<u32> {
     if config.extra_flag("layer_redistribution") == Some(true) {
         return redistribute(row, model, chunks);
     }
+    if let Some(parts) = recipe_layout(row, model, chunks) {
+        return parts;
+    }
     let with_ends = partition.contains("embedding");
     if !with_ends && layers.is_multiple_of(chunks) {
         return Vec::new();
@@ -232,6 +240,29 @@ fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32) -> Vec<u32> {
         chunk += 1;
     }
     parts
+}
+
+/// The explicit layouts of NVIDIA's DeepSeek-style recipes: every chunk takes the same number of layers and the last one,
+/// which also holds multi-token prediction and the loss, what is left (Megatron-Bridge, DeepSeek-V3 recipe: 16 chunks of
+/// 4 layers with 1 on the last; 32 chunks of 2 with none on the last).
+fn recipe_layout(row: &Row, model: &Model, chunks: u32) -> Option<Vec<u32>> {
+    let layers = model.layers();
+    let framework = row.config.framework.to_lowercase();
+    let uneven = !layers.is_multiple_of(chunks) && !(layers + 2).is_multiple_of(chunks);
+    if !framework.contains("bridge") || !model.is_moe() || !uneven {
+        return None;
+    }
+    let each = layers.div_ceil(chunks);
+    let mut parts = vec![each; chunks as usize];
+    let mut over = (each * chunks).saturating_sub(layers);
+    let last = parts.len() - 1;
+    parts[last] -= over.min(each);
+    over = over.saturating_sub(each);
+    // What the last chunk cannot give, the first does: it holds the embedding.
+    (over < each).then(|| {
+        parts[0] -= over;
+        parts
+    })
 }
 
 /// Layers moved away from the stage of the output layer so that the largest stage is as small as possible
@@ -454,5 +485,25 @@ fn workload(row: &Row, model: &Model, seq_len: u64, global_batch: u32, family: F
         lora_rank: (task == "lora").then(|| config.extra_number("lora_rank").map_or(LORA_RANK, |n| n as u64)),
         expert_imbalance: imbalance,
         capacity_factor: capacity,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::row;
+
+    #[test]
+    fn recipe_layouts_leave_the_last_chunk_what_is_left() {
+        let row = &row::read(
+            r#"{"id":"a","kind":"train","config":{"framework":"Megatron-Bridge"},"model":{"name":"deepseek-v3"},"hardware":{}}"#,
+        )
+        .unwrap()[0];
+        let (model, _) = super::super::model::map(&row.model, &row.config).unwrap();
+        let sixteen = recipe_layout(row, &model, 16).unwrap();
+        assert_eq!((sixteen[0], sixteen[14], sixteen[15]), (4, 4, 1));
+        let chunks = recipe_layout(row, &model, 32).unwrap();
+        assert_eq!((chunks[0], chunks[1], chunks[31]), (1, 2, 0));
+        assert_eq!(chunks.iter().sum::<u32>(), 61);
     }
 }

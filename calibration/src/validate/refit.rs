@@ -20,7 +20,12 @@ use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// 80 % of a normal distribution lies within this many standard deviations.
+const NORMAL_80: f64 = 1.2816;
+/// Spread where nothing is known.
+const SIGMA: f64 = 0.1;
 
 /// A row ready for fitting.
 #[derive(Debug, Clone)]
@@ -57,22 +62,35 @@ pub struct Problem {
     pub rows: Vec<FitRow>,
     /// Free parameters.
     pub slots: Vec<Slot>,
+    /// Numbers of stacks without rows.
+    pub idle: Vec<Slot>,
+    /// Rows of sources that have no other: their absolute errors say little, the spread around their median does.
+    weak: Vec<FitRow>,
     base: ProfileLibrary,
 }
 
 /// Below this |ln(predicted / measured)| the loss is quadratic, above linear.
 const KNEE: f64 = 0.03;
 /// Weight of the pull towards defaults: a parameter one typical spread away costs as much as this error everywhere.
-const PULL: f64 = 0.0004;
+const PULL: f64 = 0.0002;
 
 impl Problem {
     /// Prepares the rows of a file for fitting with the built-in profiles as a start.
     pub fn new(rows: &[Row]) -> Self {
-        let predictor = Predictor::built_in();
-        let prepared: Vec<FitRow> = rows.iter().filter_map(|row| prepare(row, &predictor)).collect();
+        Self::with(rows, Predictor::built_in())
+    }
+
+    /// As [`Problem::new`] with the profiles of a predictor as a start.
+    pub fn with(rows: &[Row], predictor: Predictor) -> Self {
+        let strong = rows.iter().filter(|row| row.weak.is_none());
+        let prepared: Vec<FitRow> = strong.filter_map(|row| prepare(row, &predictor)).collect();
+        let known = |row: &Row| prepared.iter().any(|p| p.source == source_of(&row.id));
+        let weak = rows.iter().filter(|row| row.weak.is_some() && !known(row));
+        let weak = weak.filter_map(|row| prepare(row, &predictor)).collect();
         let state = State::of(&predictor.library);
         let slots = free::slots(&state, &prepared);
-        Self { rows: prepared, slots, base: predictor.library }
+        let idle = free::idle(&state, &prepared);
+        Self { rows: prepared, slots, idle, weak, base: predictor.library }
     }
 
     /// The built-in values.
@@ -90,6 +108,11 @@ impl Problem {
 
     /// ln(predicted / measured) of the rows in `which`; NaN where there is no prediction.
     pub fn residuals(&self, state: &State, which: &[usize]) -> Vec<f64> {
+        let rows: Vec<&FitRow> = which.iter().map(|&index| &self.rows[index]).collect();
+        self.errors(state, &rows)
+    }
+
+    fn errors(&self, state: &State, rows: &[&FitRow]) -> Vec<f64> {
         let mut library = self.base.clone();
         for shares in state.sustained.values() {
             library.add_sustained(shares.clone());
@@ -99,10 +122,8 @@ impl Problem {
         }
         let predictor = Predictor::new(library);
         let releases = release_profiles(state);
-        which
-            .par_iter()
-            .map(|&index| {
-                let row = &self.rows[index];
+        rows.par_iter()
+            .map(|row| {
                 let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else { return f64::NAN };
                 let mut profile = profile.clone();
                 stack::apply(&mut profile, &row.mapped.stack.switches);
@@ -141,6 +162,11 @@ impl Problem {
         progress: &mut dyn FnMut(usize, f64),
     ) -> State {
         let touched: Vec<Vec<usize>> = self.slots.iter().map(|slot| self.touched(slot, without)).collect();
+        for slot in &self.slots {
+            // The members of a family start from one value.
+            let value = slot.value(&state);
+            slot.set(&mut state, value);
+        }
         for (slot, rows) in self.slots.iter().zip(&touched) {
             // Nothing left that speaks about it: the documented default.
             if rows.is_empty() || (without.is_some() && self.touched(slot, None).len() > rows.len()) {
@@ -183,7 +209,19 @@ impl Problem {
                 break;
             }
         }
+        self.pool(&mut state, &touched);
         state
+    }
+
+    /// Numbers that no row in use speaks about take the defaults of their era, estimated from the rows in use.
+    fn pool(&self, state: &mut State, touched: &[Vec<usize>]) {
+        let with = |empty: bool| self.slots.iter().zip(touched).filter(move |(_, r)| r.is_empty() == empty);
+        let spoken: Vec<&Slot> = with(false).map(|(s, _)| s).collect();
+        for slot in with(true).map(|(s, _)| s).chain(&self.idle) {
+            if let Some(value) = free::pooled(slot, &spoken, state) {
+                slot.set(state, value);
+            }
+        }
     }
 
     /// Rows that a slot changes, all of them (the left-out source is not counted).
@@ -212,16 +250,35 @@ impl Problem {
         Predictor::new(library)
     }
 
-    /// Refits without each source in turn and scores that source's rows.
-    pub fn leave_one_out(&self, rows: &[Row], sweeps: usize, progress: &mut dyn FnMut(&str)) -> LeftOut {
-        let start = self.start();
+    /// Refits without each source in turn, from the values of `start`, and scores that source's rows. The intervals of
+    /// a source's rows are made from the left-out errors of the other sources.
+    pub fn leave_one_out(
+        &self,
+        rows: &[Row],
+        start: &State,
+        sweeps: usize,
+        progress: &mut dyn FnMut(&str),
+    ) -> LeftOut {
         let mut names: Vec<&str> = self.rows.iter().map(|r| r.source.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         let mut out = LeftOut::default();
+        let mut states = Vec::new();
         for source in names {
             progress(source);
             let state = self.fit(start.clone(), Some(source), sweeps, &mut |_, _| {});
+            out.spreads.insert(source.to_owned(), self.spread(&state, source));
+            states.push((source, state));
+        }
+        let names: BTreeSet<&str> = self.weak.iter().map(|r| r.source.as_str()).collect();
+        for source in names {
+            out.spreads.insert(source.to_owned(), self.weak_spread(start, source));
+        }
+        for (source, mut state) in states {
+            let sigma = self.transferred(&out.spreads, source);
+            for stack in state.stacks.values_mut() {
+                stack.residual_sigma = sigma;
+            }
             let own: Vec<Row> = rows.iter().filter(|r| source_of(&r.id) == source).cloned().collect();
             let report = super::run_rows(&own, &self.predictor(&state));
             if let Some(summary) = report.sources.get(source) {
@@ -229,6 +286,71 @@ impl Problem {
             }
         }
         out
+    }
+
+    /// Standard deviation of ln(predicted / measured) of a source's rows, from the 80th percentile of its size.
+    fn spread(&self, state: &State, source: &str) -> f64 {
+        let own: Vec<usize> = (0..self.rows.len()).filter(|&i| self.rows[i].source == source).collect();
+        let sizes: Vec<f64> =
+            self.residuals(state, &own).iter().filter(|r| !r.is_nan()).map(|r| r.abs()).collect();
+        percentile(&sizes, 0.8).unwrap_or(SIGMA) / NORMAL_80
+    }
+
+    /// The same around the median for a source whose rows are all weak.
+    fn weak_spread(&self, state: &State, source: &str) -> f64 {
+        let own: Vec<&FitRow> = self.weak.iter().filter(|r| r.source == source).collect();
+        let errors: Vec<f64> = self.errors(state, &own).into_iter().filter(|r| !r.is_nan()).collect();
+        let Some(middle) = percentile(&errors, 0.5) else { return SIGMA };
+        let sizes: Vec<f64> = errors.iter().map(|r| (r - middle).abs()).collect();
+        percentile(&sizes, 0.8).unwrap_or(SIGMA) / NORMAL_80
+    }
+
+    /// Spread expected of a source that no fit has seen: the mean of the left-out spreads of the other sources of its
+    /// kind, of weak sources of its kind where there is no other, of all others where there is none either.
+    fn transferred(&self, spreads: &BTreeMap<String, f64>, source: &str) -> f64 {
+        let own = self.kind(source);
+        let mean = |alike: bool, weak: bool| {
+            let is_weak = |name: &str| self.weak.iter().any(|r| r.source == name);
+            let others = spreads
+                .iter()
+                .filter(|(o, _)| *o != source && (!alike || self.kind(o) == own) && (weak || !is_weak(o)));
+            let values: Vec<f64> = others.map(|(_, spread)| *spread).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let found = mean(true, false).or_else(|| mean(true, true)).or_else(|| mean(false, true));
+        found.unwrap_or(SIGMA).clamp(0.02, 0.5)
+    }
+
+    /// What a source is about: whether most of its rows are mixtures of experts, ran before 2022.9, are pipelines and
+    /// nothing else (schedule studies: every error of the kernels counts in full, nothing averages it out).
+    fn kind(&self, source: &str) -> (bool, bool, bool) {
+        let own = || self.rows.iter().chain(&self.weak).filter(|r| r.source == source);
+        let most = |holds: &dyn Fn(&FitRow) -> bool| 2 * own().filter(|r| holds(r)).count() > own().count();
+        let pipeline = |r: &FitRow| r.mapped.plan.pp > 1 && r.mapped.plan.pp == r.mapped.plan.world();
+        (most(&|r| r.mapped.model.is_moe()), most(&|r| r.mapped.stack.era < 2022.9), most(&pipeline))
+    }
+
+    /// The spread of every stack for the intervals: the mean of what its own sources show when they are in the fit and
+    /// when they are left out; of all left-out sources for stacks without rows.
+    pub fn sigmas(&self, state: &State, left_out: &LeftOut) -> BTreeMap<String, f64> {
+        let all = &left_out.spreads;
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let anyone = mean(&all.values().copied().collect::<Vec<_>>());
+        state
+            .stacks
+            .keys()
+            .map(|stack| {
+                let sources: BTreeSet<&str> =
+                    self.rows.iter().filter(|r| r.stack == *stack).map(|r| r.source.as_str()).collect();
+                let own: Vec<f64> = sources
+                    .iter()
+                    .flat_map(|s| [Some(self.spread(state, s)), all.get(*s).copied()])
+                    .flatten()
+                    .collect();
+                let sigma = if own.is_empty() { anyone } else { mean(&own) };
+                (stack.clone(), sigma.clamp(0.02, 0.5))
+            })
+            .collect()
     }
 
     /// Median absolute error per source, percent.
@@ -279,7 +401,7 @@ fn release_profiles(state: &State) -> BTreeMap<(&str, Option<usize>), StackProfi
 
 fn prepare(row: &Row, predictor: &Predictor) -> Option<FitRow> {
     let doubtful = ["WARNING", "SUSPECT"].iter().any(|w| row.notes.contains(w));
-    if row.weak.is_some() || doubtful {
+    if doubtful {
         return None;
     }
     let mapped = map(row).ok()?;

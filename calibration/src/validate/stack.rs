@@ -28,6 +28,8 @@ pub struct Switches {
     pub ep_overlap: Option<bool>,
     /// Nothing overlapped (tensor, pipeline and gradient communication).
     pub no_overlap: bool,
+    /// Tensor-parallel collectives pipelined with their products.
+    pub tp_overlap: Option<bool>,
     /// Fused cross-entropy.
     pub cross_entropy: Option<bool>,
     /// Step replayed from CUDA graphs.
@@ -112,6 +114,9 @@ pub fn apply(profile: &mut StackProfile, switches: &Switches) {
         profile.overlap.grad_reduce = false;
         profile.overlap.param_gather = false;
     }
+    if let Some(on) = switches.tp_overlap {
+        profile.overlap.tp = on;
+    }
     if let Some(on) = switches.cross_entropy {
         profile.fusion.cross_entropy = on;
     }
@@ -138,6 +143,9 @@ fn switches(row: &Row, era: f64) -> Switches {
         attention,
         ep_overlap: expert.then_some(!negative),
         no_overlap: negative && !expert,
+        // Packed sequences change their length from batch to batch; the chunked user buffers need one size.
+        tp_overlap: (config.framework.to_lowercase().contains("bridge") && super::plan::task(row) != "pre")
+            .then_some(false),
         cross_entropy: config.extra_flag("cross_entropy_fusion"),
         // Partial graphs ("moe_router+moe_preprocess") remove only part of the launches: left to the profile.
         cuda_graphs: config.extra_flag("cuda_graph"),

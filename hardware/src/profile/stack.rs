@@ -42,6 +42,18 @@ pub struct Fusion {
     pub cross_entropy: bool,
     /// Expert permutation fused with padding and cast.
     pub moe_permute: bool,
+    /// Block-scaled grouped products that take tokens where the dispatch kernel put them, and activate and cast in their
+    /// epilogue (rack-scale NVLink parts): no permutation, sorting or casts of their own, dispatch in the narrow format.
+    #[serde(default)]
+    pub expert_kernels: bool,
+    /// Scales of per-tensor fp8 come from earlier steps (delayed scaling); otherwise every cast reads its tensor once
+    /// more for the maximum (current scaling).
+    #[serde(default = "on")]
+    pub delayed_scaling: bool,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// What communication the framework hides, and how.
@@ -66,6 +78,9 @@ pub struct Overlap {
     /// instead of once per expert.
     #[serde(default)]
     pub deduplicated_dispatch: bool,
+    /// Sharded parameters travel in the format that the matrix products read (fp8 primary weights).
+    #[serde(default)]
+    pub narrow_gather: bool,
     /// Size at which a gradient bucket is sent.
     pub bucket: Bytes,
 }
@@ -82,6 +97,10 @@ pub struct Host {
     pub per_micro_batch: Seconds,
     /// Fixed cost per step (data loading, logging, norm synchronisation).
     pub per_step: Seconds,
+    /// Device synchronisation after every pipeline send and receive that is not overlapped (`batch_p2p_sync` of
+    /// Megatron): the queue of kernels runs dry once.
+    #[serde(default)]
+    pub p2p_sync: Seconds,
     /// Host synchronisation per MoE layer and pass (token counts read back).
     pub moe_sync: Seconds,
     /// Kernels launched per local expert and grouped product (one GEMM call per expert and its casts); 0: one fused

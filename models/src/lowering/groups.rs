@@ -23,6 +23,8 @@ pub struct Groups {
     pub edp: GroupShape,
     /// Ranks that share sharded states (all of `dp`, or a part: HSDP).
     pub shard: GroupShape,
+    /// The scale-up domain spans several nodes (NVLink racks).
+    pub rack_scale: bool,
 }
 
 impl Groups {
@@ -42,6 +44,7 @@ impl Groups {
             etp: at(etp, 1),
             edp: at(plan.edp().max(1), etp * ep),
             shard: at(sharded, tp),
+            rack_scale: node.scale_up.domain > node.accelerators,
         }
     }
 }

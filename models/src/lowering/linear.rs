@@ -4,18 +4,31 @@ use super::builder::{Builder, collective, compute, gemm, memory_kind};
 use crate::operator::{
     CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
 };
-use psim_hardware::DType;
+use super::Shape;
+use psim_hardware::{DType, Scaling};
 
-/// Casting a GEMM input to a narrow format: read once, written row-wise and column-wise (the transposed copy feeds
-/// the weight gradient), with its scales.
+/// Bytes moved to cast `elements` to the GEMM format: read, written row-wise and column-wise (the transposed copy feeds
+/// the weight gradient); read once more for the maximum under per-tensor current scaling and for 4-bit formats, whose
+/// per-tensor scale comes on top of the blocks' (NVFP4).
+pub(super) fn cast_bytes(shape: &Shape, elements: f64) -> f64 {
+    let maximum = match shape.precision.scaling() {
+        Scaling::Tensor => !shape.fusion.delayed_scaling,
+        _ => shape.gemm == DType::Fp4,
+    };
+    let reads = if maximum { 2.0 } else { 1.0 };
+    elements * (reads * shape.base.size() + 2.0 * shape.gemm.size())
+}
+
+/// Casting a GEMM input to a narrow format.
 fn quantize(b: &Builder<'_>, elements: f64) -> Option<OperatorKind> {
     let narrow = b.shape.gemm;
     if narrow == b.shape.base || narrow.bits() >= b.shape.base.bits() {
         return None;
     }
-    let bytes = elements * (b.shape.base.size() + 2.0 * narrow.size());
+    let bytes = cast_bytes(b.shape, elements);
     let kernels = match narrow {
         DType::Fp4 => 2,
+        _ if b.shape.precision.scaling() == Scaling::Tensor && !b.shape.fusion.delayed_scaling => 2,
         _ => 1,
     };
     Some(memory_kind(MemoryClass::Quantize, bytes, kernels))

@@ -35,16 +35,22 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
         linear::replicated(b, "latent-down", tokens, width, latent);
     }
     let row = expert_width as f64 * element;
+    let fused = shape.fused_experts();
     let factor = if shape.fusion.moe_permute { 1.0 } else { 2.0 };
     let copy = |rows: u64, kernels: u32| {
         memory_kind(MemoryClass::Permute, 2.0 * rows as f64 * row * factor, kernels)
     };
     // Dispatch.
-    permute(b, "permute", copy(routed, 2), copy(routed, 2));
+    if !fused {
+        permute(b, "permute", copy(routed, 2), copy(routed, 2));
+    }
     let sent = routed as f64 * row * copies_sent(b, m.top_k);
-    exchange(b, "dispatch", sent);
+    // Cast before the dispatch: one byte a value, and a scale every 32 values; gradients come back in full width.
+    let narrowed = if fused { 0.5 * (1.0 + 1.0 / 32.0) } else { 1.0 };
+    exchange(b, "dispatch", sent * narrowed, sent);
     expert_tensor_gather(b, rows as f64 * row);
-    if shape.ep > 1 || experts_here > 1 {
+    let sorted = (shape.ep > 1 || experts_here > 1) && !fused;
+    if sorted {
         permute(b, "sort", copy(rows, 2), copy(rows, 2));
     }
     // Experts.
@@ -52,11 +58,19 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     grouped(b, "expert-up", experts_here, rows, matrices * inner, expert_width);
     let activations = (rows * inner) as f64 * element;
     let (forward, backward) = ffn::activation_traffic(m.gated);
-    // Bias and clamp of gpt-oss experts run as separate operators before and after the activation.
+    // Bias, clamp and scaled sigmoid of gpt-oss experts run operator by operator in fp32 around the products; fused
+    // kernels keep only the clamp apart.
     let (factor, kernels) = match (shape.fusion.activation, m.bias) {
+        (_, true) => {
+            if fused {
+                (3.5, 6)
+            } else {
+                (BIASED_EXPERT_TRAFFIC, 12)
+            }
+        }
+        _ if fused => (0.0, 0),
         (true, false) => (1.0, 1),
         (false, false) => (2.2, 3),
-        (_, true) => (3.5, 6),
     };
     b.memory(
         "expert-activation",
@@ -66,12 +80,14 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     );
     grouped(b, "expert-down", experts_here, rows, expert_width, inner);
     // Combine.
-    if shape.ep > 1 || experts_here > 1 {
+    if sorted {
         permute(b, "unsort", copy(rows, 2), copy(rows, 2));
     }
     expert_tensor_scatter(b, rows as f64 * row);
-    exchange(b, "combine", sent);
-    permute(b, "unpermute", copy(routed, 2), copy(routed, 3));
+    exchange(b, "combine", sent, sent * narrowed);
+    if !fused {
+        permute(b, "unpermute", copy(routed, 2), copy(routed, 3));
+    }
     if let Some(latent) = m.latent {
         linear::replicated(b, "latent-up", tokens, latent, width);
     }
@@ -79,6 +95,10 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
         ffn::dense(b, width, m.shared_hidden, m.gated, "shared", true);
     }
 }
+
+/// Traffic of an expert activation with bias and clamp in eager fp32 over that of one fused pass: split, bias, two
+/// clamps, scale, sigmoid, product, shift, product, probability, each reading and writing four-byte values.
+const BIASED_EXPERT_TRAFFIC: f64 = 12.0;
 
 fn permute(b: &mut Builder<'_>, name: &'static str, forward: OperatorKind, backward: OperatorKind) {
     b.forward(name, forward);
@@ -96,14 +116,14 @@ fn copies_sent(b: &Builder<'_>, top_k: u64) -> f64 {
     (domains * (1.0 - (1.0 - 1.0 / domains).powf(k)) / k).min(1.0)
 }
 
-/// All-to-all over the expert group, forward and (the reverse way) backward.
-fn exchange(b: &mut Builder<'_>, name: &'static str, bytes: f64) {
+/// All-to-all over the expert group, forward and (the reverse way) backward, with the bytes of each.
+fn exchange(b: &mut Builder<'_>, name: &'static str, bytes: f64, back: f64) {
     let group = b.shape.groups.ep;
     let sync = if b.shape.overlap.ep { Sync::Async } else { Sync::Serial };
     let kind = CollectiveKind::AllToAll;
     b.forward_collective(name, kind, bytes, group, Dimension::Ep, sync);
     b.backward(
-        collective(name, kind, bytes, group, Dimension::Ep, sync, Phase::InputGradient).into_iter().collect(),
+        collective(name, kind, back, group, Dimension::Ep, sync, Phase::InputGradient).into_iter().collect(),
     );
 }
 
@@ -148,13 +168,11 @@ fn expert_tensor_scatter(b: &mut Builder<'_>, bytes: f64) {
 fn grouped(b: &mut Builder<'_>, name: &'static str, groups: u64, rows: u64, outputs: u64, inputs: u64) {
     let shape = b.shape;
     let dtype = shape.gemm;
-    let narrow = dtype.bits() < shape.base.bits();
+    // Fused kernels cast in the epilogue of the product (or the dispatch) before.
+    let narrow = dtype.bits() < shape.base.bits() && !shape.fused_experts();
     let cast = |width: u64| {
-        memory_kind(
-            MemoryClass::Quantize,
-            (rows * width) as f64 * (shape.base.size() + 2.0 * dtype.size()),
-            1 + groups.min(8) as u32 / 4,
-        )
+        let bytes = linear::cast_bytes(shape, (rows * width) as f64);
+        memory_kind(MemoryClass::Quantize, bytes, 1 + groups.min(8) as u32 / 4)
     };
     let scaling = shape.precision.scaling();
     let gemm = |n, k, role| OperatorKind::GroupedGemm { groups, rows, n, k, dtype, scaling, role };

@@ -107,6 +107,13 @@ impl Shape {
         }
     }
 
+    /// Whether experts run in the stack's fused block-scaled kernels: they need micro-scaled formats and an expert group
+    /// inside a scale-up domain of several nodes.
+    pub fn fused_experts(&self) -> bool {
+        let blocks = matches!(self.precision, Precision::MxFp8 | Precision::NvFp4);
+        self.fusion.expert_kernels && blocks && self.groups.rack_scale
+    }
+
     /// Share of the square of scores that a causal mask with window and packing leaves.
     pub fn density(&self, causal: bool, window: Option<u64>) -> f64 {
         let s = self.seq_len.max(1) as f64;

@@ -80,6 +80,7 @@ fn shape(tp: u32, sequence_parallel: bool, micro_batch: u32, stack: &StackProfil
         etp: alone,
         edp: alone,
         shard: alone,
+        rack_scale: false,
     };
     let workload =
         TrainingWorkload { seq_len: 2048, global_batch: micro_batch, ..TrainingWorkload::default() };
@@ -166,4 +167,65 @@ fn sequence_parallelism_moves_the_same_bytes_as_all_reduce() {
     };
     assert!((sent(true, true) - sent(false, true)).abs() < 1.0);
     assert!((sent(true, false) / sent(false, false) - 1.5).abs() < 1e-9);
+}
+
+#[test]
+fn fused_expert_kernels_drop_copies_and_casts_but_no_arithmetic() {
+    use crate::operator::{MemoryClass, OperatorKind};
+    use crate::plan::Precision;
+    let (model, mut block) = gpt(4096, 32);
+    block.ffn = Ffn::Moe(Moe {
+        experts: 8,
+        top_k: 2,
+        hidden: 2048,
+        gated: true,
+        bias: false,
+        shared_hidden: 0,
+        shared_gate: false,
+        router_bias: false,
+        latent: None,
+    });
+    let mut stack = stack(AttentionKernel::Flash2, false);
+    stack.fusion.expert_kernels = true;
+    let lowered = |rack_scale: bool, precision: Precision| {
+        let mut s = shape(1, false, 1, &stack);
+        (s.precision, s.gemm, s.groups.rack_scale) = (precision, precision.gemm(), rack_scale);
+        lower_block(&block, &model, &s)
+    };
+    let count = |p: &LayerProgram, class: MemoryClass| {
+        let all = p.forward.iter().chain(&p.backward);
+        all.filter(|o| matches!(o.kind, OperatorKind::Memory { class: c, .. } if c == class)).count()
+    };
+    let (fused, apart) = (lowered(true, Precision::MxFp8), lowered(false, Precision::MxFp8));
+    assert_eq!(count(&fused, MemoryClass::Permute), 0);
+    assert!(count(&apart, MemoryClass::Permute) > 0);
+    assert!(count(&fused, MemoryClass::Quantize) < count(&apart, MemoryClass::Quantize));
+    assert_eq!(LayerProgram::flops(&fused.forward), LayerProgram::flops(&apart.forward));
+    // Neither 16-bit nor per-tensor fp8 products have such kernels.
+    for precision in [Precision::Bf16, Precision::Fp8] {
+        assert!(count(&lowered(true, precision), MemoryClass::Permute) > 0);
+    }
+}
+
+#[test]
+fn current_scaling_reads_every_cast_tensor_once_more() {
+    use crate::operator::{MemoryClass, OperatorKind};
+    use crate::plan::Precision;
+    let (model, block) = gpt(4096, 32);
+    let cast = |delayed: bool| -> u64 {
+        let mut stack = stack(AttentionKernel::Flash2, false);
+        stack.fusion.delayed_scaling = delayed;
+        let mut s = shape(1, false, 1, &stack);
+        (s.precision, s.gemm) = (Precision::Fp8, Precision::Fp8.gemm());
+        let p = lower_block(&block, &model, &s);
+        p.forward
+            .iter()
+            .filter_map(|o| match o.kind {
+                OperatorKind::Memory { class: MemoryClass::Quantize, bytes, .. } => Some(bytes),
+                _ => None,
+            })
+            .sum()
+    };
+    // Two bytes in and two copies of one byte out, against four in.
+    assert_eq!(2 * cast(false), 3 * cast(true));
 }

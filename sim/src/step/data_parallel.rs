@@ -49,6 +49,7 @@ pub(super) fn reduction(
     replicas: Option<&GroupShape>,
 ) -> Reduction {
     let base = shape.base.size();
+    let gathered = if stack.overlap.narrow_gather { shape.gemm.size().clamp(1.0, base) } else { base };
     let wire = stack.states.gradient_wire;
     let mut out = Reduction { buckets: 1.0, ..Reduction::default() };
     let groups = [(parameters.dense, shape.groups.dp), (parameters.expert, shape.groups.edp)];
@@ -62,11 +63,11 @@ pub(super) fn reduction(
             Sharding::None => out.reduce += time(CollectiveKind::AllReduce, wire),
             Sharding::Optimizer | Sharding::Gradients => {
                 out.reduce += time(CollectiveKind::ReduceScatter, wire);
-                out.gather += time(CollectiveKind::AllGather, base);
+                out.gather += time(CollectiveKind::AllGather, gathered);
             }
             Sharding::Parameters if held => {
                 out.reduce += time(CollectiveKind::ReduceScatter, wire);
-                out.gather += time(CollectiveKind::AllGather, base);
+                out.gather += time(CollectiveKind::AllGather, gathered);
             }
             Sharding::Parameters => {
                 // Hybrid sharding: the shards are summed over the replicas of the shard group.

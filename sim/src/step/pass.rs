@@ -53,11 +53,21 @@ impl Pass {
     }
 }
 
-/// Kernels that an operator launches.
-pub(super) fn kernels(kind: &OperatorKind, host: &Host) -> f64 {
+/// Kernels that the host launches for an operator; those launched expert by expert run on streams of their own and leave
+/// no gaps.
+pub(super) fn launches(kind: &OperatorKind, host: &Host) -> f64 {
+    let experts = match kind {
+        OperatorKind::GroupedGemm { groups, .. } => *groups as f64 * host.expert_launches,
+        _ => 0.0,
+    };
+    kernels(kind) + experts
+}
+
+/// Kernels that an operator runs one after the other.
+pub(super) fn kernels(kind: &OperatorKind) -> f64 {
     match kind {
         OperatorKind::Gemm { .. } => 1.0,
-        OperatorKind::GroupedGemm { groups, .. } => 2.0 + *groups as f64 * host.expert_launches,
+        OperatorKind::GroupedGemm { .. } => 2.0,
         OperatorKind::Attention { backward, .. } => {
             if *backward {
                 3.0
@@ -107,7 +117,7 @@ pub fn run_pass(
     for op in operators.iter().filter(|o| keep(o)) {
         let price = cost.price(&op.kind);
         let time = price.time.0;
-        host += kernels(&op.kind, &stack.host) * stack.host.launch.0;
+        host += launches(&op.kind, &stack.host) * stack.host.launch.0;
         out.variance += time * time * price.sigma * price.sigma;
         if price.provenance <= Provenance::Transferred {
             out.unmeasured += time;
@@ -167,7 +177,7 @@ pub fn run_pass(
         } else {
             parts.memory += time;
         }
-        let gaps = gap * kernels(&op.kind, &stack.host);
+        let gaps = gap * kernels(&op.kind);
         parts.launch += gaps;
         let mut duration = time;
         *floor += time + gaps;
@@ -186,8 +196,8 @@ pub fn run_pass(
         if matrix {
             last_matrix = time;
         }
-        if matches!(op.kind, OperatorKind::Memory { class: MemoryClass::Permute, .. }) && op.name == "permute"
-        {
+        let permutes = matches!(op.kind, OperatorKind::Memory { class: MemoryClass::Permute, .. });
+        if permutes && op.name == "permute" {
             // Token counts are read back by the host before the all-to-all can be sized.
             parts.launch += stack.host.moe_sync.0;
             compute_end += stack.host.moe_sync.0;

@@ -148,7 +148,8 @@ impl<'a> StepModel<'a> {
         // Every tensor-parallel rank sends its own part. Without sequence parallelism the receivers gather the parts
         // again inside the node (Narayanan et al. 2021, section 4.1).
         let part = (tokens / shape.tp as f64).ceil() as u64;
-        let send = self.cost.collective(CollectiveKind::SendRecv, part, &groups.pp).time.0;
+        let sync = if self.stack.overlap.p2p { 0.0 } else { self.stack.host.p2p_sync.0 };
+        let send = sync + self.cost.collective(CollectiveKind::SendRecv, part, &groups.pp).time.0;
         if shape.tp > 1 && !shape.sequence_parallel {
             send + self.cost.collective(CollectiveKind::AllGather, tokens.ceil() as u64, &groups.tp).time.0
         } else {
@@ -168,14 +169,17 @@ impl<'a> StepModel<'a> {
         let tp = shape.tp as f64;
         let base = shape.base.size();
         let wire = self.stack.states.gradient_wire;
+        // fp8 primary weights travel as they are multiplied; narrower formats are made from them on arrival.
+        let narrow = shape.gemm.size().clamp(1.0, base);
+        let gathered = if self.stack.overlap.narrow_gather { narrow } else { base };
         let shard = shape.groups.shard;
         let expert_group = shape.groups.edp;
         let time = |kind, bytes: f64, group: &GroupShape| {
             if bytes <= 0.0 { 0.0 } else { self.cost.collective(kind, bytes.ceil() as u64, group).time.0 }
         };
         let both = |dense: f64, expert: f64| Gathering {
-            gather: time(CollectiveKind::AllGather, base * dense, &shard)
-                + time(CollectiveKind::AllGather, base * expert, &expert_group),
+            gather: time(CollectiveKind::AllGather, gathered * dense, &shard)
+                + time(CollectiveKind::AllGather, gathered * expert, &expert_group),
             scatter: time(CollectiveKind::ReduceScatter, wire * dense, &shard)
                 + time(CollectiveKind::ReduceScatter, wire * expert, &expert_group),
         };
@@ -340,10 +344,12 @@ impl<'a> StepModel<'a> {
         let slowed = 1.0 + self.stack.efficiency.contention;
         let (head, embedding) = (&layers.head, &layers.embedding);
         let time = |seconds: f64| Time::from(Seconds(seconds.max(0.0)));
+        let kept = self.chunk_memory(plan, prepared);
         let stages = prepared
             .chunks
             .iter()
-            .map(|chunk| VocabularyStageCost {
+            .zip(&kept)
+            .map(|(chunk, kept)| VocabularyStageCost {
                 forward: time(
                     slowed * (chunk.forward.time - share * (head.forward.time + embedding.forward.time)),
                 ),
@@ -353,7 +359,7 @@ impl<'a> StepModel<'a> {
                 softmax: time(share * head.forward.time),
                 gradient: time(share * head.backward.time),
                 input_layer: time(share * (embedding.forward.time + embedding.backward.time)),
-                activation: Bytes(0),
+                activation: kept.forward,
             })
             .collect();
         let shape = &prepared.shape;

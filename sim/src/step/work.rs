@@ -5,7 +5,7 @@
 //! the last product trails, and what lies between runs side by side.
 
 use super::Parts;
-use super::pass::{is_matrix, kernels};
+use super::pass::{is_matrix, kernels, launches};
 use crate::stream::TaskClass;
 use psim_cost_models::CostModel;
 use psim_hardware::profile::StackProfile;
@@ -61,9 +61,10 @@ impl Work {
         let mut laying = Laying::new();
         for (i, op) in list.iter().enumerate() {
             let time = cost.price(&op.kind).time.0;
-            let count = kernels(&op.kind, &stack.host);
+            let count = kernels(&op.kind);
             let work = &mut laying.work;
-            work.host[usize::from(work.read_back != NONE)] += count * stack.host.launch.0;
+            work.host[usize::from(work.read_back != NONE)] +=
+                launches(&op.kind, &stack.host) * stack.host.launch.0;
             if let OperatorKind::Collective { kind, group, dimension, .. } = op.kind {
                 let class = if group.is_local() { TaskClass::Local } else { TaskClass::Communication };
                 laying.collective(time, dimension, class, op.sync, f64::from(group.ranks.max(1)));

@@ -1,7 +1,9 @@
 //! Writes fitted numbers back into the profile files, leaving comments and everything else as they are.
 
 use super::State;
-use super::free::{Place, Slot};
+use super::free::{Place, Slot, family};
+use psim_cost_models::ProfileLibrary;
+use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use std::collections::BTreeMap;
 
 /// New texts of the stack files (by stack name) for the fitted slots; `files` maps names to present texts.
@@ -11,8 +13,10 @@ pub fn stacks(files: &BTreeMap<String, String>, slots: &[Slot], state: &State) -
         let value = slot.value(state);
         match &slot.place {
             Place::Stack { stack, key } => {
-                if let Some(text) = texts.get_mut(stack) {
-                    *text = set(text, key, &printed(key, value));
+                for member in family(stack) {
+                    if let Some(text) = texts.get_mut(member) {
+                        *text = set(text, key, &printed(key, value));
+                    }
                 }
             }
             Place::Release { stack, release, key } => {
@@ -23,7 +27,32 @@ pub fn stacks(files: &BTreeMap<String, String>, slots: &[Slot], state: &State) -
             Place::Accelerator { .. } | Place::Fabric { .. } => {}
         }
     }
+    for (name, text) in &mut texts {
+        if let Some(profile) = state.stacks.get(name) {
+            *text = set(text, "residual_sigma", &short(profile.residual_sigma));
+        }
+    }
     texts
+}
+
+/// A library with the stacks and shares of files that [`stacks`] and [`sustained`] wrote; a file that does not parse is
+/// an error with its name.
+pub fn read(stacks: &BTreeMap<String, String>, sustained: &str) -> Result<ProfileLibrary, String> {
+    #[derive(serde::Deserialize)]
+    struct Shares {
+        #[serde(default)]
+        accelerator: Vec<Sustained>,
+        #[serde(default)]
+        fabric: Vec<FabricShare>,
+    }
+    let mut library = ProfileLibrary::built_in();
+    for (name, text) in stacks {
+        library.add_stack(toml::from_str(text).map_err(|e| format!("{name}: {e}"))?);
+    }
+    let shares: Shares = toml::from_str(sustained).map_err(|e| format!("sustained.toml: {e}"))?;
+    shares.accelerator.into_iter().for_each(|s| library.add_sustained(s));
+    shares.fabric.into_iter().for_each(|s| library.add_fabric_share(s));
+    Ok(library)
 }
 
 /// The text of `sustained.toml`.
@@ -54,7 +83,9 @@ fn short(value: f64) -> String {
 }
 
 fn printed(key: &str, value: f64) -> String {
-    if key.starts_with("host.") {
+    if key == "host.expert_launches" {
+        short(value)
+    } else if key.starts_with("host.") {
         format!("\"{}us\"", short(value * 1e6))
     } else if key == "memory.context" || key == "memory.per_communicator" {
         format!("\"{}MiB\"", (value / 1_048_576.0).round())
