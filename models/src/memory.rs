@@ -208,8 +208,8 @@ pub fn stage_ledger_with(
         let tp = shape.tp as f64;
         let (input, output) = (model.embedding_parameters() as f64 / tp, model.head_parameters() as f64 / tp);
         let copy = if model.tied_embeddings { (model.vocab * model.hidden) as f64 / tp } else { 0.0 };
-        let own = if stage == 0 { input } else { 0.0 }
-            + if stage + 1 == plan.pp { output + copy } else { 0.0 };
+        let own =
+            if stage == 0 { input } else { 0.0 } + if stage + 1 == plan.pp { output + copy } else { 0.0 };
         p.dense += (input + output) / stages - own;
     }
     let (mut out, step_gradients) = states(plan, shape, stack, &p);

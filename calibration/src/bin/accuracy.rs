@@ -127,13 +127,15 @@ fn inspect(text: &str, prefix: &str, predictor: &Predictor) -> Result<String, St
 
 /// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
 fn predictor(arguments: &[String]) -> Result<Predictor, String> {
-    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1)) else {
+    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1))
+    else {
         return Ok(Predictor::built_in());
     };
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
     let folder = Path::new(folder);
     let mut stacks = BTreeMap::new();
-    let entries = std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
     for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
         stacks.insert(path.display().to_string(), read(&path)?);
     }
@@ -141,7 +143,13 @@ fn predictor(arguments: &[String]) -> Result<Predictor, String> {
         .map(Predictor::new)
 }
 
-fn write(folder: &Path, text: &str, report: &Report, leave_out: bool, predictor: Predictor) -> Result<(), String> {
+fn write(
+    folder: &Path,
+    text: &str,
+    report: &Report,
+    leave_out: bool,
+    predictor: Predictor,
+) -> Result<(), String> {
     let rows = row::read(text).map_err(|e| e.to_string())?;
     let problem = Problem::with(&rows, predictor);
     let left_out = leave_out.then(|| {

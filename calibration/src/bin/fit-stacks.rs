@@ -81,13 +81,15 @@ fn run(arguments: &[String]) -> Result<(), String> {
 
 /// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
 fn predictor(arguments: &[String]) -> Result<Predictor, String> {
-    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1)) else {
+    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1))
+    else {
         return Ok(Predictor::built_in());
     };
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
     let folder = Path::new(folder);
     let mut stacks = BTreeMap::new();
-    let entries = std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
     for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
         stacks.insert(path.display().to_string(), read(&path)?);
     }

@@ -19,6 +19,7 @@ use free::Slot;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::sustained::{FabricShare, Sustained};
+use psim_sim::Level;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,7 +121,8 @@ impl Problem {
         for (kind, share) in &state.fabrics {
             library.add_fabric_share(FabricShare { kind: kind.clone(), share: *share });
         }
-        let predictor = Predictor::new(library);
+        // The closed form of a step: within a few percent of what people are shown and many times as fast.
+        let predictor = Predictor { level: Level::L1, ..Predictor::new(library) };
         let releases = release_profiles(state);
         rows.par_iter()
             .map(|row| {

@@ -1,10 +1,10 @@
 //! Linear layers: column- and row-parallel (Shoeybi et al. 2019, section 3; sequence parallel: Korthikanti et al. 2022).
 
+use super::Shape;
 use super::builder::{Builder, collective, compute, gemm, memory_kind};
 use crate::operator::{
     CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
 };
-use super::Shape;
 use psim_hardware::{DType, Scaling};
 
 /// Bytes moved to cast `elements` to the GEMM format: read, written row-wise and column-wise (the transposed copy feeds

@@ -52,10 +52,8 @@ pub struct Slot {
 }
 
 /// Stacks that run the same kernels: they share every adjusted number and differ in their switches only.
-pub const FAMILIES: &[&[&str]] = &[
-    &["megatron-2021", "megatron-2020", "megatron-2022"],
-    &["zero-bubble", "vocabulary-parallelism"],
-];
+pub const FAMILIES: &[&[&str]] =
+    &[&["megatron-2021", "megatron-2020", "megatron-2022"], &["zero-bubble", "vocabulary-parallelism"]];
 
 /// The stacks that share `stack`'s numbers, itself included.
 pub fn family<'a>(stack: &'a str) -> Vec<&'a str> {
@@ -125,8 +123,7 @@ pub fn pooled(slot: &Slot, spoken: &[&Slot], state: &State) -> Option<f64> {
     if let Place::Release { stack, key, .. } = &slot.place {
         return state.stacks.get(stack).and_then(|s| s.number(key));
     }
-    let logs: Vec<f64> =
-        spoken.iter().filter(|s| alike(s)).map(|s| s.value(state).max(1e-9).ln()).collect();
+    let logs: Vec<f64> = spoken.iter().filter(|s| alike(s)).map(|s| s.value(state).max(1e-9).ln()).collect();
     (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
 }
 
@@ -143,9 +140,8 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
             continue;
         }
         for (key, default, spread) in STACK_KEYS {
-            let fused = |m: &&str| {
-                state.stacks.get(*m).is_some_and(|s| s.attention != AttentionKernel::Unfused)
-            };
+            let fused =
+                |m: &&str| state.stacks.get(*m).is_some_and(|s| s.attention != AttentionKernel::Unfused);
             if *key == "efficiency.attention" && !members.iter().any(fused) {
                 continue;
             }
@@ -171,7 +167,12 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
                 let log = true;
                 let default = profile.number(key).unwrap_or(1.0);
                 let place = Place::Release { stack: name.clone(), release, key: key.clone() };
-                slots.push(Slot { place, default, spread: if key.starts_with("host.expert_launches") { 3.0 } else { 0.3 }, log });
+                slots.push(Slot {
+                    place,
+                    default,
+                    spread: if key.starts_with("host.expert_launches") { 3.0 } else { 0.3 },
+                    log,
+                });
             }
         }
     }
@@ -250,9 +251,9 @@ impl Slot {
     /// Sets the value; `false` if it is out of bounds.
     pub fn set(&self, state: &mut State, value: f64) -> bool {
         match &self.place {
-            Place::Stack { stack, key } => family(stack).into_iter().all(|member| {
-                state.stacks.get_mut(member).is_none_or(|s| s.set_number(key, value).is_ok())
-            }),
+            Place::Stack { stack, key } => family(stack)
+                .into_iter()
+                .all(|member| state.stacks.get_mut(member).is_none_or(|s| s.set_number(key, value).is_ok())),
             Place::Release { stack, release, key } => {
                 let inside = Parameter::find(key).is_some_and(|p| value >= p.low && value <= p.high);
                 let found = state.stacks.get_mut(stack).and_then(|s| s.releases.get_mut(*release));
