@@ -56,7 +56,7 @@ pub const FAMILIES: &[&[&str]] =
     &[&["megatron-2021", "megatron-2020", "megatron-2022"], &["zero-bubble", "vocabulary-parallelism"]];
 
 /// The stacks that share `stack`'s numbers, itself included.
-pub fn family<'a>(stack: &'a str) -> Vec<&'a str> {
+pub fn family(stack: &str) -> Vec<&str> {
     FAMILIES.iter().find(|f| f.contains(&stack)).map_or_else(|| vec![stack], |f| f.to_vec())
 }
 

@@ -35,8 +35,10 @@ pub fn stacks(files: &BTreeMap<String, String>, slots: &[Slot], state: &State) -
     texts
 }
 
-/// A library with the stacks and shares of files that [`stacks`] and [`sustained`] wrote; a file that does not parse is
-/// an error with its name.
+/// A library with the stacks and shares of files that [`stacks`] and [`sustained`] wrote.
+///
+/// # Errors
+/// A file that does not parse, with its name.
 pub fn read(stacks: &BTreeMap<String, String>, sustained: &str) -> Result<ProfileLibrary, String> {
     #[derive(serde::Deserialize)]
     struct Shares {
