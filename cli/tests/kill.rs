@@ -149,7 +149,8 @@ fn closed_loop(count: usize) {
         Some(toml::from_str::<Residuals>(&text).unwrap())
     };
     kill(folder.path(), &arguments, count, 2500, journal, || drop(read()));
-    assert_eq!(read().unwrap().observations.len(), 3);
+    // More where a loop ended by itself and the next one, having learned, chose other plans.
+    assert!(read().unwrap().observations.len() >= 3);
 }
 
 #[test]

@@ -157,8 +157,10 @@ impl Bench<'_> {
                 predicted_s: row.predicted.unwrap_or(0.0),
             })
             .collect();
+        // Labels leave out what plans seldom differ in.
+        let whole = crc32(serde_json::to_string(plan).map_err(Failure::defect)?.as_bytes());
         let observation = Observation {
-            id: format!("{question:08x} {}", plan_label(plan)),
+            id: format!("{question:08x} {} {whole:08x}", plan_label(plan)),
             model: self.job.model.name.clone(),
             seq_len: self.job.workload.seq_len,
             factors: report.factors().unwrap_or_default(),
