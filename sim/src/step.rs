@@ -7,6 +7,7 @@
 //! micro-batches, and takes the memory from the schedule.
 
 mod chunk;
+mod computation;
 mod data_parallel;
 mod deep;
 mod device;
@@ -24,6 +25,7 @@ mod program;
 mod stages;
 mod work;
 
+pub use computation::Computation;
 pub use error::SimError;
 pub use layer::{KindTimes, LayerTimes};
 pub use mesh::{MeshCosts, StageCosts};
