@@ -11,7 +11,7 @@ use crate::parameters::LayerIds;
 use crate::rank::Rank;
 use psim_hardware::DType;
 use psim_kernels::{Attention, Device, Rope, Strided};
-use psim_models::operator::Dimension;
+use psim_models::operator::{CollectiveKind, Dimension};
 use psim_models::plan::ContextParallel;
 use std::rc::Rc;
 
@@ -195,33 +195,42 @@ impl<D: Device, T: Transport> Rank<D, T> {
             if cp == 1 || (last && !gradients) {
                 break;
             }
+            if self.comm.is_alone() {
+                // The next block is as this one.
+                let parts = if last { 0 } else { 2 } + if gradients { 2 } else { 0 };
+                self.pretend(Dimension::Cp, CollectiveKind::SendRecv, parts * len, 2, || Ok(()))?;
+                continue;
+            }
             // After the last step only the gradients still have to go home.
-            let mut letter = Vec::new();
-            if !last {
-                letter.extend(self.device.download(&block.k)?);
-                letter.extend(self.device.download(&block.v)?);
-            }
-            if let Some((dk, dv)) = &block.gradients {
-                letter.extend(self.device.download(dk)?);
-                letter.extend(self.device.download(dv)?);
-            }
-            self.comm.send(Dimension::Cp, next, tag, letter)?;
-            let letter = self.comm.receive(Dimension::Cp, previous, tag)?;
-            let mut parts = letter.chunks_exact(len);
-            let mut fill = |target: &mut D::Buffer| -> Result<()> {
-                if let Some(part) = parts.next() {
-                    self.device.write(target, 0, part)?;
+            self.comm.staged(Dimension::Cp, || {
+                let mut letter = Vec::new();
+                if !last {
+                    letter.extend(self.device.download(&block.k)?);
+                    letter.extend(self.device.download(&block.v)?);
+                }
+                if let Some((dk, dv)) = &block.gradients {
+                    letter.extend(self.device.download(dk)?);
+                    letter.extend(self.device.download(dv)?);
+                }
+                self.comm.send(Dimension::Cp, next, tag, letter)?;
+                let letter = self.comm.receive(Dimension::Cp, previous, tag)?;
+                let mut parts = letter.chunks_exact(len);
+                let mut fill = |target: &mut D::Buffer| -> Result<()> {
+                    if let Some(part) = parts.next() {
+                        self.device.write(target, 0, part)?;
+                    }
+                    Ok(())
+                };
+                if !last {
+                    fill(&mut block.k)?;
+                    fill(&mut block.v)?;
+                }
+                if let Some((dk, dv)) = &mut block.gradients {
+                    fill(dk)?;
+                    fill(dv)?;
                 }
                 Ok(())
-            };
-            if !last {
-                fill(&mut block.k)?;
-                fill(&mut block.v)?;
-            }
-            if let Some((dk, dv)) = &mut block.gradients {
-                fill(dk)?;
-                fill(dv)?;
-            }
+            })?;
         }
         Ok(block.gradients)
     }
@@ -235,9 +244,11 @@ impl<D: Device, T: Transport> Rank<D, T> {
         mut work: impl FnMut(&Self, usize, &mut Block<D>) -> Result<()>,
     ) -> Result<Option<(D::Buffer, D::Buffer)>> {
         let len = self.device.len(k);
-        let mut both = self.device.download(k)?;
-        both.extend(self.device.download(v)?);
-        let blocks = self.comm.all_gather(Dimension::Cp, &self.mesh.cp, both)?;
+        let blocks = self.comm.staged(Dimension::Cp, || {
+            let mut both = self.device.download(k)?;
+            both.extend(self.device.download(v)?);
+            self.comm.all_gather(Dimension::Cp, &self.mesh.cp, both)
+        })?;
         let mut partial = Vec::new();
         for (source, block) in blocks.iter().enumerate() {
             let gradients = if gradients { Some((self.zeros(len)?, self.zeros(len)?)) } else { None };

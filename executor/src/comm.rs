@@ -4,19 +4,24 @@
 //! order of the group, so every rank and every run gets the same bits. The account keeps the time a rank waits for
 //! its peers apart from the time it spends copying and adding.
 
+mod alone;
 mod mpi;
 mod process;
+mod tcp;
 mod threads;
 
+pub use alone::{Absent, Pricing};
 pub use mpi::Mpi;
 pub use process::{Process, Wire};
+pub use tcp::Tcp;
 pub use threads::{Hub, ThreadTransport};
 
 use crate::error::Result;
 use crate::mesh::Group;
-use psim_models::operator::Dimension;
+use alone::StandIn;
+use psim_models::operator::{CollectiveKind, Dimension};
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -27,6 +32,8 @@ pub enum Tag {
     Collective(Dimension),
     /// Part of a gradient reduction or parameter gathering of this bucket.
     Bucket(u32),
+    /// Gathering of the sharded parameters of this bucket.
+    Shard(u32),
     /// Activation of a micro-batch into a model chunk.
     Forward(u32, u32),
     /// Gradient of a micro-batch out of a model chunk.
@@ -52,7 +59,7 @@ pub trait Transport {
 /// Time and bytes of one dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Account {
-    /// Seconds blocked on peers.
+    /// Seconds blocked on peers; where peers are missing, the seconds that stand in for them.
     pub wait: f64,
     /// Seconds in communication altogether.
     pub total: f64,
@@ -67,6 +74,10 @@ pub struct Account {
 pub struct Comm<T> {
     transport: T,
     accounts: RefCell<BTreeMap<Dimension, Account>>,
+    /// Charges that are open: only the outermost adds to the total.
+    depth: Cell<u32>,
+    /// Set where this rank runs without its peers.
+    stand_in: Option<StandIn>,
 }
 
 /// First element of part `index` of `len` elements cut into `parts`.
@@ -77,7 +88,17 @@ pub(crate) fn part(len: usize, parts: usize, index: usize) -> usize {
 impl<T: Transport> Comm<T> {
     /// Wraps a transport.
     pub fn new(transport: T) -> Self {
-        Self { transport, accounts: RefCell::default() }
+        Self { transport, accounts: RefCell::default(), depth: Cell::new(0), stand_in: None }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.transport.rank()
+    }
+
+    /// Communication made of several calls and of the copies around them: all of it counts as communication.
+    pub(crate) fn staged<R>(&self, dimension: Dimension, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.charge(dimension, |_| work())
     }
 
     /// What has been communicated so far.
@@ -102,14 +123,18 @@ impl<T: Transport> Comm<T> {
 
     fn charge<R>(&self, dimension: Dimension, work: impl FnOnce(&mut Account) -> Result<R>) -> Result<R> {
         let start = Instant::now();
-        let mut account = Account { calls: 1, ..Account::default() };
+        let mut account = Account::default();
+        self.depth.set(self.depth.get() + 1);
         let result = work(&mut account);
+        self.depth.set(self.depth.get() - 1);
         let mut accounts = self.accounts.borrow_mut();
         let sum = accounts.entry(dimension).or_default();
         sum.wait += account.wait;
         sum.sent += account.sent;
-        sum.calls += account.calls;
-        sum.total += start.elapsed().as_secs_f64();
+        if self.depth.get() == 0 {
+            sum.calls += 1;
+            sum.total += start.elapsed().as_secs_f64();
+        }
         result
     }
 
@@ -161,6 +186,11 @@ impl<T: Transport> Comm<T> {
         if group.size() == 1 {
             return Ok(vec![mine]);
         }
+        if self.is_alone() {
+            let bytes = 4 * (mine.len() * group.size()) as u64;
+            let kind = CollectiveKind::AllGather;
+            return self.pretend(dimension, kind, bytes, group.size(), || Ok(vec![mine; group.size()]));
+        }
         self.charge(dimension, |account| {
             for (i, &peer) in group.ranks.iter().enumerate() {
                 if i != group.index {
@@ -196,6 +226,13 @@ impl<T: Transport> Comm<T> {
         if group.size() == 1 {
             return Ok(parts);
         }
+        if self.is_alone() {
+            // Every peer does as this rank does with itself.
+            let bytes = parts.iter().map(|p| 4 * p.len() as u64).sum();
+            let own = parts.get(group.index).cloned().unwrap_or_default();
+            let kind = CollectiveKind::AllToAll;
+            return self.pretend(dimension, kind, bytes, group.size(), || Ok(vec![own; group.size()]));
+        }
         self.charge(dimension, |account| {
             let tag = Tag::Collective(dimension);
             for (&peer, data) in group.ranks.iter().zip(parts) {
@@ -212,6 +249,12 @@ impl<T: Transport> Comm<T> {
     pub fn reduce_scatter(&self, dimension: Dimension, group: &Group, data: Vec<f32>) -> Result<Vec<f32>> {
         if group.size() == 1 {
             return Ok(data);
+        }
+        if self.is_alone() {
+            let (n, bytes) = (group.size(), 4 * data.len() as u64);
+            return self.pretend(dimension, CollectiveKind::ReduceScatter, bytes, n, || {
+                Ok(data[part(data.len(), n, group.index)..part(data.len(), n, group.index + 1)].to_vec())
+            });
         }
         let tag = Tag::Collective(dimension);
         self.post_parts(dimension, tag, group, &data)?;
@@ -259,6 +302,10 @@ impl<T: Transport> Comm<T> {
     pub fn all_reduce(&self, dimension: Dimension, group: &Group, data: Vec<f32>) -> Result<Vec<f32>> {
         if group.size() == 1 {
             return Ok(data);
+        }
+        if self.is_alone() {
+            let bytes = 4 * data.len() as u64;
+            return self.pretend(dimension, CollectiveKind::AllReduce, bytes, group.size(), || Ok(data));
         }
         let mine = self.reduce_scatter(dimension, group, data)?;
         Ok(self.all_gather(dimension, group, mine)?.concat())

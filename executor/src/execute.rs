@@ -1,6 +1,6 @@
 //! `psim execute`: run a plan, measure it phase by phase, put the prediction beside it.
 
-use crate::comm::{Mpi, Process};
+use crate::comm::{Mpi, Process, Tcp, Wire};
 use crate::error::{ExecutorError, Result, unsupported};
 use crate::predict::{Basis, HostPrediction, StageTimes, predict};
 use crate::run::{Job, RankRecord, Run, Settings};
@@ -36,6 +36,8 @@ pub enum RankMode {
     Threads,
     /// Processes that `mpirun` started.
     Mpi,
+    /// Processes that another launcher started (torchrun, `srun`), over TCP.
+    Tcp,
     /// Processes with a GPU each, over NCCL.
     Nccl,
 }
@@ -46,8 +48,11 @@ impl std::str::FromStr for RankMode {
         match text {
             "threads" => Ok(Self::Threads),
             "mpi" => Ok(Self::Mpi),
+            "tcp" => Ok(Self::Tcp),
             "nccl" => Ok(Self::Nccl),
-            other => Err(format!("unknown rank mode `{other}`: ranks run as `threads`, `mpi` or `nccl`")),
+            other => {
+                Err(format!("unknown rank mode `{other}`: ranks run as `threads`, `mpi`, `tcp` or `nccl`"))
+            }
         }
     }
 }
@@ -238,23 +243,32 @@ pub fn execute(request: &ExecuteRequest<'_>) -> Result<Option<ExecuteReport>> {
 fn run_ranks(job: &Job, settings: &Settings, ranks: RankMode, world: usize) -> Result<Option<Run>> {
     match ranks {
         RankMode::Threads => job.run_threads(settings, |_| Ok(CpuDevice::new())).map(Some),
-        RankMode::Mpi => {
-            let process = Process::new(Mpi::join()?);
-            if process.world() != world {
+        RankMode::Mpi => run_process(job, settings, Mpi::join()?, world),
+        RankMode::Tcp => run_process(job, settings, Tcp::join()?, world),
+        RankMode::Nccl => {
+            let probe = psim_kernels::cuda::probe();
+            if !probe.usable() || !probe.nccl {
+                let missing =
+                    if probe.usable() { "NCCL (libnccl.so) not found".to_owned() } else { probe.to_string() };
                 return unsupported(
-                    format!("{world} ranks on {} MPI processes", process.world()),
-                    format!(
-                        "start as many processes as the plan has ranks: `mpirun -n {world} psim execute …`"
-                    ),
+                    format!("ranks over NCCL: {missing}"),
+                    "use `--ranks threads`, `mpi` or `tcp`",
                 );
             }
-            job.run_process(settings, CpuDevice::new(), &process)
+            unsupported("CPU ranks over NCCL", "NCCL connects GPUs; on the CPU use `--ranks mpi` or `tcp`")
         }
-        RankMode::Nccl => unsupported(
-            "CPU ranks over NCCL",
-            "NCCL connects GPUs: add `--device cuda`, or use `--ranks mpi`",
-        ),
     }
+}
+
+fn run_process<W: Wire>(job: &Job, settings: &Settings, wire: W, world: usize) -> Result<Option<Run>> {
+    let process = Process::new(wire);
+    if process.world() != world {
+        return unsupported(
+            format!("{world} ranks on {} processes", process.world()),
+            format!("start as many processes as the plan has ranks: `mpirun -n {world} psim execute …`"),
+        );
+    }
+    job.run_process(settings, CpuDevice::new(), &process)
 }
 
 /// (largest − smallest) / median.

@@ -11,7 +11,7 @@ use crate::parameters::ExpertIds;
 use crate::rank::{Pending, Rank, activation};
 use psim_hardware::DType;
 use psim_kernels::{Device, Gemm, Strided};
-use psim_models::operator::Dimension;
+use psim_models::operator::{CollectiveKind, Dimension};
 use std::rc::Rc;
 
 /// Where every (token, expert) pair goes.
@@ -107,14 +107,23 @@ impl<D: Device, T: Transport> Rank<D, T> {
     /// Sends rows in pair order to the experts; returns them grouped by local expert.
     fn dispatch(&self, routing: &Routing<D>, rows: &D::Buffer) -> Result<D::Buffer> {
         let hidden = self.sizes.hidden;
-        let all = self.device.download(rows)?;
-        let mut parts = Vec::with_capacity(routing.sent.len());
-        let mut start = 0;
-        for count in &routing.sent {
-            parts.push(all[start * hidden..(start + count) * hidden].to_vec());
-            start += count;
-        }
-        let arrived = self.buffer(&self.comm.all_to_all(Dimension::Ep, &self.mesh.ep, parts)?.concat())?;
+        let arrived = if self.comm.is_alone() {
+            // Every peer sends what this rank sends to itself.
+            let first: usize = routing.sent[..self.mesh.ep.index].iter().sum();
+            let own = routing.sent[self.mesh.ep.index];
+            self.exchanged(rows, routing.rows, |row| first + row % own.max(1))?
+        } else {
+            self.comm.staged(Dimension::Ep, || {
+                let all = self.device.download(rows)?;
+                let mut parts = Vec::with_capacity(routing.sent.len());
+                let mut start = 0;
+                for count in &routing.sent {
+                    parts.push(all[start * hidden..(start + count) * hidden].to_vec());
+                    start += count;
+                }
+                self.buffer(&self.comm.all_to_all(Dimension::Ep, &self.mesh.ep, parts)?.concat())
+            })?
+        };
         let mut grouped = self.alloc(routing.rows * hidden)?;
         self.device.gather_rows(routing.rows, hidden, &routing.by_expert, &arrived, &mut grouped)?;
         Ok(grouped)
@@ -133,15 +142,36 @@ impl<D: Device, T: Transport> Rank<D, T> {
             grouped,
             &mut arrived,
         )?;
-        let all = self.device.download(&arrived)?;
-        let mut parts = Vec::with_capacity(routing.received.len());
-        let mut start = 0;
-        for counts in &routing.received {
-            let count: usize = counts.iter().sum();
-            parts.push(all[start * hidden..(start + count) * hidden].to_vec());
-            start += count;
+        if self.comm.is_alone() {
+            return self.exchanged(&arrived, routing.pairs.len(), |row| row % routing.rows.max(1));
         }
-        self.buffer(&self.comm.all_to_all(Dimension::Ep, &self.mesh.ep, parts)?.concat())
+        self.comm.staged(Dimension::Ep, || {
+            let all = self.device.download(&arrived)?;
+            let mut parts = Vec::with_capacity(routing.received.len());
+            let mut start = 0;
+            for counts in &routing.received {
+                let count: usize = counts.iter().sum();
+                parts.push(all[start * hidden..(start + count) * hidden].to_vec());
+                start += count;
+            }
+            self.buffer(&self.comm.all_to_all(Dimension::Ep, &self.mesh.ep, parts)?.concat())
+        })
+    }
+
+    /// In place of an exchange with expert-parallel peers that do not run: `count` rows taken from `rows`.
+    fn exchanged(&self, rows: &D::Buffer, count: usize, from: impl Fn(usize) -> usize) -> Result<D::Buffer> {
+        let hidden = self.sizes.hidden;
+        let mut arrived = self.alloc(count * hidden)?;
+        let ranks = self.mesh.ep.size();
+        self.pretend(Dimension::Ep, CollectiveKind::AllToAll, count * hidden, ranks, || {
+            if self.device.len(rows) < hidden {
+                return Ok(self.device.fill(&mut arrived, 0.0)?);
+            }
+            let index: Vec<u32> = (0..count).map(|row| from(row) as u32).collect();
+            let index = self.device.upload_index(&index)?;
+            Ok(self.device.gather_rows(count, hidden, &index, rows, &mut arrived)?)
+        })?;
+        Ok(arrived)
     }
 
     /// One product per local expert over its rows.

@@ -1,8 +1,10 @@
 //! Runs a psim plan for real and compares it with the prediction.
 //!
 //! A training step of a dense or mixture-of-experts transformer, generic over [`psim_kernels::Device`] and over the
-//! transport between ranks: tensor parallelism with sequence parallelism, pipeline schedules, data parallelism with
-//! ZeRO-1 and bucketed reduction, context-parallel ring attention, expert parallelism, recomputation, Adam. The order of
+//! transport between ranks: tensor parallelism with sequence parallelism, pipeline schedules (zero-bubble ones with
+//! separate weight passes), data parallelism with ZeRO stages 1 to 3 and bucketed reduction, context-parallel ring
+//! attention, expert parallelism, recomputation, Adam. Ranks are threads, or processes over MPI or TCP; [`shard`] runs
+//! one rank of a cluster's plan alone, [`serving`] answers requests from a paged cache. The order of
 //! the passes is the [`psim_sim::step::StepProgram`] that the simulator prices. What is not built is refused by name.
 
 mod attention;
@@ -20,6 +22,8 @@ pub mod parameters;
 pub mod predict;
 mod rank;
 pub mod run;
+pub mod serving;
+pub mod shard;
 pub mod step;
 mod update;
 

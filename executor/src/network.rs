@@ -2,7 +2,7 @@
 
 use crate::error::{Result, divides, unsupported};
 use psim_models::arch::{AttentionVariant, Ffn, Mixer, Model, Position, QkNorm};
-use psim_models::plan::{ContextParallel, Precision, Sharding};
+use psim_models::plan::{ContextParallel, Precision};
 use psim_models::{Plan, TrainingWorkload};
 
 /// A decoder-only transformer with pre-norm blocks.
@@ -183,8 +183,8 @@ impl Network {
                 "set `sequence_parallel = true`",
             );
         }
-        if matches!(plan.sharding, Sharding::Parameters | Sharding::Gradients) || plan.shard_group != 0 {
-            return unsupported("ZeRO-2, ZeRO-3 (FSDP) or sharding groups", "set `sharding = \"optimizer\"`");
+        if plan.shard_group != 0 {
+            return unsupported("sharding groups (HSDP)", "leave `shard_group` out");
         }
         if plan.vocabulary_parallel {
             return unsupported(

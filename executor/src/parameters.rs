@@ -77,6 +77,8 @@ pub struct Info {
     pub role: Role,
     /// Model chunk it belongs to.
     pub chunk: usize,
+    /// Layer it belongs to; `None` at the ends of the model.
+    pub layer: Option<usize>,
 }
 
 /// Parameters of one rank.
@@ -87,6 +89,10 @@ pub struct Store<D: Device> {
     pub values: Vec<D::Buffer>,
     /// Gradients, fp32, accumulated over micro-batches.
     pub gradients: Vec<D::Buffer>,
+    /// The layer that parameters are being added to.
+    layer: Option<usize>,
+    /// Parameters have gradients.
+    trained: bool,
     seed: u64,
     dtype: DType,
 }
@@ -137,7 +143,20 @@ fn fan_in(name: &str, whole: [usize; 2]) -> usize {
 impl<D: Device> Store<D> {
     /// An empty store.
     pub fn new(seed: u64, dtype: DType) -> Self {
-        Self { infos: Vec::new(), values: Vec::new(), gradients: Vec::new(), seed, dtype }
+        Self {
+            infos: Vec::new(),
+            values: Vec::new(),
+            gradients: Vec::new(),
+            layer: None,
+            trained: true,
+            seed,
+            dtype,
+        }
+    }
+
+    /// An empty store of parameters that are only read.
+    pub fn without_gradients(seed: u64, dtype: DType) -> Self {
+        Self { trained: false, ..Self::new(seed, dtype) }
     }
 
     /// Adds a parameter with start values and a zero gradient.
@@ -149,9 +168,9 @@ impl<D: Device> Store<D> {
         let values: Vec<f32> = shard.positions().map(|p| start_value(self.seed, &name, p, fan_in)).collect();
         let mut value = device.alloc(self.dtype, values.len())?;
         device.write(&mut value, 0, &values)?;
-        let mut gradient = device.alloc(DType::Fp32, values.len())?;
+        let mut gradient = device.alloc(DType::Fp32, if self.trained { values.len() } else { 0 })?;
         device.fill(&mut gradient, 0.0)?;
-        self.infos.push(Info { name, shard, role, chunk });
+        self.infos.push(Info { name, shard, role, chunk, layer: self.layer });
         self.values.push(value);
         self.gradients.push(gradient);
         Ok(self.infos.len() - 1)
@@ -185,6 +204,8 @@ pub(crate) struct ExpertIds {
 /// One layer's parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerIds {
+    /// Layer of the model.
+    pub(crate) index: usize,
     pub(crate) layer: Layer,
     pub(crate) attention_norm: NormIds,
     pub(crate) qkv: Id,
@@ -249,6 +270,7 @@ impl<D: Device> Store<D> {
         let (layer, hidden) = (network.layers[index], network.hidden);
         let (tp, tps) = cut.tp;
         let prefix = format!("layer.{index}");
+        self.layer = Some(index);
         let (q, kv) = (layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim);
         let attention_norm = self.add_norm(device, network, &format!("{prefix}.attention_norm"), chunk)?;
         let shard = Shard::columns(hidden, &[q, kv, kv], tp, tps);
@@ -293,7 +315,8 @@ impl<D: Device> Store<D> {
             }
             None => None,
         };
-        Ok(LayerIds { layer, attention_norm, qkv, qkv_bias, out, out_bias, ffn_norm, dense, experts })
+        self.layer = None;
+        Ok(LayerIds { index, layer, attention_norm, qkv, qkv_bias, out, out_bias, ffn_norm, dense, experts })
     }
 
     fn add_dense(

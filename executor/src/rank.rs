@@ -1,6 +1,6 @@
 //! One rank: its device, its communicators, its parameters, and the tensor helpers that the layers are written in.
 
-use crate::comm::{Comm, Transport};
+use crate::comm::{Comm, Tag, Transport};
 use crate::error::Result;
 use crate::mesh::{Group, Mesh};
 use crate::network::Network;
@@ -8,8 +8,9 @@ use crate::parameters::{Cut, DenseIds, Id, LayerIds, NormIds, Shard, Store};
 use psim_hardware::DType;
 use psim_kernels::{Device, Gemm, Norm, Strided};
 use psim_models::layout::Layout;
-use psim_models::operator::Dimension;
+use psim_models::operator::{CollectiveKind, Dimension};
 use psim_models::{Plan, TrainingWorkload};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -64,10 +65,14 @@ pub struct Rank<D: Device, T: Transport> {
     pub(crate) dtype: DType,
     /// Weight gradients are separate passes: queue them.
     pub(crate) deferring: bool,
+    /// Keep the reduced gradients of a step until the next one.
+    pub(crate) keep_gradients: bool,
     pub(crate) pending: Vec<Pending<D>>,
     pub(crate) positions: Rc<D::Index>,
     /// Positions of this rank's sequence-parallel share.
     pub(crate) share_positions: Rc<D::Index>,
+    /// Values that stand for those of peers that do not run.
+    made_up: RefCell<Vec<f32>>,
 }
 
 /// Positions of this context-parallel rank's tokens: blocks `r` and `2·cp − 1 − r` of `2·cp` (balanced causal work).
@@ -88,7 +93,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
     /// When the plan does not fit the model or the device has no room.
     pub fn new(
         device: D,
-        transport: T,
+        comm: Comm<T>,
         network: &Network,
         layout: &Layout,
         plan: &Plan,
@@ -96,7 +101,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         dtype: DType,
         seed: u64,
     ) -> Result<Self> {
-        let mesh = Mesh::new(plan, transport.rank())?;
+        let mesh = Mesh::new(plan, comm.rank())?;
         let mut store = Store::new(seed, dtype);
         let cut = Cut {
             tp: (mesh.tp_index(), mesh.tp.size()),
@@ -162,7 +167,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let share_positions = Rc::new(device.upload_index(&all[mesh.tp_index() * share..][..share])?);
         Ok(Self {
             sizes: Sizes { batch, seq, tokens, share, hidden: network.hidden },
-            comm: Comm::new(transport),
+            comm,
             mesh,
             network: Rc::new(network.clone()),
             plan: plan.clone(),
@@ -173,9 +178,11 @@ impl<D: Device, T: Transport> Rank<D, T> {
             layout: layout.clone(),
             dtype,
             deferring: false,
+            keep_gradients: false,
             pending: Vec::new(),
             positions,
             share_positions,
+            made_up: RefCell::default(),
             device,
         })
     }
@@ -218,14 +225,76 @@ impl<D: Device, T: Transport> Rank<D, T> {
         if group.size() == 1 {
             return Ok(Rc::clone(share));
         }
-        let parts = self.comm.all_gather(dimension, group, self.device.download(share)?)?;
-        let mut whole = self.alloc(parts.iter().map(Vec::len).sum())?;
-        let mut at = 0;
-        for part in parts {
-            self.device.write(&mut whole, at, &part)?;
-            at += part.len();
+        if self.comm.is_alone() {
+            let (n, len) = (group.size(), self.device.len(share));
+            return self.pretend(dimension, CollectiveKind::AllGather, n * len, n, || {
+                let mut whole = self.alloc(n * len)?;
+                for i in 0..n {
+                    let to = Strided::new(i * len, len);
+                    self.device.copy(1, len, share, Strided::new(0, len), &mut whole, to)?;
+                }
+                Ok(Rc::new(whole))
+            });
         }
-        Ok(Rc::new(whole))
+        self.comm.staged(dimension, || {
+            let parts = self.comm.all_gather(dimension, group, self.device.download(share)?)?;
+            let mut whole = self.alloc(parts.iter().map(Vec::len).sum())?;
+            let mut at = 0;
+            for part in parts {
+                self.device.write(&mut whole, at, &part)?;
+                at += part.len();
+            }
+            Ok(Rc::new(whole))
+        })
+    }
+
+    /// [`Comm::pretend`] of a collective of `elements` in the compute format, once the device is done with its work.
+    pub(crate) fn pretend<R>(
+        &self,
+        dimension: Dimension,
+        kind: CollectiveKind,
+        elements: usize,
+        ranks: usize,
+        work: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        self.device.synchronize()?;
+        let bytes = (self.dtype.size() * elements as f64) as u64;
+        self.comm.pretend(dimension, kind, bytes, ranks, || {
+            let made = work()?;
+            self.device.synchronize()?;
+            Ok(made)
+        })
+    }
+
+    /// A buffer as if it had come from a rank that does not run: small values without a pattern.
+    pub(crate) fn made_up(&self, dtype: DType, len: usize) -> Result<D::Buffer> {
+        let mut values = self.made_up.borrow_mut();
+        for i in values.len()..len {
+            values.push((crate::parameters::mix(i as u64) >> 40) as f32 / (1_u64 << 24) as f32 - 0.5);
+        }
+        let mut buffer = self.device.alloc(dtype, len)?;
+        self.device.write(&mut buffer, 0, &values[..len])?;
+        Ok(buffer)
+    }
+
+    /// A message between stages: sends this buffer.
+    pub(crate) fn send_stage(&self, to: usize, tag: Tag, data: &D::Buffer) -> Result<()> {
+        if self.comm.is_alone() {
+            // The sender goes on computing; the receiver waits.
+            return Ok(());
+        }
+        self.comm
+            .staged(Dimension::Pp, || self.comm.send(Dimension::Pp, to, tag, self.device.download(data)?))
+    }
+
+    /// A message between stages: the share of a micro-batch's activations or of their gradient.
+    pub(crate) fn receive_stage(&self, from: usize, tag: Tag) -> Result<D::Buffer> {
+        let len = self.sizes.share * self.sizes.hidden;
+        if self.comm.is_alone() {
+            return self
+                .pretend(Dimension::Pp, CollectiveKind::SendRecv, len, 2, || self.made_up(self.dtype, len));
+        }
+        self.comm.staged(Dimension::Pp, || self.buffer(&self.comm.receive(Dimension::Pp, from, tag)?))
     }
 
     /// All-gathers the sequence-parallel shares over tp.
@@ -243,8 +312,20 @@ impl<D: Device, T: Transport> Rank<D, T> {
         if group.size() == 1 {
             return Ok(partial);
         }
-        let sum = self.comm.reduce_scatter(dimension, group, self.device.download(&partial)?)?;
-        self.buffer(&sum)
+        if self.comm.is_alone() {
+            let (n, all) = (group.size(), self.device.len(&partial));
+            let len = all / n;
+            return self.pretend(dimension, CollectiveKind::ReduceScatter, all, n, || {
+                let mut own = self.alloc(len)?;
+                let from = Strided::new(group.index * len, len);
+                self.device.copy(1, len, &partial, from, &mut own, Strided::new(0, len))?;
+                Ok(own)
+            });
+        }
+        self.comm.staged(dimension, || {
+            let sum = self.comm.reduce_scatter(dimension, group, self.device.download(&partial)?)?;
+            self.buffer(&sum)
+        })
     }
 
     /// Sums over tp and keeps this rank's sequence-parallel share.

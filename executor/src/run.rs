@@ -1,6 +1,6 @@
 //! Runs the ranks of a plan: all as threads of this process, or this process's one among others.
 
-use crate::comm::{Account, Hub, Process, Transport, Wire};
+use crate::comm::{Account, Comm, Hub, Process, Transport, Wire};
 use crate::error::{ExecutorError, Result, unsupported};
 use crate::network::Network;
 use crate::rank::Rank;
@@ -59,6 +59,8 @@ pub struct RankRecord {
     /// Device memory.
     #[serde(with = "MemoryFields")]
     pub memory: MemoryUse,
+    /// Bytes of parameters, gradients and optimizer states before the first step.
+    pub states: u64,
     /// Reduced gradients owned by this rank, if asked for.
     pub gradients: Vec<Piece>,
 }
@@ -124,8 +126,8 @@ impl Job {
                 .map(|rank| {
                     let (hub, device) = (&hub, &device);
                     scope.spawn(move || {
-                        let outcome =
-                            device(rank).and_then(|d| self.run_rank(d, hub.endpoint(rank), settings));
+                        let outcome = device(rank)
+                            .and_then(|d| self.run_rank(d, Comm::new(hub.endpoint(rank)), settings));
                         if let Err(error) = &outcome {
                             hub.stop(&error.to_string());
                         }
@@ -180,7 +182,7 @@ impl Job {
         if process.rank() >= ranks {
             return Ok(None);
         }
-        let reports = self.run_rank(device, process, settings).and_then(|record| {
+        let reports = self.run_rank(device, Comm::new(process), settings).and_then(|record| {
             let report = serde_json::to_vec(&record).map_err(|e| unreadable(&e))?;
             process.gather(ranks, report)
         });
@@ -209,12 +211,12 @@ impl Job {
     pub(crate) fn run_rank<D: Device, T: Transport>(
         &self,
         device: D,
-        transport: T,
+        comm: Comm<T>,
         settings: &Settings,
     ) -> Result<RankRecord> {
         let mut rank = Rank::new(
             device,
-            transport,
+            comm,
             &self.network,
             &self.layout,
             &self.plan,
@@ -222,7 +224,9 @@ impl Job {
             settings.dtype,
             settings.seed,
         )?;
+        rank.keep_gradients = settings.gradients;
         let mut buckets = rank.buckets(settings.bucket)?;
+        let states = rank.device.memory().live;
         rank.device.reset_peak();
         let mut steps = Vec::with_capacity(settings.steps as usize);
         for step in 1..=settings.steps {
@@ -236,7 +240,8 @@ impl Job {
             steps,
             communication: rank.comm.accounts(),
             memory: rank.device.memory(),
-            gradients: if settings.gradients { rank.pieces(&buckets) } else { Vec::new() },
+            states,
+            gradients: if settings.gradients { rank.pieces(&buckets)? } else { Vec::new() },
         })
     }
 }

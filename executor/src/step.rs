@@ -5,7 +5,7 @@ use crate::ends::HeadSaved;
 use crate::error::Result;
 use crate::layer::LayerSaved;
 use crate::rank::{Pending, Rank};
-use crate::update::Bucket;
+use crate::update::{Bucket, Unit};
 use psim_kernels::cpu::thread_seconds;
 use psim_kernels::{Adam, Device};
 use psim_models::operator::Dimension;
@@ -74,6 +74,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let mut kept: BTreeMap<(u32, u32), Saved<D>> = BTreeMap::new();
         let mut deferred: BTreeMap<(u32, u32), Vec<Pending<D>>> = BTreeMap::new();
         self.deferring = order.split_backward;
+        self.forget_gradients(buckets)?;
         let finishing = if order.split_backward { PassKind::Weight } else { PassKind::Backward };
         let mut left: BTreeMap<u32, usize> = BTreeMap::new();
         for pass in passes.iter().filter(|p| p.kind == finishing) {
@@ -88,13 +89,19 @@ impl<D: Device, T: Transport> Rank<D, T> {
             let waited = self.comm.waited(Dimension::Pp);
             match pass.kind {
                 PassKind::Forward => {
-                    let saved =
-                        self.forward(spec, chunk, pass.micro_batch, u64::from(adam.step), seed, &mut record)?;
+                    let saved = self.forward(
+                        program,
+                        buckets,
+                        chunk,
+                        pass.micro_batch,
+                        [u64::from(adam.step), seed],
+                        &mut record,
+                    )?;
                     kept.insert(key, saved);
                 }
                 PassKind::Backward => {
                     if let Some(saved) = kept.remove(&key) {
-                        self.backward(spec, chunk, pass.micro_batch, saved)?;
+                        self.backward(program, buckets, chunk, pass.micro_batch, saved)?;
                     }
                     if self.deferring {
                         deferred.insert(key, std::mem::take(&mut self.pending));
@@ -102,8 +109,14 @@ impl<D: Device, T: Transport> Rank<D, T> {
                 }
                 PassKind::Weight => {
                     self.deferring = false;
+                    for unit in self.units(chunk as usize) {
+                        self.hold_gradients(buckets, unit)?;
+                    }
                     for pending in deferred.remove(&key).unwrap_or_default() {
                         self.add_weight_gradient(pending)?;
+                    }
+                    for unit in self.units(chunk as usize) {
+                        self.scatter_gradients(buckets, unit)?;
                     }
                     self.deferring = true;
                 }
@@ -113,7 +126,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             {
                 *count -= 1;
                 if *count == 0 {
-                    self.post_chunk(buckets, Some(chunk as usize))?;
+                    self.post(buckets, Unit::Chunk(chunk as usize))?;
                 }
             }
             self.device.synchronize()?;
@@ -139,63 +152,102 @@ impl<D: Device, T: Transport> Rank<D, T> {
         self.mesh.on_stage(stage_of_chunk(spec, chunk) as usize)
     }
 
+    /// Units whose gradients a chunk's passes make, where gradients are sharded.
+    fn units(&self, chunk: usize) -> Vec<Unit> {
+        let layers = self.chunks.get(&chunk).map_or(&[][..], Vec::as_slice);
+        layers.iter().map(|l| Unit::Layer(l.index)).chain([Unit::Ends(chunk)]).collect()
+    }
+
     fn forward(
         &mut self,
-        spec: &PipelineSpec,
+        program: &StepProgram,
+        buckets: &[Bucket<D>],
         chunk: u32,
         micro_batch: u32,
-        step: u64,
-        seed: u64,
+        [step, seed]: [u64; 2],
         record: &mut StepRecord,
     ) -> Result<Saved<D>> {
         let mut saved = Saved { ids: None, layers: Vec::new(), head: None };
+        let ends = [Unit::Ends(chunk as usize), Unit::Table];
         let mut x = if self.layout.chunks[chunk as usize].embedding {
+            ends.iter().try_for_each(|&unit| self.fetch(buckets, unit))?;
             let (x, ids) = self.embed(seed, step, micro_batch as usize)?;
+            ends.iter().try_for_each(|&unit| self.release(buckets, unit))?;
             saved.ids = Some(ids);
             x
         } else {
-            let from = self.peer(spec, chunk - 1);
-            self.buffer(&self.comm.receive(Dimension::Pp, from, Tag::Forward(chunk, micro_batch))?)?
+            let from = self.peer(&program.spec, chunk - 1);
+            self.receive_stage(from, Tag::Forward(chunk, micro_batch))?
         };
         let layers = self.chunks.get(&(chunk as usize)).cloned().unwrap_or_default();
         for (index, ids) in layers.iter().enumerate() {
+            let unit = Unit::Layer(ids.index);
+            self.fetch(buckets, unit)?;
             let (output, layer) = self.layer_forward(ids, index, x)?;
+            self.release(buckets, unit)?;
             saved.layers.push(layer);
             x = output;
         }
         if self.layout.chunks[chunk as usize].head {
+            ends.iter().try_for_each(|&unit| self.fetch(buckets, unit))?;
             let (loss, head) = self.head_forward(seed, step, micro_batch as usize, x)?;
+            ends.iter().try_for_each(|&unit| self.release(buckets, unit))?;
             if self.mesh.tp_index() == 0 {
                 record.loss_sum += loss;
             }
             saved.head = Some(head);
         } else {
-            let to = self.peer(spec, chunk + 1);
-            let data = self.device.download(&x)?;
-            self.comm.send(Dimension::Pp, to, Tag::Forward(chunk + 1, micro_batch), data)?;
+            let to = self.peer(&program.spec, chunk + 1);
+            self.send_stage(to, Tag::Forward(chunk + 1, micro_batch), &x)?;
         }
         Ok(saved)
     }
 
-    fn backward(&mut self, spec: &PipelineSpec, chunk: u32, micro_batch: u32, saved: Saved<D>) -> Result<()> {
+    fn backward(
+        &mut self,
+        program: &StepProgram,
+        buckets: &mut [Bucket<D>],
+        chunk: u32,
+        micro_batch: u32,
+        saved: Saved<D>,
+    ) -> Result<()> {
+        // Separate weight passes scatter the gradients.
+        let whole = !program.order.split_backward;
+        let ends = [Unit::Ends(chunk as usize), Unit::Table];
+        self.hold_gradients(buckets, ends[0])?;
         let mut dx = match saved.head {
-            Some(head) => self.head_backward(head)?,
+            Some(head) => {
+                ends.iter().try_for_each(|&unit| self.fetch(buckets, unit))?;
+                let dx = self.head_backward(head)?;
+                ends.iter().try_for_each(|&unit| self.release(buckets, unit))?;
+                dx
+            }
             None => {
-                let from = self.peer(spec, chunk + 1);
-                self.buffer(&self.comm.receive(Dimension::Pp, from, Tag::Backward(chunk, micro_batch))?)?
+                let from = self.peer(&program.spec, chunk + 1);
+                self.receive_stage(from, Tag::Backward(chunk, micro_batch))?
             }
         };
         let layers = self.chunks.get(&(chunk as usize)).cloned().unwrap_or_default();
         for (ids, layer) in layers.iter().zip(saved.layers).rev() {
+            let unit = Unit::Layer(ids.index);
+            self.fetch(buckets, unit)?;
+            self.hold_gradients(buckets, unit)?;
             dx = self.layer_backward(ids, layer, dx)?;
-        }
-        match saved.ids {
-            Some(ids) => self.embed_backward(&ids, dx),
-            None => {
-                let to = self.peer(spec, chunk - 1);
-                let data = self.device.download(&dx)?;
-                self.comm.send(Dimension::Pp, to, Tag::Backward(chunk - 1, micro_batch), data)
+            self.release(buckets, unit)?;
+            if whole {
+                self.scatter_gradients(buckets, unit)?;
             }
         }
+        match saved.ids {
+            Some(ids) => self.embed_backward(&ids, dx)?,
+            None => {
+                let to = self.peer(&program.spec, chunk - 1);
+                self.send_stage(to, Tag::Backward(chunk - 1, micro_batch), &dx)?;
+            }
+        }
+        if whole {
+            self.scatter_gradients(buckets, ends[0])?;
+        }
+        Ok(())
     }
 }

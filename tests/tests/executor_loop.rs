@@ -4,89 +4,30 @@
 //! one configuration, and asserted where that spread is small: a busy machine makes the comparison inconclusive.
 //! Processor time, which other programs change less, is compared beside it.
 
+#[path = "../../executor/tests/numerics/models.rs"]
+#[expect(dead_code, reason = "the numerics suite uses the rest")]
+mod models;
+
 use psim_calibration::measure::{self, DeviceChoice, Options, threads_cluster, threads_stack};
 use psim_cost_models::ProfileLibrary;
 use psim_executor::execute::{ExecuteDevice, ExecuteReport, ExecuteRequest, RankMode, execute};
 use psim_executor::predict::Basis;
-use psim_models::arch::{
-    Attention, AttentionVariant, Block, DenseFfn, Ffn, Mixer, Model, Norm, Position, QkNorm,
-};
-use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
+use psim_models::arch::{Model, Position};
+use psim_models::plan::{Recompute, Schedule};
 use psim_models::{Plan, TrainingWorkload};
 use psim_sim::residual::PhaseFactors;
 use std::sync::Arc;
 
+/// GPT-2 style: four layers of 128, untied.
 fn tiny_gpt() -> Model {
-    let attention = Attention {
-        heads: 4,
-        kv_heads: 4,
-        head_dim: 32,
-        v_head_dim: 32,
-        window: None,
-        qkv_bias: true,
-        out_bias: true,
-        qk_norm: QkNorm::None,
-        sinks: false,
-        output_gate: false,
-        variant: AttentionVariant::default(),
-    };
-    Model {
-        name: "tiny-gpt".to_owned(),
-        family: "gpt".to_owned(),
-        hidden: 128,
-        vocab: 512,
-        tied_embeddings: false,
-        head_bias: false,
-        position: Position::Learned(128),
-        norm: Norm { rms: false, bias: true, weight: true },
-        embedding_norm: false,
-        final_norm: true,
-        kinds: vec![Block {
-            mixer: Mixer::Attention(attention),
-            cross_attention: None,
-            ffn: Ffn::Dense(DenseFfn { hidden: 512, gated: false, bias: true }),
-            norms: 2,
-            parallel: false,
-            extra_parameters: 0,
-        }],
-        pattern: vec![0; 4],
-        encoder: None,
-        mtp_layers: 0,
-        mtp_kind: None,
-        embedding_width: None,
-        extra_parameters: Vec::new(),
-        max_context: Some(128),
-        source: "made up".to_owned(),
-    }
-}
-
-fn base() -> Plan {
-    Plan {
-        tp: 1,
-        pp: 1,
-        dp: 1,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp: 1,
-        micro_batch: 1,
-        global_batch: 8,
-        sequence_parallel: true,
-        recompute: Recompute::None,
-        sharding: Sharding::Optimizer,
-        shard_group: 0,
-        schedule: Schedule::OneFOneB,
-        cp_kind: ContextParallel::Ring,
-        precision: Precision::Fp32,
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
+    let model = models::widened(models::gpt(4), 128, 512, 32, 512);
+    Model { tied_embeddings: false, position: Position::Learned(128), max_context: Some(128), ..model }
 }
 
 /// Plans over one, two and four ranks that differ by more than a machine's noise: how much is recomputed, how many ranks
 /// share the cores, how large the pipeline's bubble is.
 fn plans() -> Vec<(&'static str, Plan)> {
-    let p = base;
+    let p = models::base;
     let full = Recompute::Full;
     vec![
         ("1 rank", p()),
@@ -142,15 +83,7 @@ fn calibrate_predict_execute_compare() {
     library.add_accelerator(calibration.profile);
     println!("threads: {:?}, hand-over {:.1} us", sharing, psim_executor::bench::hand_over() * 1e6);
     let (model, stack) = (tiny_gpt(), threads_stack());
-    let workload = TrainingWorkload {
-        seq_len: 128,
-        global_batch: 8,
-        tokens: None,
-        packed_length: None,
-        lora_rank: None,
-        expert_imbalance: 1.0,
-        capacity_factor: None,
-    };
+    let workload = TrainingWorkload { seq_len: 128, ..models::workload() };
     let run = |plan: &Plan| -> ExecuteReport {
         let cluster = threads_cluster(&calibration.accelerator, plan.world());
         let basis = Basis {

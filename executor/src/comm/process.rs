@@ -54,6 +54,7 @@ fn key(tag: Tag) -> Key {
         Tag::Bucket(bucket) => [1, bucket, 0],
         Tag::Forward(chunk, micro_batch) => [2, chunk, micro_batch],
         Tag::Backward(chunk, micro_batch) => [3, chunk, micro_batch],
+        Tag::Shard(bucket) => [6, bucket, 0],
     }
 }
 

@@ -5,6 +5,7 @@
 mod models;
 mod mpi;
 mod reference;
+mod serving;
 
 use psim_executor::network::Network;
 use psim_executor::{ExecutorError, Piece, Run, Settings, run_threads};
@@ -151,6 +152,8 @@ fn later_steps_agree_whatever_the_sharding() {
         Plan { dp: 4, ..models::base() },
         Plan { dp: 2, sharding: psim_models::plan::Sharding::None, ..models::base() },
         Plan { tp: 2, dp: 2, pp: 2, ..models::base() },
+        Plan { dp: 2, sharding: psim_models::plan::Sharding::Gradients, ..models::base() },
+        Plan { dp: 2, pp: 2, sharding: psim_models::plan::Sharding::Parameters, ..models::base() },
     ] {
         let name = short(&plan);
         for (a, b) in run(plan).iter().zip(&one) {
@@ -175,7 +178,10 @@ fn unsupported_plans_are_refused() {
         );
         text
     };
-    assert!(refuse(Plan { dp: 2, sharding: Sharding::Parameters, ..models::base() }).contains("hint:"));
+    assert!(
+        refuse(Plan { dp: 2, sharding: Sharding::Parameters, shard_group: 1, ..models::base() })
+            .contains("hint:")
+    );
     assert!(refuse(Plan { cp: 2, cp_kind: ContextParallel::Ulysses, ..models::base() }).contains("Ulysses"));
     assert!(refuse(Plan { precision: Precision::Fp8, ..models::base() }).contains("fp8"));
     assert!(refuse(Plan { tp: 4, ..models::base() }).contains("key-value heads = 2 is not divisible by 4"));

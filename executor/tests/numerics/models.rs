@@ -94,6 +94,22 @@ pub(crate) fn mixture(layers: usize) -> Model {
     model("mixture", RMS, Position::Rope, false, kinds, pattern)
 }
 
+/// The same dense model with other widths, so that its passes take longer.
+pub(crate) fn widened(mut model: Model, hidden: u64, vocab: u64, head_dim: u64, ffn: u64) -> Model {
+    model.name = format!("{} {hidden} wide", model.name);
+    model.hidden = hidden;
+    model.vocab = vocab;
+    for kind in &mut model.kinds {
+        if let Mixer::Attention(a) = &mut kind.mixer {
+            (a.head_dim, a.v_head_dim) = (head_dim, head_dim);
+        }
+        if let Ffn::Dense(dense) = &mut kind.ffn {
+            dense.hidden = ffn;
+        }
+    }
+    model
+}
+
 /// One rank, eight sequences.
 pub(crate) fn base() -> Plan {
     Plan {
@@ -171,6 +187,12 @@ pub(crate) fn dense_plans() -> Vec<Plan> {
         Plan { tp: 2, pp: 2, dp: 2, schedule: ZbH1, recompute: Selective, ..base() },
         Plan { cp: 2, pp: 2, dp: 2, schedule: ZbH2, ..base() },
         Plan { tp: 2, pp: 2, vpp: 2, schedule: ZbV, recompute: Layers(1), ..base() },
+        Plan { dp: 4, sharding: Sharding::Gradients, ..base() },
+        Plan { dp: 2, sharding: Sharding::Parameters, ..base() },
+        Plan { tp: 2, dp: 2, pp: 2, sharding: Sharding::Gradients, recompute: Full, ..base() },
+        Plan { cp: 2, dp: 2, sharding: Sharding::Parameters, recompute: Selective, ..base() },
+        Plan { tp: 2, pp: 2, vpp: 2, dp: 2, schedule: Interleaved, sharding: Sharding::Parameters, ..base() },
+        Plan { pp: 2, dp: 2, schedule: ZbH1, sharding: Sharding::Parameters, ..base() },
         // Several chunks per stage under the name of 1F1B, and of uneven length.
         Plan { pp: 2, vpp: 2, ..base() },
         Plan { pp: 2, vpp: 2, schedule: Interleaved, stage_layers: vec![1, 2, 0, 1], ..base() },
@@ -201,6 +223,8 @@ pub(crate) fn mixture_plans() -> Vec<Plan> {
         },
         Plan { tp: 2, cp: 2, dp: 2, ep: 4, etp: 2, sharding: Sharding::None, ..base() },
         Plan { dp: 2, ep: 2, pp: 2, schedule: ZbH1, ..base() },
+        Plan { dp: 4, ep: 2, sharding: Sharding::Gradients, ..base() },
+        Plan { tp: 2, dp: 4, ep: 2, etp: 2, sharding: Sharding::Parameters, ..base() },
         Plan { tp: 2, dp: 2, ep: 2, etp: 2, pp: 2, vpp: 2, schedule: ZbV, ..base() },
     ]
 }

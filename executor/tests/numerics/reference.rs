@@ -258,6 +258,40 @@ impl<'a> Reference<'a> {
         dinput
     }
 
+    fn embed(&self, ids: &[u32]) -> Vec<f64> {
+        let h = self.network.hidden;
+        let mut x: Vec<f64> = Vec::new();
+        for (position, &id) in ids.iter().enumerate() {
+            let mut row = self.p("embedding.weight")[id as usize * h..][..h].to_vec();
+            if self.network.learned_positions.is_some() {
+                add(&mut row, &self.p("positions.weight")[position * h..][..h]);
+            }
+            x.extend(row);
+        }
+        x
+    }
+
+    fn logits(&self, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let normed = if self.network.final_norm { self.norm("final_norm", x) } else { x.to_vec() };
+        let shape = Gemm::new(self.seq, self.network.vocab, self.network.hidden).transposed_b();
+        let logits = product(shape, &normed, self.p(self.head()));
+        (normed, logits)
+    }
+
+    fn head(&self) -> &'static str {
+        if self.network.tied { "embedding.weight" } else { "head.weight" }
+    }
+
+    /// Scores over the vocabulary behind every token, attention computed over the whole sequence at once.
+    pub(crate) fn scores(&mut self, ids: &[u32]) -> Vec<f64> {
+        self.seq = ids.len();
+        let mut x = self.embed(ids);
+        for i in 0..self.network.layers.len() {
+            x = self.layer_forward(i, x).0;
+        }
+        self.logits(&x).1
+    }
+
     /// Mean loss of a step of `batch` sequences; gradients accumulate.
     pub(crate) fn step(&mut self, batch: usize, seed: u64, step: u64) -> f64 {
         let (h, vocab) = (self.network.hidden, self.network.vocab);
@@ -267,23 +301,15 @@ impl<'a> Reference<'a> {
                 (0..self.seq).map(|p| token(seed, step, sequence as u64, (p + ahead) as u64, vocab)).collect()
             };
             let (ids, targets) = (at(0), at(1));
-            let mut x: Vec<f64> = Vec::new();
-            for (position, &id) in ids.iter().enumerate() {
-                let mut row = self.p("embedding.weight")[id as usize * h..][..h].to_vec();
-                if self.network.learned_positions.is_some() {
-                    add(&mut row, &self.p("positions.weight")[position * h..][..h]);
-                }
-                x.extend(row);
-            }
+            let mut x = self.embed(&ids);
             let mut saved = Vec::new();
             for i in 0..self.network.layers.len() {
                 let (output, layer) = self.layer_forward(i, x);
                 saved.push(layer);
                 x = output;
             }
-            let normed = if self.network.final_norm { self.norm("final_norm", &x) } else { x.clone() };
-            let head = if self.network.tied { "embedding.weight" } else { "head.weight" };
-            let logits = product(Gemm::new(self.seq, vocab, h).transposed_b(), &normed, self.p(head));
+            let head = self.head();
+            let (normed, logits) = self.logits(&x);
             let shape = CrossEntropy { rows: self.seq, vocab, first: 0 };
             let stats = reference::cross_entropy_stats(&shape, &logits, &targets);
             total += stats.chunks(3).map(|s| s[1].ln() + s[0] - s[2]).sum::<f64>();

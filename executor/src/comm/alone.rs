@@ -1,0 +1,163 @@
+//! One rank without its peers: collectives become waits of their predicted duration.
+//!
+//! What a peer would have sent is made up from this rank's own data, so that shapes, memory and the work between the
+//! collectives are those of the whole run.
+
+use super::{Comm, Tag, Transport};
+use crate::error::{ExecutorError, Result};
+use psim_models::operator::{CollectiveKind, Dimension};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Seconds of a collective of so many bytes (as nccl-tests counts them) among so many ranks.
+pub type Pricing = dyn Fn(Dimension, CollectiveKind, u64, usize) -> f64;
+
+/// Waits shorter than this are spun: a sleeping thread wakes up too late.
+const SPIN: f64 = 200e-6;
+
+/// What replaces the peers.
+pub(super) struct StandIn {
+    price: Rc<Pricing>,
+    /// When reductions that run beside the computation were posted, and how long they take.
+    posted: RefCell<BTreeMap<Tag, VecDeque<(Instant, f64)>>>,
+}
+
+impl fmt::Debug for StandIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandIn").finish_non_exhaustive()
+    }
+}
+
+/// The transport of a rank without peers: nothing can be sent or received.
+#[derive(Debug, Clone, Copy)]
+pub struct Absent {
+    rank: usize,
+}
+
+impl Transport for Absent {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn send(&self, _: usize, _: Tag, _: Vec<f32>) -> Result<()> {
+        Ok(())
+    }
+    fn receive(&self, from: usize, _: Tag) -> Result<Vec<f32>> {
+        Err(ExecutorError::Peer { rank: self.rank, reason: format!("rank {from} does not run here") })
+    }
+}
+
+impl Comm<Absent> {
+    /// Rank `rank` alone, with what the collectives would take.
+    pub fn alone(rank: usize, price: Rc<Pricing>) -> Self {
+        let stand_in = StandIn { price, posted: RefCell::default() };
+        Self { stand_in: Some(stand_in), ..Self::new(Absent { rank }) }
+    }
+}
+
+/// Waits until `seconds` after `start`.
+fn wait_until(start: Instant, seconds: f64) {
+    loop {
+        let left = seconds - start.elapsed().as_secs_f64();
+        if left <= 0.0 {
+            return;
+        }
+        if left > SPIN {
+            std::thread::sleep(Duration::from_secs_f64(left - 0.5 * SPIN));
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl<T: Transport> Comm<T> {
+    /// Peers do not run.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.stand_in.is_some()
+    }
+
+    fn price(&self, dimension: Dimension, kind: CollectiveKind, bytes: u64, ranks: usize) -> f64 {
+        let seconds = self.stand_in.as_ref().map_or(0.0, |s| (s.price)(dimension, kind, bytes, ranks));
+        if seconds.is_finite() { seconds.max(0.0) } else { 0.0 }
+    }
+
+    /// In place of a collective: does `work` (making up the result) and waits for the rest of its predicted duration.
+    pub(crate) fn pretend<R>(
+        &self,
+        dimension: Dimension,
+        kind: CollectiveKind,
+        bytes: u64,
+        ranks: usize,
+        work: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        self.charge(dimension, |account| {
+            let start = Instant::now();
+            let result = work()?;
+            let seconds = self.price(dimension, kind, bytes, ranks);
+            wait_until(start, seconds);
+            account.wait += seconds;
+            account.sent += bytes;
+            Ok(result)
+        })
+    }
+
+    /// In place of a reduction that runs beside the computation: starts its clock.
+    pub(crate) fn pretend_posted(
+        &self,
+        dimension: Dimension,
+        kind: CollectiveKind,
+        tag: Tag,
+        bytes: u64,
+        ranks: usize,
+    ) {
+        let seconds = self.price(dimension, kind, bytes, ranks);
+        if let Some(stand_in) = &self.stand_in {
+            stand_in.posted.borrow_mut().entry(tag).or_default().push_back((Instant::now(), seconds));
+        }
+    }
+
+    /// Waits for what is left of it.
+    pub(crate) fn pretend_settled(&self, dimension: Dimension, tag: Tag) -> Result<()> {
+        self.charge(dimension, |account| {
+            let posted = self
+                .stand_in
+                .as_ref()
+                .and_then(|s| s.posted.borrow_mut().get_mut(&tag).and_then(VecDeque::pop_front));
+            if let Some((start, seconds)) = posted {
+                let now = Instant::now();
+                wait_until(start, seconds);
+                account.wait += now.elapsed().as_secs_f64();
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::Group;
+
+    #[test]
+    fn missing_peers_cost_their_predicted_time_and_mirror_this_rank() {
+        let price: Rc<Pricing> = Rc::new(|_, _, bytes, ranks| 1e-5 * (bytes as f64) * ranks as f64);
+        let comm = Comm::alone(1, price);
+        let group = Group { ranks: vec![0, 1, 2], index: 1 };
+        let d = Dimension::Ep;
+        let start = Instant::now();
+        assert_eq!(comm.all_gather(d, &group, vec![1.0, 2.0]).unwrap(), vec![vec![1.0, 2.0]; 3]);
+        let parts = vec![vec![1.0], vec![2.0], vec![3.0]];
+        assert_eq!(comm.all_to_all(d, &group, parts).unwrap(), vec![vec![2.0]; 3]);
+        let expected = 1e-5 * 3.0 * (24.0 + 12.0);
+        assert!(start.elapsed().as_secs_f64() >= expected);
+        assert!((comm.accounts()[&d].wait - expected).abs() < 1e-9);
+        assert!(comm.receive(d, 0, Tag::Bucket(0)).is_err());
+        comm.pretend_posted(d, CollectiveKind::ReduceScatter, Tag::Bucket(1), 100, 3);
+        std::thread::sleep(Duration::from_secs_f64(4e-3));
+        let waited = comm.waited(d);
+        comm.pretend_settled(d, Tag::Bucket(1)).unwrap();
+        assert!(comm.waited(d) - waited < 1e-4, "it was over already");
+    }
+}
