@@ -1,5 +1,7 @@
 //! `psim execute`: runs a plan on this machine and puts the prediction beside the measurement, phase by phase.
 
+mod shard;
+
 use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::job::Format;
@@ -25,6 +27,8 @@ pub(crate) enum Ranks {
     Threads,
     /// Processes of an MPI launch
     Mpi,
+    /// Processes of torchrun or srun, TCP between them
+    Tcp,
     /// One process per GPU, NCCL between them
     Nccl,
 }
@@ -55,21 +59,26 @@ pub(crate) struct Arguments {
 
 /// Refuses what this program cannot run, with the reason.
 fn supported(device: DeviceChoice, ranks: Ranks, shard: Option<u32>) -> Result<(), Failure> {
-    if let DeviceChoice::Cuda(_) = device {
+    if shard.is_some() && ranks != Ranks::Threads {
+        return Err(Failure::input(
+            "--shard runs one rank, whose peers are waits",
+            "leave --ranks out, or leave --shard out",
+        ));
+    }
+    if let DeviceChoice::Cuda(_) = device
+        && shard.is_none()
+    {
         let found = psim_kernels::cuda::probe();
         if !found.usable() {
             return Err(hinted(&found.to_string(), "`--device cpu` works everywhere"));
         }
-        return Err(Failure::not_built("`psim execute --device cuda`", "use --device cpu"));
+        return Err(Failure::not_built("`psim execute --device cuda`", "use --device cpu, or --shard RANK"));
     }
     if ranks == Ranks::Nccl {
         return Err(Failure::input(
             "NCCL connects GPUs, and the device is the CPU",
             "use --ranks threads or --ranks mpi with --device cpu",
         ));
-    }
-    if shard.is_some() {
-        return Err(Failure::not_built("`--shard`", "leave it out to run all ranks"));
     }
     Ok(())
 }
@@ -90,11 +99,14 @@ pub(crate) fn in_fp32(job: &JobArguments) -> Result<JobArguments, Failure> {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     supported(arguments.device, arguments.ranks, arguments.shard)?;
+    if let Some(rank) = arguments.shard {
+        return shard::run(arguments, rank as usize, host);
+    }
     let written = crate::inputs::job::read_plan(host, &arguments.plan)?;
     let job = in_fp32(&arguments.job)?;
     let (job, plan) = super::simulate::load(&job, &arguments.common, &arguments.plan, host)?;
     fits(&job, &plan)?;
-    if arguments.ranks == Ranks::Mpi && arguments.common.profiles.is_empty() {
+    if matches!(arguments.ranks, Ranks::Mpi | Ranks::Tcp) && arguments.common.profiles.is_empty() {
         return Err(Failure::input(
             "every process would measure the machine at once",
             "run `psim calibrate --device cpu --out cpu.toml` first, then give --profile cpu.toml",
@@ -118,8 +130,8 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     host.print(text(&job, &plan, &machine, &report, &notes))
 }
 
-/// The plan must have no more ranks than the cluster, and few enough for threads.
-fn fits(job: &Job, plan: &Plan) -> Result<(), Failure> {
+/// The plan must have no more ranks than the cluster.
+fn enough(job: &Job, plan: &Plan) -> Result<(), Failure> {
     let (ranks, there) = (plan.world(), job.cluster.accelerators());
     if ranks > there {
         return Err(Failure::input(
@@ -127,6 +139,13 @@ fn fits(job: &Job, plan: &Plan) -> Result<(), Failure> {
             "make tp · pp · dp · cp smaller, or take a larger cluster",
         ));
     }
+    Ok(())
+}
+
+/// The plan must fit the cluster, and have few enough ranks for threads.
+fn fits(job: &Job, plan: &Plan) -> Result<(), Failure> {
+    enough(job, plan)?;
+    let ranks = plan.world();
     if ranks > MAX_RANKS {
         return Err(Failure::input(
             format!("the plan needs {ranks} ranks; at most {MAX_RANKS} threads are started"),
@@ -159,6 +178,7 @@ fn measured(
         ranks: match arguments.ranks {
             Ranks::Threads => RankMode::Threads,
             Ranks::Mpi => RankMode::Mpi,
+            Ranks::Tcp => RankMode::Tcp,
             Ranks::Nccl => RankMode::Nccl,
         },
         steps: arguments.steps,

@@ -34,6 +34,17 @@ fn calibrate_check_execute() {
     assert_eq!(report["report"]["losses"].as_array().unwrap().len(), 2);
     let text = psim_in(&files, execute);
     assert!(text.out.contains("forward") && text.out.contains("tp communication"), "{}", text.transcript());
+    let shard: Value =
+        serde_json::from_str(&psim_in(&files, &format!("{execute} --shard 1 --json")).out).unwrap();
+    let bytes = |key: &str| shard["shard"][key].as_f64().unwrap();
+    // The ledger cuts learned positions over tp; the executor, as Megatron, keeps them whole on every rank.
+    assert!((bytes("predicted_states") / bytes("states") - 1.0).abs() < 0.1, "{shard}");
+    let text = psim_in(&files, &format!("{execute} --shard 1"));
+    assert!(
+        text.out.contains("rank 1 (stage 0)") && text.out.contains("waits inserted"),
+        "{}",
+        text.transcript()
+    );
     // A sequence on one rank and on two has the same loss.
     let one = String::from_utf8(PLAN.to_vec()).unwrap().replace("tp = 2", "tp = 1");
     std::fs::write(files.path().join("plan.toml"), one).unwrap();
@@ -70,7 +81,8 @@ fn what_cannot_be_measured_or_run_says_why() {
         ("calibrate --check junk.toml".to_owned(), "junk.toml"),
         (format!("{execute} --ranks nccl"), "NCCL connects GPUs"),
         (format!("{execute} --precision bf16"), "computes in fp32"),
-        (format!("{execute} --shard 0"), "--shard"),
+        (format!("{execute} --shard 2"), "ranks go from 0 to 1"),
+        (format!("{execute} --shard 0 --ranks mpi"), "leave --ranks out"),
         ("execute --model config.json --cluster h100x1 --plan plan.toml".to_owned(), "needs 2 ranks"),
         ("plan --model config.json --cluster h100x512 --global-batch 8 --execute-top 1".to_owned(), "512"),
         ("plan --model config.json --cluster h100x2 --execute-top 1 --emit d".to_owned(), "--emit"),
