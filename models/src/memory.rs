@@ -309,7 +309,7 @@ fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) 
         let fp16 = shape.base == DType::Fp16;
         let gradient = if fp16 { s.fp16_gradient.unwrap_or(s.gradient) } else { s.gradient };
         gradients += gradient * count * p.trainable / gradient_ranks;
-        let kept = master.max(if all { base } else { 0.0 }) + s.moments;
+        let kept = if all && master > 0.0 { master.max(base) } else { master } + s.moments;
         optimizer += kept * count * p.trainable / optimizer_ranks;
         if fp16 {
             step_gradients += s.sharded_gradient * count * p.trainable / optimizer_ranks;
