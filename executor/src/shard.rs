@@ -17,7 +17,7 @@ use psim_sim::schedule::{PassKind, model_chunk};
 use psim_sim::step::StepModel;
 use psim_sim::{Level, StepPrediction};
 use serde::Serialize;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a shard run is priced with.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +85,7 @@ impl Job {
         settings: &Settings,
         device: D,
         rank: usize,
-        price: Rc<Pricing>,
+        price: Arc<Pricing>,
     ) -> Result<RankRecord> {
         let world = self.plan.world() as usize;
         if rank >= world {
@@ -116,10 +116,10 @@ pub fn step_compute(record: &RankRecord, step: usize) -> StepTimes {
 }
 
 /// Prices collectives as the simulator does.
-fn pricing(model: &StepModel<'_>, plan: &Plan, groups: &Groups) -> Rc<Pricing> {
+fn pricing(model: &StepModel<'_>, plan: &Plan, groups: &Groups) -> Arc<Pricing> {
     let (cost, groups) = (model.cost().clone(), *groups);
     let expert_replicas = plan.edp().max(1);
-    Rc::new(move |dimension, kind, bytes, ranks| {
+    Arc::new(move |dimension, kind, bytes, ranks| {
         let group: GroupShape = match dimension {
             Dimension::Tp => groups.tp,
             Dimension::Pp => groups.pp,

@@ -11,7 +11,7 @@ use psim_executor::{Job, RankRecord, Settings};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::plan::{Recompute, Schedule, Sharding};
 use psim_models::{Model, Plan};
-use std::rc::Rc;
+use std::sync::Arc;
 
 fn wide_llama() -> Model {
     models::widened(models::llama(4), 128, 512, 32, 384)
@@ -52,7 +52,7 @@ fn a_shard_equals_its_rank_in_the_whole_run() {
                 .map(|rank| {
                     let (job, settings) = (&job, &settings);
                     scope.spawn(move || {
-                        job.run_shard(settings, CpuDevice::new(), rank, Rc::new(|_, _, _, _| 2e-5)).unwrap()
+                        job.run_shard(settings, CpuDevice::new(), rank, Arc::new(|_, _, _, _| 2e-5)).unwrap()
                     })
                 })
                 .collect();

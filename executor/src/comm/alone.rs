@@ -9,18 +9,18 @@ use psim_models::operator::{CollectiveKind, Dimension};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Seconds of a collective of so many bytes (as nccl-tests counts them) among so many ranks.
-pub type Pricing = dyn Fn(Dimension, CollectiveKind, u64, usize) -> f64;
+pub type Pricing = dyn Fn(Dimension, CollectiveKind, u64, usize) -> f64 + Send + Sync;
 
 /// Waits shorter than this are spun: a sleeping thread wakes up too late.
 const SPIN: f64 = 200e-6;
 
 /// What replaces the peers.
 pub(super) struct StandIn {
-    price: Rc<Pricing>,
+    price: Arc<Pricing>,
     /// When reductions that run beside the computation were posted, and how long they take.
     posted: RefCell<BTreeMap<Tag, VecDeque<(Instant, f64)>>>,
 }
@@ -51,7 +51,7 @@ impl Transport for Absent {
 
 impl Comm<Absent> {
     /// Rank `rank` alone, with what the collectives would take.
-    pub fn alone(rank: usize, price: Rc<Pricing>) -> Self {
+    pub fn alone(rank: usize, price: Arc<Pricing>) -> Self {
         let stand_in = StandIn { price, posted: RefCell::default() };
         Self { stand_in: Some(stand_in), ..Self::new(Absent { rank }) }
     }
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn missing_peers_cost_their_predicted_time_and_mirror_this_rank() {
-        let price: Rc<Pricing> = Rc::new(|_, _, bytes, ranks| 1e-5 * (bytes as f64) * ranks as f64);
+        let price: Arc<Pricing> = Arc::new(|_, _, bytes, ranks| 1e-5 * (bytes as f64) * ranks as f64);
         let comm = Comm::alone(1, price);
         let group = Group { ranks: vec![0, 1, 2], index: 1 };
         let d = Dimension::Ep;
