@@ -99,9 +99,7 @@ fn simulated(model: &Model, requests: &[ServeRequest], settings: &ServeSettings)
                 arrival: Time::from(Seconds(r.arrival)),
                 input: r.prompt.len() as u32,
                 output: r.output as u32,
-                prefix: 0,
-                prefix_group: 0,
-                tenant: 0,
+                ..Request::default()
             })
             .collect(),
         clients: None,
