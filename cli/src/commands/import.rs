@@ -107,8 +107,8 @@ fn kind(arguments: &Arguments, host: &Host<'_>) -> Result<Kind, Failure> {
     if bytes.starts_with(sqlite::MAGIC) {
         return Ok(Kind::Nsight(bytes));
     }
-    let first = bytes.iter().copied().find(|b| !b.is_ascii_whitespace());
-    if matches!(first, Some(b'{' | b'[')) {
+    // A list in brackets is no configuration; launchers prefix the lines of a log with `[1,0]<stdout>:`.
+    if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
         let has = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
         let trace = has(b"\"traceEvents\"") || (has(b"\"nodes\"") && has(b"\"schema\""));
         return Ok(if trace { Kind::Kineto(bytes) } else { Kind::Model });

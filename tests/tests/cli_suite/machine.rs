@@ -118,6 +118,12 @@ fn a_log_becomes_a_profile_that_plans() {
     let plan =
         psim_in(&files, "plan --model 8b --cluster h100x8 --global-batch 64 --profile measured.toml --top 1");
     assert_eq!(plan.code, 0, "{}", plan.transcript());
+    // Launchers put their own mark before every line.
+    let text = String::from_utf8(LOG.to_vec()).unwrap();
+    let marked: String = text.lines().map(|l| format!("[1,0]<stdout>:{l}\n")).collect();
+    std::fs::write(files.path().join("marked.log"), marked).unwrap();
+    let run = psim_in(&files, "import marked.log --out marked.toml");
+    assert_eq!(run.code, 0, "{}", run.transcript());
     for name in ["broken.log", "empty.log"] {
         let run = psim_in(&files, &format!("import {name} --out x.toml"));
         assert_eq!(run.code, 2, "{}", run.transcript());
