@@ -147,12 +147,15 @@ fn traffic(
     Ok(load)
 }
 
+/// Machines, and what is not possible with the reason.
+type Machines = (Vec<Cluster>, Vec<(String, String)>);
+
 /// Machines to compare: named types and clusters, else the usual types; what is not possible with the reason.
 fn machines(
     types: &[String],
     clusters: &[String],
     host: &Host<'_>,
-) -> Result<(Vec<Cluster>, Vec<(String, String)>), Failure> {
+) -> Result<Machines, Failure> {
     let mut out = Vec::new();
     let mut rejected = Vec::new();
     for name in clusters {
