@@ -151,11 +151,7 @@ fn traffic(
 type Machines = (Vec<Cluster>, Vec<(String, String)>);
 
 /// Machines to compare: named types and clusters, else the usual types; what is not possible with the reason.
-fn machines(
-    types: &[String],
-    clusters: &[String],
-    host: &Host<'_>,
-) -> Result<Machines, Failure> {
+fn machines(types: &[String], clusters: &[String], host: &Host<'_>) -> Result<Machines, Failure> {
     let mut out = Vec::new();
     let mut rejected = Vec::new();
     for name in clusters {

@@ -44,7 +44,8 @@ impl ServingPlanReport {
                     .then(b.rate_per_accelerator.total_cmp(&a.rate_per_accelerator))
             }),
             _ => {
-                self.plans.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators)));
+                self.plans
+                    .sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators)));
             }
         }
     }
