@@ -1,4 +1,4 @@
-//! A day of ten million requests (1,000 + 200 tokens in the mean) on 1,000 replicas, streamed: shows that memory follows
+//! How long serving runs take to simulate: 1,024 requests on two replicas, 4,096 conversations on sixteen, and a day of ten million requests (1,000 + 200 tokens in the mean) on 1,000 replicas, streamed: shows that memory follows
 //! the requests that are alive, and how long the day takes. `cargo run --release -p psim-sim --example serving_day [REQUESTS]`
 #![expect(clippy::print_stdout, reason = "an example talks")]
 
@@ -6,13 +6,55 @@ use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::{StepCost, engine};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
+use psim_models::serving::trace::parse_trace;
 use psim_models::serving::{
     Arrival, Deployment, Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload, Traffic,
 };
-use psim_sim::serving::{FleetOptions, Router, StreamInput, Summary, simulate_stream};
+use psim_sim::serving::{
+    FleetOptions, Router, ServingInput, StreamInput, Summary, simulate, simulate_stream,
+};
+
+fn held(
+    name: &str,
+    workload: &ServingWorkload,
+    replicas: u32,
+    tp: u32,
+    model: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let start = std::time::Instant::now();
+    let engine = engine::find("vllm-v1").ok_or("no engine")?;
+    let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default())?;
+    let deployment = Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16));
+    let library = ProfileLibrary::built_in();
+    let model = presets::find(model)?;
+    let cost = StepCost::new(&model, &deployment, &cluster, cluster.first_node(), engine, &library)?;
+    let priced = start.elapsed();
+    let traffic = Traffic::generate(workload, 1);
+    let input =
+        ServingInput { cost: &cost, engine, traffic: &traffic, replicas, options: FleetOptions::default() };
+    let run = simulate(&input)?;
+    println!(
+        "{name}: prices {:.1} ms, run {:.1} ms, {} steps",
+        priced.as_secs_f64() * 1e3,
+        (start.elapsed() - priced).as_secs_f64() * 1e3,
+        run.steps
+    );
+    Ok(())
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let requests: u32 = std::env::args().nth(1).map_or(Ok(10_000_000), |n| n.parse())?;
+    let fixed = ServingWorkload::fixed("fixed", Arrival::Poisson { rate: 10.0 }, 1024, 2048, 128);
+    held("1,024 of 2,048 + 128 on 2 replicas of 70B/TP4", &fixed, 2, 4, "llama3-70b")?;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/traces/azure2023/conv.csv");
+    let mut chat = ServingWorkload::fixed("chat", Arrival::Poisson { rate: 20.0 }, 4096, 1, 1);
+    match std::fs::read_to_string(path).map(|text| parse_trace(path, &text)) {
+        Ok(Ok(trace)) => {
+            chat.tenants[0].pairs = Some(trace.requests.iter().map(|r| (r.input, r.output)).collect());
+            held("4,096 conversations at 20/s on 16 replicas of 70B/TP4", &chat, 16, 4, "llama3-70b")?;
+        }
+        _ => println!("SKIP 4,096 conversations: the trace is not beside the checkout"),
+    }
     let engine = engine::find("vllm-v1").ok_or("no engine")?;
     let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default())?;
     let deployment = Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::Bf16));

@@ -15,5 +15,8 @@ macro_rules! scenario {
 pub(super) const ENTRIES: &[Entry] = &[
     // Batching policies of one engine.
     scenario!("splitfuse-llama2-70b", serving::simulate),
+    scenario!("radix-llama3-8b", serving::simulate),
+    scenario!("conversations-llama3-8b", serving::simulate),
+    scenario!("kv-tiers-llama3-8b", serving::simulate),
     scenario!("flover-llama-13b", serving::simulate),
 ];

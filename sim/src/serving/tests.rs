@@ -381,6 +381,12 @@ fn host_memory_and_disk_keep_what_the_device_cannot() {
         let options = FleetOptions { tiers, ..FleetOptions::default() };
         let run = serve(&cost, &engine, &traffic, options);
         check_laws(&run, &traffic);
+        let slow = serve(&cost, &engine, &traffic, FleetOptions { coalesce: false, ..options });
+        assert!(run.outcomes == slow.outcomes && run.gaps == slow.gaps);
+        assert_eq!(
+            (run.steps, run.extra, run.cached_prompt_tokens),
+            (slow.steps, slow.extra, slow.cached_prompt_tokens)
+        );
         (run.cached_prompt_tokens, run.extra.moved_bytes)
     };
     let options = FleetOptions { router: Router::PrefixAware, ..FleetOptions::default() };
