@@ -1,6 +1,6 @@
 //! Rates of the large kernels on the GPU at hand, one JSON line each: what `cuda/check-on-gpu.sh` compares with PyTorch in
 //! the same session. Medians of events, random data, inputs rotated beyond the second-level cache.
-#![expect(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "a measurement")]
+#![expect(clippy::unwrap_used, reason = "a measurement")]
 
 use psim_hardware::DType;
 use psim_kernels::{Attention, Device, Gemm, Micro, PagedAttention, Strided};
