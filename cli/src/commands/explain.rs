@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
 fn winner(arguments: &Arguments, host: &Host<'_>) -> Result<(Job, Plan, StepPrediction), Failure> {
     let search = SearchArguments {
         job: arguments.job.clone(),
-        objective: Goal::Time,
+        objective: Some(Goal::Time),
         top: 1,
         common: arguments.common.clone(),
     };
