@@ -2,4 +2,4 @@
 
 pub(crate) mod plans;
 pub(crate) mod prediction;
-pub(crate) mod waterfall;
+pub(crate) mod switched;

@@ -205,6 +205,7 @@ pub fn threads_stack() -> StackProfile {
         dropout: false,
         fp32_logits: true,
         residual_sigma: 0.1,
+        without: Default::default(),
         releases: Vec::new(),
     }
 }

@@ -43,8 +43,8 @@ pub(crate) struct Arguments {
     /// Most accelerators of one type
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     most: u32,
-    /// Sequences per step [default: 4 Mi tokens]
-    #[arg(long, value_name = "N", value_parser = parse_range)]
+    /// Sequences per step, or a range of them of which each option takes its best [default: 4 Mi tokens]
+    #[arg(long, value_name = "N|A..B", value_parser = parse_range)]
     global_batch: Option<(u32, u32)>,
     /// Tokens per sequence [default: 8192]
     #[arg(long, value_name = "N", value_parser = parse_length)]
@@ -91,13 +91,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         ));
     }
     let global_batch = match arguments.global_batch {
-        Some((low, high)) if low == high => low,
-        Some((low, high)) => {
-            return Err(Failure::input(
-                format!("--global-batch {low}..{high} is a range; capacity compares at one batch"),
-                "give one number; `psim plan` prints the throughput curve of a range",
-            ));
-        }
+        Some((low, _)) => low,
         None => {
             let batch = u32::try_from((DEFAULT_BATCH_TOKENS / seq_len).max(1)).unwrap_or(u32::MAX);
             assume(
@@ -128,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     let request = CapacityRequest {
         model: &model,
         workload: &workload,
-        global_batch: None,
+        global_batch: arguments.global_batch,
         stack: &software.stack,
         library: &software.library,
         precision: vec![precision],

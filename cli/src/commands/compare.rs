@@ -5,8 +5,10 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::{seconds, three};
+use crate::render::switched;
 use crate::table::{Align::Left, Align::Right, Table};
 use clap::Args;
+use psim_hardware::profile::stack::MECHANISMS;
 use psim_models::Plan;
 use psim_reports::plan_label;
 use psim_sim::{Level, StepPrediction};
@@ -85,19 +87,23 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
 
 type Side<'a> = (&'a Job, &'a Plan, &'a StepPrediction);
 
-/// Differences by term; they sum to the difference of the totals.
-fn differences(a: Side<'_>, b: Side<'_>) -> Vec<(&'static str, f64, f64)> {
-    a.2.breakdown
-        .terms()
-        .iter()
-        .zip(b.2.breakdown.terms())
-        .map(|((term, x), (_, y))| (*term, per_token(a.0, a.1, x.0), per_token(b.0, b.1, y.0)))
+/// Terms of both sides, each found by taking its mechanism out; they sum to the totals.
+fn differences(a: Side<'_>, b: Side<'_>) -> Result<Vec<(&'static str, f64, f64)>, Failure> {
+    let falls = [switched::falls(a.0, a.1, a.2)?, switched::falls(b.0, b.1, b.2)?];
+    let names = [switched::PEAK, switched::BEYOND].into_iter().chain(MECHANISMS.iter().rev().map(|m| m.term));
+    let of = |side: usize, term: &str| {
+        let (job, plan, _) = [a, b][side];
+        let seconds = falls[side].iter().find(|f| f.term == term).map_or(0.0, |f| f.seconds);
+        per_token(job, plan, seconds)
+    };
+    Ok(names
+        .map(|term| (term, of(0, term), of(1, term)))
         .filter(|(_, x, y)| *x != 0.0 || *y != 0.0)
-        .collect()
+        .collect())
 }
 
 fn two_plans(a: Side<'_>, b: Side<'_>, as_json: bool, host: &mut Host<'_>) -> Result<(), Failure> {
-    let terms = differences(a, b);
+    let terms = differences(a, b)?;
     let total = (terms.iter().map(|t| t.1).sum::<f64>(), terms.iter().map(|t| t.2).sum::<f64>());
     let side = |s: Side<'_>| -> Value {
         json!({ "plan": s.1, "cluster": s.0.cluster.name, "stack": s.0.software.stack.name,
@@ -168,12 +174,12 @@ fn measurement(arguments: &Arguments, a: Side<'_>, host: &mut Host<'_>) -> Resul
         return host.json(
             &json!({ "schema": 1, "model": job.model.name, "cluster": job.cluster.name, "plan": plan,
             "predicted_step_time_s": prediction.step_time, "measured_step_time_s": measured, "error": error,
-            "inside_interval": inside, "waterfall": crate::render::waterfall::falls(prediction) }),
+            "inside_interval": inside, "waterfall": switched::falls(job, plan, prediction)? }),
         );
     }
     host.print(crate::render::prediction::header(job))?;
     host.line(format!("plan: {}\n", plan_label(plan)))?;
-    host.print(crate::render::waterfall::text(prediction))?;
+    host.print(switched::text(&switched::falls(job, plan, prediction)?))?;
     let word = if inside { "inside" } else { "OUTSIDE" };
     host.line(format!(
         "\npredicted {} ({} to {}), measured {}: {:+.1} %, {word} the 80 % interval",

@@ -1,8 +1,10 @@
 //! The software stack profile: what a framework of some era decides, independent of model and machine.
 
 pub mod parameters;
+pub mod without;
 
 pub use parameters::{PARAMETERS, Parameter, ParameterError};
+pub use without::{MECHANISMS, Mechanism, Without};
 
 use crate::{Bytes, Seconds};
 use serde::{Deserialize, Serialize};
@@ -217,6 +219,9 @@ pub struct StackProfile {
     pub fp32_logits: bool,
     /// Residual standard deviation of ln(measured / predicted) for the interval.
     pub residual_sigma: f64,
+    /// Mechanisms taken out, to see what they cost.
+    #[serde(default)]
+    pub without: Without,
     /// Releases, oldest first.
     #[serde(default)]
     pub releases: Vec<Release>,

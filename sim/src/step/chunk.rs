@@ -23,6 +23,11 @@ impl ChunkTimes {
     }
 }
 
+/// What is run again, unless recomputation is taken out.
+pub(super) fn recompute_of(plan: &Plan, stack: &StackProfile) -> Recompute {
+    if stack.without.recompute { Recompute::None } else { plan.recompute }
+}
+
 /// Gathering of parameters and scattering of gradients around each layer of a kind, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Gathering {
@@ -71,7 +76,8 @@ pub(super) fn chunk_times(
     split: bool,
 ) -> ChunkTimes {
     let mut out = ChunkTimes::default();
-    let mut full = match plan.recompute {
+    let recompute = recompute_of(plan, stack);
+    let mut full = match recompute {
         Recompute::Full => u32::MAX,
         Recompute::Layers(n) => n,
         _ => 0,
@@ -81,7 +87,7 @@ pub(super) fn chunk_times(
     let mut add = |times: &KindTimes, count: u32, recomputed: u32, gathering: Option<(Gathering, bool)>| {
         let (n, r) = (f64::from(count), f64::from(recomputed));
         let mut backward = if split { times.input } else { times.backward };
-        if plan.recompute == Recompute::Selective {
+        if recompute == Recompute::Selective {
             backward = backward.plus(&times.selective.as_recompute(), 1.0);
         }
         if count > 0 {

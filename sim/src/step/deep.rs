@@ -51,7 +51,7 @@ impl StepModel<'_> {
         let peak = self.peak(plan);
         let works = LayerWorks::new(self.model, shape, &self.cost, self.stack, peak, mesh.split);
         let units: Vec<Vec<Unit>> =
-            mesh.classes.iter().map(|c| units(c, plan, mesh.gatherings.as_ref())).collect();
+            mesh.classes.iter().map(|c| units(c, plan, self.stack, mesh.gatherings.as_ref())).collect();
         let deep = Deep { works, weights: units.iter().map(|u| self.weights(u, prepared)).collect(), units };
         let passes = self.passes(plan, &deep, prepared);
         let mut of_class: Vec<Option<super::chunk::ChunkTimes>> = vec![None; mesh.classes.len()];

@@ -77,8 +77,8 @@ impl StepModel<'_> {
         let layout = Layout::new(self.model, plan)?;
         // Under pipeline parallelism FSDP keeps the gathered parameters between micro-batches.
         let held = plan.pp > 1;
-        let gatherings =
-            (plan.sharding == Sharding::Parameters && !held).then(|| self.gatherings(plan, &shape));
+        let gatherings = (plan.sharding == Sharding::Parameters && !held && !self.stack.without.dp)
+            .then(|| self.gatherings(plan, &shape));
         let mut classes: Vec<Chunk> = Vec::new();
         let class_of: Vec<u16> = layout
             .chunks
@@ -121,6 +121,12 @@ impl StepModel<'_> {
             ));
             optimizer =
                 optimizer.max(optimizer_step(plan, &shape, self.stack, &self.cost, &parameters, &world));
+        }
+        if self.stack.without.optimizer {
+            optimizer = 0.0;
+        }
+        if self.stack.without.dp {
+            reductions.fill(Reduction { buckets: 1.0, ..Reduction::default() });
         }
         let (groups, split) = (shape.groups, is_split(plan.schedule));
         Ok(MeshCosts {

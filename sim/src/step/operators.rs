@@ -5,7 +5,7 @@
 //! same time shares multiprocessors, memory bandwidth and links. Runs of equal layers are folded: after [`FOLD`] layers
 //! each further one adds the same (tested against all layers in full).
 
-use super::chunk::{ChunkTimes, Gathering, Gatherings};
+use super::chunk::{ChunkTimes, Gathering, Gatherings, recompute_of};
 use super::device::{Causes, Device, contention};
 use super::work::Work;
 use super::{Parts, Pass};
@@ -133,7 +133,13 @@ impl LayerWorks {
     }
 
     /// Works of a unit in one direction, in execution order; true: as recomputation.
-    fn list(&self, unit: &Unit, direction: Direction, plan: &Plan, split: bool) -> Vec<(&Work, bool)> {
+    fn list(
+        &self,
+        unit: &Unit,
+        direction: Direction,
+        recompute: Recompute,
+        split: bool,
+    ) -> Vec<(&Work, bool)> {
         let kinds = self.at(unit.place);
         let mut out = Vec::with_capacity(3 * kinds.len());
         match direction {
@@ -144,7 +150,7 @@ impl LayerWorks {
                     if unit.recomputed {
                         out.push((&kind.forward, true));
                     }
-                    if plan.recompute == Recompute::Selective {
+                    if recompute == Recompute::Selective {
                         out.push((&kind.selective, true));
                     }
                     out.push((if split { &kind.input } else { &kind.backward }, false));
@@ -157,8 +163,13 @@ impl LayerWorks {
 }
 
 /// Layers of a chunk in forward order.
-pub(super) fn units(chunk: &Chunk, plan: &Plan, gatherings: Option<&Gatherings>) -> Vec<Unit> {
-    let mut full = match plan.recompute {
+pub(super) fn units(
+    chunk: &Chunk,
+    plan: &Plan,
+    stack: &StackProfile,
+    gatherings: Option<&Gatherings>,
+) -> Vec<Unit> {
+    let mut full = match recompute_of(plan, stack) {
         Recompute::Full => u32::MAX,
         Recompute::Layers(n) => n,
         _ => 0,
@@ -219,7 +230,8 @@ impl Passes<'_> {
         direction: Direction,
     ) -> Option<TaskId> {
         let mut last = None;
-        for (work, again) in self.works.list(unit, direction, self.plan, self.split) {
+        for (work, again) in self.works.list(unit, direction, recompute_of(self.plan, self.stack), self.split)
+        {
             last = device.work(graph, causes, work, unit.scale, again).or(last);
         }
         last
@@ -278,7 +290,9 @@ impl Passes<'_> {
             if unit.gathering.is_some() {
                 return None;
             }
-            for (work, again) in self.works.list(unit, direction, self.plan, self.split) {
+            for (work, again) in
+                self.works.list(unit, direction, recompute_of(self.plan, self.stack), self.split)
+            {
                 let parts = work.quiet()?;
                 out = out.plus(&if again { parts.as_recompute() } else { parts }, unit.scale);
             }

@@ -87,6 +87,15 @@ pub(super) fn is_matrix(kind: &OperatorKind) -> bool {
     )
 }
 
+/// The time of an operator, unless its mechanism is taken out of the stack.
+pub(super) fn counted(kind: &OperatorKind, time: f64, stack: &StackProfile, peak: f64) -> f64 {
+    match kind {
+        OperatorKind::Memory { .. } if stack.without.memory => 0.0,
+        kind if stack.without.inefficiency && is_matrix(kind) => f64::min(kind.flops() / peak, time),
+        _ => time,
+    }
+}
+
 /// Seconds that compute loses to communication beside it: while that runs, compute takes `1 + contention` times as
 /// long, so that of `communication` seconds side by side `contention / (1 + contention)` are lost.
 pub(super) fn slowed(contention: f64, compute: f64, communication: f64) -> f64 {
@@ -116,7 +125,7 @@ pub fn run_pass(
     let mut needed = [0.0f64; 2];
     for op in operators.iter().filter(|o| keep(o)) {
         let price = cost.price(&op.kind);
-        let time = price.time.0;
+        let time = counted(&op.kind, price.time.0, stack, peak);
         host += launches(&op.kind, &stack.host) * stack.host.launch.0;
         out.variance += time * time * price.sigma * price.sigma;
         if price.provenance <= Provenance::Transferred {

@@ -118,7 +118,21 @@ impl<'a> StepModel<'a> {
 
     /// The shape of one rank's work under a plan.
     pub fn shape(&self, plan: &Plan) -> Shape {
-        Shape::new(plan, self.workload, self.stack, Groups::place(plan, self.cluster, self.node))
+        let mut groups = Groups::place(plan, self.cluster, self.node);
+        // Groups of one rank exchange nothing; the sizes of the work stay those of the plan.
+        let alone = GroupShape { ranks: 1, per_domain: 1, per_node: 1, stride: 1, level: 0 };
+        let without = self.stack.without;
+        for (out, group) in [
+            (without.tp, &mut groups.tp),
+            (without.cp, &mut groups.cp),
+            (without.ep, &mut groups.ep),
+            (without.ep, &mut groups.etp),
+        ] {
+            if out {
+                *group = alone;
+            }
+        }
+        Shape::new(plan, self.workload, self.stack, groups)
     }
 
     /// Prices every kind of layer. Plans that agree in tp, cp, ep, etp, micro-batch, sequence parallelism, context
@@ -141,7 +155,7 @@ impl<'a> StepModel<'a> {
 
     /// Seconds to send one micro-batch's activations to the next stage.
     pub(super) fn boundary_seconds(&self, plan: &Plan, shape: &Shape, groups: &Groups) -> f64 {
-        if plan.pp <= 1 {
+        if plan.pp <= 1 || self.stack.without.pp {
             return 0.0;
         }
         let tokens = shape.base.size() * (shape.tokens * self.model.hidden) as f64;
@@ -271,6 +285,10 @@ impl<'a> StepModel<'a> {
         let shared = StageCosts { shape: self.shape(plan), layers: layers.clone() };
         let mut prepared = self.prepare(plan, &shared, &mesh);
         let deep = if level >= Level::L2 { Some(self.deepen(plan, &mut prepared)?) } else { None };
+        if self.stack.without.imbalance {
+            let mean = mean_chunk(&prepared);
+            prepared.chunks.iter_mut().for_each(|chunk| *chunk = mean);
+        }
         let prepared = prepared;
         let spec = spec(plan);
         let mut costs = costs(&prepared, self.stack.overlap.p2p);
@@ -295,7 +313,11 @@ impl<'a> StepModel<'a> {
         } else {
             result
         };
-        let step = |result: &PipelineResult| result.step(plan.schedule).seconds().0;
+        let full = self.stack.without.bubble;
+        let step = |result: &PipelineResult| {
+            let busiest = || result.stages.iter().map(|stage| stage.busy).max().unwrap_or_default();
+            if full { busiest() } else { result.step(plan.schedule) }.seconds().0
+        };
         let makespan = step(&result);
         let without_p2p = if prepared.p2p > 0.0 {
             let free = PipelineCosts { p2p: Time::ZERO, ..costs.clone() };
@@ -310,11 +332,13 @@ impl<'a> StepModel<'a> {
         let (after, dp_exposed, contention) = match &deep {
             Some(deep) if !vocabulary && deep.has_events(&prepared) => {
                 let events = self.events(plan, deep, &prepared, &costs, program, &mut sim)?;
-                let slowed = events.slowed.min((events.end - makespan).max(0.0));
-                (events.end, events.end - makespan - slowed, slowed)
+                let pipeline = result.step(plan.schedule).seconds().0;
+                let slowed = events.slowed.min((events.end - pipeline).max(0.0));
+                (events.end, events.end - pipeline - slowed, slowed)
             }
             _ => self.after_pipeline(plan, &prepared, &result),
         };
+        let after = if full { makespan + dp_exposed + contention } else { after };
         let mut breakdown = mean.parts.into_breakdown();
         breakdown.pp_exposed = Seconds((makespan - without_p2p).max(0.0));
         breakdown.imbalance = Seconds((without_p2p - balanced).max(0.0));
@@ -565,16 +589,22 @@ pub(super) fn costs(prepared: &Prepared<'_>, p2p_overlap: bool) -> PipelineCosts
     }
 }
 
-/// Work of the mean stage over the whole step, and chunk costs that spread all work evenly.
-pub(super) fn mean_stage(plan: &Plan, prepared: &Prepared<'_>) -> (Pass, Vec<ChunkCost>) {
-    let n = prepared.chunks.len().max(1);
-    let share = 1.0 / n as f64;
+/// Passes of a chunk that does the mean work.
+fn mean_chunk(prepared: &Prepared<'_>) -> ChunkTimes {
+    let share = 1.0 / prepared.chunks.len().max(1) as f64;
     let mut even = ChunkTimes::default();
     for c in &prepared.chunks {
         even.forward = even.forward.plus(&c.forward, share);
         even.backward = even.backward.plus(&c.backward, share);
         even.weight = even.weight.plus(&c.weight, share);
     }
+    even
+}
+
+/// Work of the mean stage over the whole step, and chunk costs that spread all work evenly.
+pub(super) fn mean_stage(plan: &Plan, prepared: &Prepared<'_>) -> (Pass, Vec<ChunkCost>) {
+    let n = prepared.chunks.len().max(1);
+    let even = mean_chunk(prepared);
     let per_stage = f64::from(plan.vpp) * f64::from(plan.micro_batches().max(1));
     let mean = Pass::default().plus(&even.total(), per_stage);
     (mean, vec![chunk_cost(&even); n])

@@ -5,7 +5,7 @@
 //! the last product trails, and what lies between runs side by side.
 
 use super::Parts;
-use super::pass::{is_matrix, kernels, launches};
+use super::pass::{counted, is_matrix, kernels, launches};
 use crate::stream::TaskClass;
 use psim_cost_models::CostModel;
 use psim_hardware::profile::StackProfile;
@@ -60,7 +60,7 @@ impl Work {
         let list: Vec<&Operator> = operators.iter().filter(|o| keep(o)).collect();
         let mut laying = Laying::new();
         for (i, op) in list.iter().enumerate() {
-            let time = cost.price(&op.kind).time.0;
+            let time = counted(&op.kind, cost.price(&op.kind).time.0, stack, peak);
             let count = kernels(&op.kind);
             let work = &mut laying.work;
             work.host[usize::from(work.read_back != NONE)] +=

@@ -266,3 +266,55 @@ fn import_counts_parameters() {
     let run = psim_in(&files, "import config.json");
     assert!(run.out.contains("8,030,261,248"), "{}", run.transcript());
 }
+
+#[test]
+fn every_term_is_found_again_by_taking_its_mechanism_out() {
+    let files = directory(&[("p.toml", PLAN)]);
+    let question = "--model 70b --cluster h100x64 --plan p.toml --json";
+    let value = json(&psim_in(&files, &format!("explain {question}")).out);
+    let falls = value["waterfall"].as_array().unwrap();
+    let step = |settings: &[String]| {
+        let set: String = settings.iter().map(|s| format!(" --set {s}")).collect();
+        let run = psim_in(&files, &format!("simulate {question}{set}"));
+        assert_eq!(run.code, 0, "{}", run.transcript());
+        json(&run.out)["step_time_s"]["value"].as_f64().unwrap()
+    };
+    let settings = |fall: &Value| -> Vec<String> {
+        fall["set"].as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect()
+    };
+    let whole = step(&[]);
+    let mut out: Vec<String> = Vec::new();
+    let mut left = whole;
+    for fall in falls.iter().rev().filter(|f| !settings(f).is_empty()) {
+        let alone = whole - step(&settings(fall));
+        out.extend(settings(fall));
+        let shorter = step(&out);
+        let (term, seconds) = (&fall["term"], fall["seconds"].as_f64().unwrap());
+        assert!(
+            (left - shorter - seconds).abs() < 1e-3 * whole,
+            "{term}: {seconds} s, not {}",
+            left - shorter
+        );
+        assert!(
+            (fall["alone_seconds"].as_f64().unwrap() - alone).abs() < 1e-3 * whole,
+            "{term} alone: {alone}"
+        );
+        left = shorter;
+    }
+    let sum: f64 = falls.iter().map(|f| f["seconds"].as_f64().unwrap()).sum();
+    assert!((sum - whole).abs() < 1e-3 * whole, "the terms sum to {sum}, the step takes {whole}");
+    assert!(out.len() >= 12, "{out:?}");
+}
+
+#[test]
+fn explain_without_a_plan_takes_the_winner_of_the_search() {
+    let files = directory(&[]);
+    let run = psim_in(&files, "explain --model 8b --cluster h100x8 --json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let best = json(&psim_in(&files, "plan --model 8b --cluster h100x8 --top 1 --json").out);
+    let value = json(&run.out);
+    assert_eq!(value["plan_from"], "the winner of the search");
+    for key in ["tp", "pp", "dp", "micro_batch"] {
+        assert_eq!(value["plan"][key], best["plans"][0]["plan"][key], "{key}");
+    }
+}
