@@ -167,8 +167,8 @@ mod tests {
         let bytes = peak_bytes(8192.0, 32_000.0, (attention, ffn), 8.0, 2.0, 4.0);
         assert!((bytes / 3.1e9 - 1.0).abs() < 0.25, "{bytes}");
         // The disk of the 7B row (3.3 GB a device in 2.6 s) gives 27 s a token; the table has 26.1 s.
-        let (small, large) = (26.4e9 / 8.0, 276e9 / 8.0);
-        let seconds = large / (small / 2.6);
+        let (small, large) = (26.4e9_f64 / 8.0, 276e9_f64 / 8.0);
+        let seconds: f64 = large / (small / 2.6);
         assert!((seconds / 26.1 - 1.0).abs() < 0.25, "{seconds}");
     }
 }
