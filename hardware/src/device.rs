@@ -144,7 +144,10 @@ impl Device {
         let good = |x: f64| x.is_finite() && x > 0.0;
         for e in &self.engine {
             if self.tier(&e.memory).is_none() {
-                return Some(format!("engine `{}` reads `{}`, which is not a memory of the device", e.name, e.memory));
+                return Some(format!(
+                    "engine `{}` reads `{}`, which is not a memory of the device",
+                    e.name, e.memory
+                ));
             }
             let rates = e.peak.values().all(|f| good(f.0)) && e.bandwidth.is_none_or(|b| good(b.0));
             if e.peak.is_empty() || !rates {
@@ -171,7 +174,14 @@ impl Device {
     }
 
     /// Roofline of an operator on an engine; `None` where it does not run it or has no such format.
-    pub fn seconds(&self, engine: &Engine, class: OperatorClass, dtype: DType, flops: f64, bytes: f64) -> Option<f64> {
+    pub fn seconds(
+        &self,
+        engine: &Engine,
+        class: OperatorClass,
+        dtype: DType,
+        flops: f64,
+        bytes: f64,
+    ) -> Option<f64> {
         if !engine.runs.is_empty() && !engine.runs.contains(&class) {
             return None;
         }
@@ -181,7 +191,13 @@ impl Device {
     }
 
     /// The fastest engine for an operator (index, seconds).
-    pub fn fastest(&self, class: OperatorClass, dtype: DType, flops: f64, bytes: f64) -> Option<(usize, f64)> {
+    pub fn fastest(
+        &self,
+        class: OperatorClass,
+        dtype: DType,
+        flops: f64,
+        bytes: f64,
+    ) -> Option<(usize, f64)> {
         self.engine
             .iter()
             .enumerate()
@@ -247,7 +263,10 @@ mod tests {
         // A product of 512 tokens is arithmetic, reading a cache once is bytes.
         let product = device.fastest(OperatorClass::MatrixProduct, DType::Fp16, 1e11, 1e8).unwrap();
         let reading = device.fastest(OperatorClass::VectorProduct, DType::Fp16, 1e8, 1e8).unwrap();
-        assert_eq!((device.engine[product.0].name.as_str(), device.engine[reading.0].name.as_str()), ("npu", "pim"));
+        assert_eq!(
+            (device.engine[product.0].name.as_str(), device.engine[reading.0].name.as_str()),
+            ("npu", "pim")
+        );
         // No engine is faster than its roofline.
         for e in &device.engine {
             if let Some(s) = device.seconds(e, OperatorClass::VectorProduct, DType::Fp16, 1e8, 1e8) {

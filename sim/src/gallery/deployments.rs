@@ -128,7 +128,8 @@ fn device_ratio(keys: &Keys<'_>) -> Result<f64, String> {
     let model = presets::find(keys.text("model")?).map_err(|e| e.to_string())?;
     let shape = lower(&model, &half(keys.count("tp")?)).map_err(|e| e.to_string())?;
     let (batch, context) = (keys.count("batch")?, keys.number("context")?);
-    let step = |d| decode_step(d, &shape, DType::Fp16, batch, context).map(|s| s.seconds).map_err(|e| e.to_string());
+    let step =
+        |d| decode_step(d, &shape, DType::Fp16, batch, context).map(|s| s.seconds).map_err(|e| e.to_string());
     Ok(step(&part)? / step(&whole)?)
 }
 

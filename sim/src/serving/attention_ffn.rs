@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn three_micro_batches_hide_the_network() {
-        let step = AttentionFfn { attention: 1.0, feed_forward: 1.0, crossing: 0.5, layers: 60, micro_batches: 1 };
+        let step =
+            AttentionFfn { attention: 1.0, feed_forward: 1.0, crossing: 0.5, layers: 60, micro_batches: 1 };
         // Alone: 1 + 0.5 + 1 + 0.5 a layer.
         assert!((step.step_seconds() - 180.0).abs() < 1e-9);
         assert_eq!(step.enough(), 3);

@@ -76,7 +76,8 @@ impl ExpertLoads {
         let slots = items.len().div_ceil(ranks);
         let mut loads = vec![(0.0f64, 0usize); ranks];
         for item in items {
-            let open = (0..ranks).filter(|r| loads[*r].1 < slots).min_by(|a, b| loads[*a].0.total_cmp(&loads[*b].0));
+            let open =
+                (0..ranks).filter(|r| loads[*r].1 < slots).min_by(|a, b| loads[*a].0.total_cmp(&loads[*b].0));
             if let Some(rank) = open {
                 loads[rank].0 += item;
                 loads[rank].1 += 1;
@@ -93,8 +94,13 @@ impl ExpertLoads {
         let each = self.0.len().div_ceil(ranks);
         let mean = tokens / ranks as f64;
         let limit = cap * mean;
-        let mut loads: Vec<f64> =
-            self.0.chunks(each).map(|c| c.iter().sum::<f64>() * tokens).chain(std::iter::repeat(0.0)).take(ranks).collect();
+        let mut loads: Vec<f64> = self
+            .0
+            .chunks(each)
+            .map(|c| c.iter().sum::<f64>() * tokens)
+            .chain(std::iter::repeat(0.0))
+            .take(ranks)
+            .collect();
         let mut moves = 0;
         for rank in 0..ranks {
             while loads[rank] > limit + 1e-9 {

@@ -42,13 +42,16 @@ fn work(
     context: f64,
 ) -> Result<Vec<f64>, NoEngine> {
     let mut engines = vec![0.0; device.engine.len()];
-    let mut run = |operator: &'static str, class, times: f64, flops: f64, bytes: f64| -> Result<(), NoEngine> {
-        let (engine, seconds) = device
-            .fastest(class, dtype, flops, bytes)
-            .ok_or_else(|| NoEngine { device: device.name.clone(), operator, dtype })?;
-        engines[engine] += times * seconds;
-        Ok(())
-    };
+    let mut run =
+        |operator: &'static str, class, times: f64, flops: f64, bytes: f64| -> Result<(), NoEngine> {
+            let (engine, seconds) = device.fastest(class, dtype, flops, bytes).ok_or_else(|| NoEngine {
+                device: device.name.clone(),
+                operator,
+                dtype,
+            })?;
+            engines[engine] += times * seconds;
+            Ok(())
+        };
     let element = dtype.size();
     for l in &shape.linears {
         let weights = (l.n * l.k) as f64;
@@ -140,7 +143,11 @@ mod tests {
         // NeuPIMs, abstract: 1.6 times NPU with PIM one after another and 2.4 times the NPU alone, up to batch 512.
         let (both, turn, only) = (time(&pim, 512), time(&alone, 512), time(&npu, 512));
         assert!(both.interleaved && both.seconds <= turn.seconds && turn.seconds <= only.seconds);
-        println!("NeuPIMs {:.2} over NPU+PIM, {:.2} over NPU", turn.seconds / both.seconds, only.seconds / both.seconds);
+        println!(
+            "NeuPIMs {:.2} over NPU+PIM, {:.2} over NPU",
+            turn.seconds / both.seconds,
+            only.seconds / both.seconds
+        );
         assert!(only.seconds / both.seconds > 1.3);
         // A small batch would read the weights twice for little.
         assert!(!time(&pim, 4).interleaved);

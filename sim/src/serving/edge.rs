@@ -118,7 +118,14 @@ impl EdgeModel {
 }
 
 /// Peak bytes on the master: embedding and output table whole, and the window's blocks cut over the devices.
-pub fn peak_bytes(hidden: f64, vocabulary: f64, block_bytes: (f64, f64), devices: f64, window: f64, element: f64) -> f64 {
+pub fn peak_bytes(
+    hidden: f64,
+    vocabulary: f64,
+    block_bytes: (f64, f64),
+    devices: f64,
+    window: f64,
+    element: f64,
+) -> f64 {
     2.0 * hidden * vocabulary * element + window / 2.0 * (block_bytes.0 + block_bytes.1) / devices
 }
 

@@ -205,7 +205,9 @@ impl<'a> Fleet<'a> {
             sink,
             store: Store::default(),
             loads: vec![0; replicas.len()],
-            by_load: (0..input.options.autoscale.map_or(input.replicas, |a| a.least)).map(|i| (0, i)).collect(),
+            by_load: (0..input.options.autoscale.map_or(input.replicas, |a| a.least))
+                .map(|i| (0, i))
+                .collect(),
             scaler: input.options.autoscale.map(|a| Scaler::new(a, input.replicas)),
             replicas,
             homes: BTreeMap::new(),

@@ -120,7 +120,9 @@ impl OffloadBlock {
         match policy {
             OffloadPolicy::Resident => self.execute,
             OffloadPolicy::OnDemand => self.execute + self.copy(self.chosen),
-            OffloadPolicy::PrefetchAll | OffloadPolicy::Ring { .. } => self.execute.max(self.copy(self.experts)),
+            OffloadPolicy::PrefetchAll | OffloadPolicy::Ring { .. } => {
+                self.execute.max(self.copy(self.experts))
+            }
             OffloadPolicy::PreGated => self.execute.max(self.copy(self.chosen)),
             OffloadPolicy::Predicted { hit_rate } => {
                 let missed = self.copy(self.chosen * (1.0 - hit_rate));
@@ -227,7 +229,9 @@ mod tests {
     fn memory_and_names() {
         let b = block(1.0, 1.0);
         assert!((b.peak_bytes(OffloadPolicy::PreGated, 12) - 2.0 * b.expert_bytes).abs() < 1.0);
-        assert!(b.peak_bytes(OffloadPolicy::Ring { slots: 4 }, 12) < b.peak_bytes(OffloadPolicy::Resident, 12));
+        assert!(
+            b.peak_bytes(OffloadPolicy::Ring { slots: 4 }, 12) < b.peak_bytes(OffloadPolicy::Resident, 12)
+        );
         assert!((OffloadBlock::distinct(128.0, 1.0, 32.0) - 28.3).abs() < 0.3);
         assert_eq!(OffloadPolicy::parse("ring:4"), Ok(OffloadPolicy::Ring { slots: 4 }));
         assert!(OffloadPolicy::parse("read-me").unwrap_err().contains("not built"));

@@ -294,7 +294,9 @@ impl<'a> Engine<'a> {
             let s = &mut self.active[index];
             let came = match drafter {
                 Drafter::Tree(tree) => tree.draw(&mut s.rng) + 1,
-                Drafter::Parallel { .. } if gamma > 1 => s.pearl.round(gamma, &self.input.acceptance, &mut s.rng),
+                Drafter::Parallel { .. } if gamma > 1 => {
+                    s.pearl.round(gamma, &self.input.acceptance, &mut s.rng)
+                }
                 _ => self.input.acceptance.draw(gamma, &mut s.rng) + 1,
             };
             let taken = came.min(s.left);

@@ -37,7 +37,11 @@ impl StepCost {
             .kinds
             .iter()
             .zip(context)
-            .map(|(k, c)| k.core.layers * f64::from(queries) * *c as f64 * k.decode_flops / pieces.rates.half)
+            .map(|(k, c)| {
+                let width = if k.core.latent { 2 * k.core.cache_elements } else { k.core.head_dim + k.core.head_dim_v };
+                let flops = 2.0 * (k.core.q_heads * width) as f64;
+                k.core.layers * f64::from(queries) * *c as f64 * flops / pieces.rates.half
+            })
             .sum();
         let reads: f64 = pieces
             .kinds

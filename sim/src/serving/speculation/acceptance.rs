@@ -133,8 +133,8 @@ impl Tree {
                 pick -= p;
                 pick <= 0.0
             });
-            let next = right
-                .and_then(|rank| self.nodes.iter().position(|(parent, r)| *parent == at && *r == rank));
+            let next =
+                right.and_then(|rank| self.nodes.iter().position(|(parent, r)| *parent == at && *r == rank));
             match next {
                 Some(node) => at = Some(node),
                 None => return depth as u32,
@@ -184,10 +184,13 @@ mod tests {
         let tree = chances.best_tree(4);
         assert!((tree.mean_tokens() - (1.0 + 0.6 + 0.3 + 0.2 + 0.18)).abs() < 1e-12);
         // The oracle: every set of four nodes that holds the parents of its nodes.
-        let (reach, parent) = ([0.6, 0.2, 0.3, 0.18, 0.1, 0.06], [None, None, Some(0), Some(0), Some(1), Some(1)]);
+        let (reach, parent) =
+            ([0.6, 0.2, 0.3, 0.18, 0.1, 0.06], [None, None, Some(0), Some(0), Some(1), Some(1)]);
         let best = (0u32..64)
             .filter(|set| set.count_ones() == 4)
-            .filter(|set| (0..6).all(|i| set >> i & 1 == 0 || parent[i].is_none_or(|p: usize| set >> p & 1 == 1)))
+            .filter(|set| {
+                (0..6).all(|i| set >> i & 1 == 0 || parent[i].is_none_or(|p: usize| set >> p & 1 == 1))
+            })
             .map(|set| 1.0 + (0..6).filter(|i| set >> i & 1 == 1).map(|i| reach[i]).sum::<f64>())
             .fold(0.0, f64::max);
         assert!((tree.mean_tokens() - best).abs() < 1e-12);

@@ -180,7 +180,8 @@ fn layer_parallel_step(cost: &StepCost, sequences: u32, context: &[u64; KINDS], 
     let shape = cost.shape();
     let bytes = |feed_forward: bool| -> f64 {
         let names = ["up", "down"];
-        let of = shape.linears.iter().filter(|l| !l.last_token_only && names.contains(&l.name) == feed_forward);
+        let of =
+            shape.linears.iter().filter(|l| !l.last_token_only && names.contains(&l.name) == feed_forward);
         of.map(|l| l.layers * (l.n * l.k) as f64).sum()
     };
     let (mlp, attention) = (bytes(true), bytes(false));
@@ -197,8 +198,5 @@ fn layer_parallel_step(cost: &StepCost, sequences: u32, context: &[u64; KINDS], 
     let groups = ((layers - 2.0) / f64::from(group.max(1))).ceil() + 2.0;
     let (latency, rate) = cost.scale_up_link();
     let exchange = latency + 2.0 * f64::from(sequences) * shape.hidden as f64 / rate;
-    host + head
-        + (inside - attention_seconds)
-        + attention_seconds * groups / layers
-        + groups * exchange
+    host + head + (inside - attention_seconds) + attention_seconds * groups / layers + groups * exchange
 }

@@ -65,7 +65,11 @@ mod tests {
             let acceptance = Acceptance::Rate(alpha);
             let sum: u64 = (0..n).map(|_| u64::from(state.round(gamma, &acceptance, &mut rng))).sum();
             let mean = sum as f64 / f64::from(n);
-            assert!((mean / mean_tokens(alpha, gamma) - 1.0).abs() < 0.01, "{mean} {}", mean_tokens(alpha, gamma));
+            assert!(
+                (mean / mean_tokens(alpha, gamma) - 1.0).abs() < 0.01,
+                "{mean} {}",
+                mean_tokens(alpha, gamma)
+            );
         }
         assert!((mean_tokens(1.0, 5) - 5.0).abs() < 1e-12);
     }

@@ -3,9 +3,7 @@ use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
-use psim_models::serving::{
-    Arrival, Deployment, NumberFormat, Quantization, ServingWorkload,
-};
+use psim_models::serving::{Arrival, Deployment, NumberFormat, Quantization, ServingWorkload};
 
 fn cost(model: &str, gpu: &str, tp: u32) -> StepCost {
     let engine = find("vllm-v1").unwrap();
