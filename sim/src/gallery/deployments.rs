@@ -41,12 +41,6 @@ impl Keys<'_> {
 pub(super) fn simulate(table: &toml::Table) -> Result<f64, String> {
     let keys = Keys(table);
     match keys.text("kind")? {
-        "offline-throughput" => published::offline_tokens_per_accelerator(
-            keys.text("engine")?,
-            u64::from(keys.count("input")?),
-            u64::from(keys.count("output")?),
-            keys.count("requests")?,
-        ),
         "offload-ratio" => offload(&keys),
         "edge-crossings" => {
             let reduce = EdgeReduce::parse(keys.text("reduce")?)?;

@@ -23,7 +23,6 @@ pub(super) const ENTRIES: &[Entry] = &[
     scenario!("expertflow-switch-128", deployments::simulate),
     scenario!("llep-gpt-oss-95", deployments::simulate),
     scenario!("mtp-tokens-per-step", deployments::simulate),
-    scenario!("nanoflow-llama2-70b", deployments::simulate),
     scenario!("neupims-over-npu", deployments::simulate),
     scenario!("pearl-llama2-70b", deployments::simulate),
     scenario!("pre-gated-on-demand", deployments::simulate),

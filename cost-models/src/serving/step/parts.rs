@@ -38,7 +38,11 @@ impl StepCost {
             .iter()
             .zip(context)
             .map(|(k, c)| {
-                let width = if k.core.latent { 2 * k.core.cache_elements } else { k.core.head_dim + k.core.head_dim_v };
+                let width = if k.core.latent {
+                    2 * k.core.cache_elements
+                } else {
+                    k.core.head_dim + k.core.head_dim_v
+                };
                 let flops = 2.0 * (k.core.q_heads * width) as f64;
                 k.core.layers * f64::from(queries) * *c as f64 * flops / pieces.rates.half
             })
@@ -47,7 +51,9 @@ impl StepCost {
             .kinds
             .iter()
             .zip(context)
-            .map(|(k, c)| k.core.layers * *c as f64 * k.core.cache_elements as f64 * k.kv_size / pieces.rates.bandwidth)
+            .map(|(k, c)| {
+                k.core.layers * *c as f64 * k.core.cache_elements as f64 * k.kv_size / pieces.rates.bandwidth
+            })
             .sum();
         let p = &self.parameters;
         let states = if pieces.shape.states.is_empty() {
