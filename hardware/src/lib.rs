@@ -8,6 +8,7 @@
 pub mod accelerator;
 pub mod catalogue;
 pub mod cluster;
+pub mod device;
 pub mod dtype;
 pub mod placement;
 pub mod profile;

@@ -4,6 +4,7 @@
 //! derived by hand, the published number where there is one, and the runs to simulate. [`results`] simulates all of
 //! them; `psim gallery` prints what it returns. To add one, write the file and name it in `gallery/list.rs`.
 
+mod deployments;
 mod list;
 mod serving;
 

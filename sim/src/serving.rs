@@ -6,22 +6,31 @@
 //! same to the last bit.
 
 mod adapters;
+pub mod attention_ffn;
+pub mod autoscale;
+pub mod balance;
+pub mod devices;
 pub mod disaggregated;
+pub mod edge;
 mod fleet;
 mod histogram;
 mod lane;
+pub mod offload;
 mod options;
 mod policy;
 mod prefix;
+pub mod published;
 mod replica;
 pub mod report;
 pub mod rules;
 mod sink;
+pub mod speculation;
 mod store;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
 
+pub use autoscale::Autoscale;
 pub use disaggregated::{
     DisaggregatedError, DisaggregatedInput, DisaggregatedRun, Pool, simulate_disaggregated,
 };
@@ -89,6 +98,10 @@ pub struct ServingRun {
     pub cached_prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Seconds for which replicas were paid, from time zero to the last token, start-up included.
+    pub replica_seconds: f64,
+    /// Most replicas at once.
+    pub most_replicas: u32,
     /// Highest share of the cache in use.
     pub peak_cache: f64,
     /// Requests in the system when the last one arrived.

@@ -485,8 +485,12 @@ impl<'a> World<'a> {
             })
             .collect();
         let (prefill_busy, decode_busy) = (prefill_busy as f64 * 1e-12, decode_busy as f64 * 1e-12);
+        let end = outcomes.iter().map(|o| o.finish).max().unwrap_or_default();
+        let instances = self.input.prefill.instances + self.input.decode.instances;
         DisaggregatedRun {
             run: ServingRun {
+                replica_seconds: f64::from(instances) * end.0 as f64 * 1e-12,
+                most_replicas: instances,
                 gaps,
                 steps,
                 busy: prefill_busy + decode_busy,

@@ -1,5 +1,6 @@
 //! Replicas behind a router: the event loop of a serving run.
 
+use super::autoscale::Scaler;
 use super::lane::CacheShape;
 use super::options::{FleetOptions, Preemption, Router};
 use super::replica::{Limits, Replica};
@@ -41,6 +42,9 @@ pub enum ServingError {
     /// Too many requests for the numbering.
     #[error("{0} requests are more than a run can number")]
     TooMany(usize),
+    /// An impossible rule for the number of replicas.
+    #[error("{0}")]
+    Autoscale(String),
     /// A closed loop without clients.
     #[error("a closed loop needs at least one client")]
     NoClients,
@@ -99,6 +103,9 @@ pub fn simulate_stream(
     if input.clients == Some(0) {
         return Err(ServingError::NoClients);
     }
+    if let Some(fault) = input.options.autoscale.and_then(|a| a.fault(input.replicas)) {
+        return Err(ServingError::Autoscale(fault));
+    }
     let mut fleet = Fleet::new(input, requests, sink);
     if fleet.source.peek().is_none() {
         return Err(ServingError::NoRequests);
@@ -138,6 +145,7 @@ struct Fleet<'a> {
     by_load: BTreeSet<(u32, u32)>,
     /// Where a prefix or a conversation was served last.
     homes: BTreeMap<u64, u32>,
+    scaler: Option<Scaler>,
     turn: u32,
     events: BinaryHeap<Reverse<(u64, u32)>>,
     /// Place in the traffic of the next request that is taken.
@@ -197,7 +205,10 @@ impl<'a> Fleet<'a> {
             sink,
             store: Store::default(),
             loads: vec![0; replicas.len()],
-            by_load: (0..input.replicas).map(|i| (0, i)).collect(),
+            by_load: (0..input.options.autoscale.map_or(input.replicas, |a| a.least))
+                .map(|i| (0, i))
+                .collect(),
+            scaler: input.options.autoscale.map(|a| Scaler::new(a, input.replicas)),
             replicas,
             homes: BTreeMap::new(),
             turn: 0,
@@ -305,6 +316,7 @@ impl<'a> Fleet<'a> {
                 self.refuse(id, now);
                 continue;
             }
+            self.scale(now);
             let replica = self.route(&request);
             self.store.progress(id).replica = replica;
             self.set_load(replica, self.loads[replica as usize] + 1);
@@ -366,8 +378,27 @@ impl<'a> Fleet<'a> {
         live.next
     }
 
+    fn takes(&self, replica: u32) -> bool {
+        self.scaler.as_ref().is_none_or(|s| s.takes(replica))
+    }
+
+    /// Starts and drains replicas.
+    fn scale(&mut self, now: u64) {
+        if let Some(scaler) = &mut self.scaler {
+            let (loads, by_load) = (&self.loads, &mut self.by_load);
+            scaler.look(now, self.in_system, loads, |replica, takes| {
+                let entry = (loads[replica as usize], replica);
+                if takes {
+                    by_load.insert(entry);
+                } else {
+                    by_load.remove(&entry);
+                }
+            });
+        }
+    }
+
     fn set_load(&mut self, replica: u32, load: u32) {
-        if self.input.options.router != Router::RoundRobin {
+        if self.input.options.router != Router::RoundRobin && self.takes(replica) {
             self.by_load.remove(&(self.loads[replica as usize], replica));
             self.by_load.insert((load, replica));
         }
@@ -378,8 +409,10 @@ impl<'a> Fleet<'a> {
         let least = |s: &Self| s.by_load.first().map_or(0, |(_, r)| *r);
         match self.input.options.router {
             Router::RoundRobin => {
-                let turn = self.turn;
-                self.turn = (turn + 1) % self.input.replicas;
+                // One replica at least takes requests.
+                let all = self.input.replicas;
+                let turn = (0..all).map(|i| (self.turn + i) % all).find(|r| self.takes(*r)).unwrap_or(0);
+                self.turn = (turn + 1) % all;
                 turn
             }
             Router::LeastLoad => least(self),
@@ -396,7 +429,7 @@ impl<'a> Fleet<'a> {
                 let crowded = |r: u32| {
                     u64::from(self.loads[r as usize]) * u64::from(self.input.replicas) > 2 * total + 8
                 };
-                let chosen = home.filter(|r| !crowded(*r)).unwrap_or_else(|| least(self));
+                let chosen = home.filter(|r| self.takes(*r) && !crowded(*r)).unwrap_or_else(|| least(self));
                 if shares {
                     self.homes.insert(key, chosen);
                     if request.prefix > 0 && home != Some(chosen) {
@@ -456,6 +489,9 @@ impl<'a> Fleet<'a> {
         for &id in &finished {
             self.count(end, -1);
             self.set_load(index, self.loads[index as usize] - 1);
+            if let Some(scaler) = &mut self.scaler {
+                scaler.emptied(index, self.loads[index as usize], end);
+            }
             let next = self.done(id);
             if next != NONE {
                 let think = self.store.request(next).think.0;
@@ -505,7 +541,13 @@ impl<'a> Fleet<'a> {
             extra.tuned_tokens += r.sums.tuned;
             extra.leaked_bytes += r.leaked();
         }
+        let end = self.last_finish;
+        let fixed = f64::from(self.input.replicas) * end as f64 * 1e-12;
+        let replica_seconds = self.scaler.as_ref().map_or(fixed, |s| s.replica_seconds(end));
+        let most_replicas = self.scaler.as_ref().map_or(self.input.replicas, |s| s.most_on);
         ServingRun {
+            replica_seconds,
+            most_replicas,
             outcomes: Vec::new(),
             gaps,
             steps,

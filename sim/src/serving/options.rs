@@ -1,5 +1,6 @@
 //! Options of a serving run beside the engine's own profile.
 
+use super::autoscale::Autoscale;
 use psim_hardware::{Bytes, BytesPerSec, Seconds};
 
 /// How requests are given to replicas.
@@ -131,6 +132,8 @@ pub struct FleetOptions {
     pub co_serving: Option<CoServing>,
     /// Host memory and disk, in this order, for prefixes that the device has no room for.
     pub tiers: [Option<CacheTier>; 2],
+    /// Replicas come and go with the load, up to all of them.
+    pub autoscale: Option<Autoscale>,
 }
 
 impl Default for FleetOptions {
@@ -145,6 +148,7 @@ impl Default for FleetOptions {
             adapters: None,
             co_serving: None,
             tiers: [None; 2],
+            autoscale: None,
         }
     }
 }
