@@ -133,7 +133,6 @@ fn folded_layers_and_micro_batches_equal_the_simulation_in_full() {
         };
         let (folded, full) = (run(true), run(false));
         let apart = |a: f64, b: f64| if b == 0.0 { a.abs() } else { (a / b - 1.0).abs() };
-        println!("{} {}: chunks {folded:?}, in full {full:?}", case.model, case.stack);
         assert!(
             apart(folded.0, full.0) < 1e-6,
             "{} {}: chunks {folded:?}, in full {full:?}",
@@ -158,7 +157,6 @@ fn without_contention_and_data_parallelism_l2_is_near_l1_and_no_depth_beats_the_
         let one = step.predict(&case.plan, Level::L1, false).unwrap().step_time.value;
         let two = step.predict(&case.plan, Level::L2, false).unwrap().step_time.value;
         let bound = step.lower_bound(&case.plan, &step.layer_times(&case.plan)).unwrap();
-        println!("{} {}: L0 {bound:.4}, L1 {one:.4}, L2 {two:.4}", case.model, case.stack);
         assert!(bound <= one && bound <= two, "{}: L0 {bound}, L1 {one}, L2 {two}", case.model);
         assert!((two / one - 1.0).abs() < 0.05, "{}: L1 {one}, L2 {two}", case.model);
     }
