@@ -1,4 +1,5 @@
 //! Laws of the serving step: every model, number format, layout and batch.
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;

@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
             let accelerator = accelerator(arguments, None)?;
             let imported = tables::fit(&host.path(Path::new(&arguments.file)), accelerator)
                 .map_err(|e| refused(&e, arguments))?;
-            learned(arguments, &json!({ "kind": "tables" }), Some(imported), host)
+            learned(arguments, &json!({ "kind": "tables" }), Some(&imported), host)
         }
     }
 }
@@ -152,14 +152,14 @@ fn accelerator(arguments: &Arguments, device: Option<&str>) -> Result<&'static A
 fn learned(
     arguments: &Arguments,
     about: &serde_json::Value,
-    imported: Option<Imported>,
+    imported: Option<&Imported>,
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
-    if let (Some(out), Some(imported)) = (&arguments.out, &imported) {
+    if let (Some(out), Some(imported)) = (&arguments.out, imported) {
         let text = toml::to_string(&imported.profile).map_err(Failure::defect)?;
         write_atomically(host, out, text.as_bytes())?;
     }
-    let changes = imported.as_ref().map(|i| i.changes.clone()).unwrap_or_default();
+    let changes = imported.map(|i| i.changes.clone()).unwrap_or_default();
     if arguments.json {
         let mut document = about.clone();
         document["schema"] = json!(1);
@@ -170,7 +170,7 @@ fn learned(
     for change in changes {
         host.line(change)?;
     }
-    match (&arguments.out, &imported) {
+    match (&arguments.out, imported) {
         (Some(out), Some(i)) => host.line(format!(
             "wrote {} (for {}; use it with --profile)",
             out.display(),
@@ -212,7 +212,7 @@ fn import_log(arguments: &Arguments, text: &str, host: &mut Host<'_>) -> Result<
             Some(correct(part, &[], vec![curve], "nccl-tests log").map_err(|e| refused(&e, arguments))?)
         }
     };
-    learned(arguments, &json!({ "kind": "nccl-tests", "log": log }), imported, host)
+    learned(arguments, &json!({ "kind": "nccl-tests", "log": log }), imported.as_ref(), host)
 }
 
 fn import_trace(
@@ -254,7 +254,7 @@ fn import_trace(
             Some(correct(part, &trace.gemms, curves, what).map_err(|e| refused(&e, arguments))?)
         }
     };
-    learned(arguments, &json!({ "kind": "trace", "trace": trace }), imported, host)
+    learned(arguments, &json!({ "kind": "trace", "trace": trace }), imported.as_ref(), host)
 }
 
 fn import_model(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {

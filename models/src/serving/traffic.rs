@@ -108,7 +108,7 @@ fn streams(workload: &ServingWorkload, seed: u64) -> impl Iterator<Item = Tenant
         sizes: Rng::new(seed, 2 * index as u64 + 2),
         // A stream of its own: adapters and turns leave the other draws as they are.
         extras: Rng::new(seed, 2 * index as u64 + 0x1_0000_0001),
-        popularity: tenant.adapters.map(|a| a.cumulative()).unwrap_or_default(),
+        popularity: tenant.adapters.map(super::workload::Adapters::cumulative).unwrap_or_default(),
         now: 0.0,
         row: 0,
         left: match (&tenant.arrival, tenant.requests) {

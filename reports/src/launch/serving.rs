@@ -1,6 +1,6 @@
 //! Launch files of serving engines for a deployment, with the benchmark that checks the prediction.
 //!
-//! Option names follow the engines' own documentation, read in 2026: vLLM 0.11 and later (`vllm serve`, `vllm bench
+//! Option names are those of the engines as remembered, not yet tried on an engine: vLLM 0.11 and later (`vllm serve`, `vllm bench
 //! serve`), SGLang 0.5 (`sglang.launch_server`, `sglang.bench_serving`), TensorRT-LLM 1.0 (`trtllm-serve`,
 //! `benchmark_serving`). What an engine cannot express is refused by name instead of being written almost right.
 

@@ -107,10 +107,7 @@ pub(super) fn exposed_reduction<I: Iterator<Item = LastBackward>>(
     // Chunks finish last to first; a few at most, so picking the next is cheap.
     let mut until = f64::NEG_INFINITY;
     let mut after = f64::NEG_INFINITY;
-    loop {
-        let Some(next) = chunks().filter(|c| c.done > after).min_by(|a, b| a.done.total_cmp(&b.done)) else {
-            break;
-        };
+    while let Some(next) = chunks().filter(|c| c.done > after).min_by(|a, b| a.done.total_cmp(&b.done)) {
         after = next.done;
         let buckets = (reduction.buckets * next.share).max(1.0);
         let leaves = next.done - next.duration * (1.0 - 1.0 / buckets);

@@ -1,5 +1,4 @@
 //! The operator-level simulation against the one in full, the depth below it, and its own bound.
-#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 use super::predict::costs;
 use super::{StageCosts, StepModel};

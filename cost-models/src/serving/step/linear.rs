@@ -12,7 +12,7 @@ impl Pricing<'_> {
         let dense = |dtype, scaling| {
             self.costs.gemm(tokens as u64, l.n, l.k, 1, dtype, scaling, 2.0, GemmRole::Forward).time.0
         };
-        let seconds = match l.format {
+        match l.format {
             NumberFormat::Bf16 => dense(DType::Bf16, Scaling::None),
             NumberFormat::Fp8 if self.eight_bit.is_some() => dense(DType::Fp8, Scaling::Tensor),
             NumberFormat::Fp8Block if self.eight_bit.is_some() => dense(DType::Fp8, Scaling::Block128),
@@ -31,8 +31,7 @@ impl Pricing<'_> {
                 let point = [tokens, l.n as f64, l.k as f64];
                 found.law.seconds(self.rates, flops, bytes) * residual.at(point).exp()
             }
-        };
-        seconds
+        }
     }
 
     /// Matrix products of all layers.

@@ -12,6 +12,9 @@ fn draw(number: u64, round: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Priority, request, lane and slot unless it waits, cache blocks that it needs.
+type Candidate = (u64, u32, Option<(usize, u32)>, u64);
+
 impl Replica {
     /// After so many steps all priorities are drawn anew: the highest that fit together run, the others are switched out.
     pub(super) fn change_priorities(&mut self, store: &mut Store, now: u64) {
@@ -23,8 +26,7 @@ impl Replica {
         if self.waiting.is_empty() {
             return;
         }
-        // (priority, waiting or lane and slot, cache that it needs), highest first.
-        let mut all: Vec<(u64, u32, Option<(usize, u32)>, u64)> = Vec::new();
+        let mut all: Vec<Candidate> = Vec::new();
         let mut room: u64 = 0;
         let mut places: u64 = 0;
         for (index, lane) in self.lanes.iter().enumerate() {
