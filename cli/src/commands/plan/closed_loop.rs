@@ -350,8 +350,11 @@ struct Answer {
     stand_in: Option<String>,
 }
 
+/// A plan and its predicted step time, seconds.
+type Ranked = (Plan, f64);
+
 impl Answer {
-    fn winners(&self) -> Option<(&(Plan, f64), &(Plan, f64))> {
+    fn winners(&self) -> Option<(&Ranked, &Ranked)> {
         self.before.first().zip(self.after.first())
     }
 
