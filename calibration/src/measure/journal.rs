@@ -252,6 +252,7 @@ mod tests {
         for i in 1..=3 {
             journal.append(&record(i)).unwrap();
         }
+        drop(journal);
         let whole = std::fs::read(&path).unwrap();
         for cut in (0..whole.len()).step_by(7).chain([whole.len() - 1, whole.len()]) {
             std::fs::write(&path, &whole[..cut]).unwrap();

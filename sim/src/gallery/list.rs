@@ -14,11 +14,17 @@ macro_rules! scenario {
 
 pub(super) const ENTRIES: &[Entry] = &[
     // Batching policies of one engine.
+    scenario!("orca-llama2-13b", serving::simulate),
+    scenario!("paged-llama2-13b", serving::simulate),
+    scenario!("chunked-prefill-llama3-8b", serving::simulate),
     scenario!("splitfuse-llama2-70b", serving::simulate),
     scenario!("radix-llama3-8b", serving::simulate),
     scenario!("conversations-llama3-8b", serving::simulate),
     scenario!("kv-tiers-llama3-8b", serving::simulate),
     scenario!("flover-llama-13b", serving::simulate),
+    scenario!("fastswitch-qwen2.5-32b", serving::simulate),
+    scenario!("s-lora-many-adapters", serving::simulate),
+    scenario!("s-lora-against-peft", serving::simulate),
     // Deployments, speculation, offload, slow networks, other devices.
     scenario!("attention-ffn-ping-pong", deployments::simulate),
     scenario!("distserve-opt-66b", deployments::simulate),

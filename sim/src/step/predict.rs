@@ -333,8 +333,10 @@ impl<'a> StepModel<'a> {
             Some(deep) if !vocabulary && deep.has_events(&prepared) => {
                 let events = self.events(plan, deep, &prepared, &costs, program, &mut sim)?;
                 let pipeline = result.step(plan.schedule).seconds().0;
-                let slowed = events.slowed.min((events.end - pipeline).max(0.0));
-                (events.end, events.end - pipeline - slowed, slowed)
+                // The events start passes that the pipeline's own run has timed: they cannot end before it.
+                let end = events.end.max(pipeline);
+                let slowed = events.slowed.min(end - pipeline);
+                (end, end - pipeline - slowed, slowed)
             }
             _ => self.after_pipeline(plan, &prepared, &result),
         };
