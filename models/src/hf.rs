@@ -215,7 +215,13 @@ fn read(name: &str, text: &str, map: &Map<String, Value>, named: &[String]) -> R
     }
     let problem = match named.first() {
         Some(first) => HfProblem::UnknownArchitecture(first.chars().take(80).collect()),
-        None => HfProblem::NoArchitecture,
+        None => map
+            .get("quantization")
+            .and_then(|quantization| quantization.get("quant_algo"))
+            .and_then(Value::as_str)
+            .map_or(HfProblem::NoArchitecture, |algorithm| {
+                HfProblem::QuantizationOnly(algorithm.chars().take(40).collect())
+            }),
     };
     Err(HfError { file: name.to_owned(), line: None, problem })
 }

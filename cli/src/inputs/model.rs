@@ -23,7 +23,15 @@ pub(crate) fn load(host: &Host<'_>, given: &str) -> Result<Model, Failure> {
     if looks_like_a_file || host.path(path).is_file() {
         return read(host, path);
     }
-    presets::find(given).map_err(|error| Failure::input(error.to_string(), error.hint()))
+    presets::find(given).map_err(|error| {
+        if host.path(path).is_dir() {
+            return Failure::input(
+                format!("the directory `{given}` holds no config.json"),
+                "name the directory of one model, its configuration, or a preset (`psim show models`)",
+            );
+        }
+        Failure::input(error.to_string(), error.hint())
+    })
 }
 
 /// Reads a `config.json`.

@@ -26,6 +26,9 @@ pub enum HfProblem {
     /// Neither `model_type` nor `architectures`.
     #[error("neither `model_type` nor `architectures` says what this is")]
     NoArchitecture,
+    /// The quantisation file that lies beside a config.json (`hf_quant_config.json`), with its algorithm.
+    #[error("this describes a quantisation ({0}), not a model")]
+    QuantizationOnly(String),
     /// An architecture that psim does not know.
     #[error("unknown architecture `{0}`")]
     UnknownArchitecture(String),
@@ -71,6 +74,10 @@ impl HfError {
             }
             HfProblem::NoArchitecture | HfProblem::UnknownArchitecture(_) => {
                 format!("psim understands model_type {}", super::model_types().join(", "))
+            }
+            HfProblem::QuantizationOnly(_) => {
+                "pass the config.json that lies beside it, and the format of the weights by --precision"
+                    .to_owned()
             }
             HfProblem::Unsupported { .. } => {
                 "use a preset or a configuration of the same size in another family (`psim show models`)"

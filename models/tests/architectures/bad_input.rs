@@ -39,6 +39,7 @@ fn errors_name_file_key_and_remedy() {
         (r#"{"model_type": "perceiver"}"#.into(), "unknown architecture `perceiver`"),
         (r#"{"model_type": 7, "architectures": "LlamaForCausalLM"}"#.into(), "neither `model_type`"),
         (r#"{"architectures": ["MysteryModel"]}"#.into(), "unknown architecture `MysteryModel`"),
+        (r#"{"quantization": {"quant_algo": "FP8"}}"#.into(), "describes a quantisation (FP8), not a model"),
         (r#"{"model_type": "llama"}"#.into(), "missing key `hidden_size`"),
         (
             r#"{"model_type": "llama", "text_config": {"model_type": "llama"}}"#.into(),
