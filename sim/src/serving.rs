@@ -34,7 +34,10 @@ pub use autoscale::Autoscale;
 pub use disaggregated::{
     DisaggregatedError, DisaggregatedInput, DisaggregatedRun, Pool, simulate_disaggregated,
 };
-pub use fleet::{ServingError, ServingInput, StreamInput, simulate, simulate_stream};
+pub use fleet::{
+    MixedInput, ReplicaGroup, ServingError, ServingInput, StreamInput, simulate, simulate_mixed,
+    simulate_stream,
+};
 pub use histogram::Histogram;
 pub use options::{
     AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, SwapOptions,
@@ -62,6 +65,21 @@ pub struct Outcome {
     pub refused: bool,
     /// Replica that served it.
     pub replica: u32,
+}
+
+impl Outcome {
+    /// A place for each of so many requests.
+    fn none(requests: usize) -> Vec<Self> {
+        let nothing = Self {
+            sent: Time(0),
+            first_token: Time(0),
+            finish: Time(0),
+            preemptions: 0,
+            refused: false,
+            replica: 0,
+        };
+        vec![nothing; requests]
+    }
 }
 
 /// A point of the timeline of one replica.

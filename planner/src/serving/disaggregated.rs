@@ -149,6 +149,7 @@ fn at_rate(
         engine: request.engine,
         instances,
         context_parallel: 1,
+        group: 0,
     };
     let input = DisaggregatedInput {
         prefill: pool(unit.p, unit.prefills),
@@ -157,6 +158,7 @@ fn at_rate(
         placement: Placement::Paired,
         transfer: TransferMode::LayerWise,
         traffic: &traffic,
+        coalesce: true,
     };
     let run = simulate_disaggregated(&input).ok()?;
     let levels: Vec<ServiceLevel> = workload.tenants.iter().map(|t| t.slo.clone()).collect();

@@ -1,8 +1,13 @@
 //! Replicas behind a router: the event loop of a serving run.
 
+mod groups;
+mod routing;
+
+pub use groups::{MixedInput, ReplicaGroup, simulate_mixed};
+
 use super::autoscale::Scaler;
 use super::lane::CacheShape;
-use super::options::{FleetOptions, Preemption, Router};
+use super::options::{FleetOptions, Preemption};
 use super::replica::{Limits, Replica};
 use super::rules::Rules;
 use super::sink::{Outcomes, Sink};
@@ -97,16 +102,29 @@ pub fn simulate_stream(
     requests: &mut dyn Iterator<Item = Request>,
     sink: &mut dyn Sink,
 ) -> Result<ServingRun, ServingError> {
-    if input.replicas == 0 {
+    let one = ReplicaGroup { cost: input.cost, engine: input.engine, replicas: input.replicas, weight: 1.0 };
+    serve(&[one], input.clients, input.options, requests, sink)
+}
+
+/// Serves requests on replicas of one or several kinds.
+fn serve(
+    groups: &[ReplicaGroup<'_>],
+    clients: Option<u32>,
+    options: FleetOptions,
+    requests: &mut dyn Iterator<Item = Request>,
+    sink: &mut dyn Sink,
+) -> Result<ServingRun, ServingError> {
+    let replicas = groups.iter().map(|g| g.replicas).sum();
+    if replicas == 0 {
         return Err(ServingError::NoReplicas);
     }
-    if input.clients == Some(0) {
+    if clients == Some(0) {
         return Err(ServingError::NoClients);
     }
-    if let Some(fault) = input.options.autoscale.and_then(|a| a.fault(input.replicas)) {
+    if let Some(fault) = options.autoscale.and_then(|a| a.fault(replicas)) {
         return Err(ServingError::Autoscale(fault));
     }
-    let mut fleet = Fleet::new(input, requests, sink);
+    let mut fleet = Fleet::new(groups, (clients, options), requests, sink);
     if fleet.source.peek().is_none() {
         return Err(ServingError::NoRequests);
     }
@@ -135,14 +153,46 @@ pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape
     }
 }
 
+/// Limits and switches of an engine that prices its steps with `cost`.
+pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOptions) -> Limits {
+    Limits {
+        rules: Rules::of(engine.policy),
+        max_sequences: engine.max_sequences.max(1),
+        token_budget: engine.token_budget.max(1),
+        prompt_wait: match engine.prompt_wait_steps {
+            Some(steps) if cost.shape().deployment.attention_dp > 1 => u64::from(steps),
+            _ => 0,
+        },
+        coalesce: options.coalesce,
+        swap_seconds_per_byte: match options.preemption {
+            Preemption::Recompute => None,
+            Preemption::Swap(rate) => Some(1.0 / rate.0.max(1.0)),
+        },
+        swap: options.swap,
+        layers: cost.shape().layers,
+        priority_steps: options.priority_steps.max(1),
+        adapters: options.adapters,
+        co_serving: options.co_serving,
+        tiers: options.tiers,
+        fed: false,
+    }
+}
+
 struct Fleet<'a> {
-    input: &'a StreamInput<'a>,
+    groups: &'a [ReplicaGroup<'a>],
+    /// Group of every replica.
+    group_of: Vec<u32>,
+    clients: Option<u32>,
+    options: FleetOptions,
     source: Peekable<&'a mut dyn Iterator<Item = Request>>,
     sink: &'a mut dyn Sink,
     store: Store,
     replicas: Vec<Replica>,
     loads: Vec<u32>,
-    by_load: BTreeSet<(u32, u32)>,
+    /// Replicas that take requests by load over speed.
+    by_load: BTreeSet<(u64, u32)>,
+    /// Thousandths of a turn that each replica is ahead, for routing in turn by weight.
+    ahead: Vec<i64>,
     /// Where a prefix or a conversation was served last.
     homes: BTreeMap<u64, u32>,
     scaler: Option<Scaler>,
@@ -170,45 +220,34 @@ struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     fn new(
-        input: &'a StreamInput<'a>,
+        groups: &'a [ReplicaGroup<'a>],
+        (clients, options): (Option<u32>, FleetOptions),
         requests: &'a mut dyn Iterator<Item = Request>,
         sink: &'a mut dyn Sink,
     ) -> Self {
-        let shape = cache_shape(input.cost, input.engine);
-        let options = input.options;
-        let limits = Limits {
-            rules: Rules::of(input.engine.policy),
-            max_sequences: input.engine.max_sequences.max(1),
-            token_budget: input.engine.token_budget.max(1),
-            prompt_wait: match input.engine.prompt_wait_steps {
-                Some(steps) if input.cost.shape().deployment.attention_dp > 1 => u64::from(steps),
-                _ => 0,
-            },
-            coalesce: options.coalesce,
-            swap_seconds_per_byte: match options.preemption {
-                Preemption::Recompute => None,
-                Preemption::Swap(rate) => Some(1.0 / rate.0.max(1.0)),
-            },
-            swap: options.swap,
-            layers: input.cost.shape().layers,
-            priority_steps: options.priority_steps.max(1),
-            adapters: options.adapters,
-            co_serving: options.co_serving,
-            tiers: options.tiers,
-        };
-        let lanes = input.cost.lanes();
-        let replicas: Vec<Replica> =
-            (0..input.replicas).map(|i| Replica::new(i, lanes, &shape, limits.clone())).collect();
+        let (mut replicas, mut group_of) = (Vec::new(), Vec::new());
+        for (index, group) in groups.iter().enumerate() {
+            let shape = cache_shape(group.cost, group.engine);
+            let limits = limits(group.cost, group.engine, &options);
+            for _ in 0..group.replicas {
+                let number = replicas.len() as u32;
+                replicas.push(Replica::new(number, group.cost.lanes(), &shape, limits.clone()));
+                group_of.push(index as u32);
+            }
+        }
+        let all = replicas.len() as u32;
         let mut fleet = Self {
-            input,
+            groups,
+            group_of,
+            clients,
+            options,
+            ahead: vec![0; replicas.len()],
             source: requests.peekable(),
             sink,
             store: Store::default(),
             loads: vec![0; replicas.len()],
-            by_load: (0..input.options.autoscale.map_or(input.replicas, |a| a.least))
-                .map(|i| (0, i))
-                .collect(),
-            scaler: input.options.autoscale.map(|a| Scaler::new(a, input.replicas)),
+            by_load: (0..options.autoscale.map_or(all, |a| a.least)).map(|i| (0, i)).collect(),
+            scaler: options.autoscale.map(|a| Scaler::new(a, all)),
             replicas,
             homes: BTreeMap::new(),
             turn: 0,
@@ -216,7 +255,8 @@ impl<'a> Fleet<'a> {
             next: 0,
             sent: BinaryHeap::new(),
             sequence: 0,
-            delay: (input.cost.parameters().ttft_ms * 1e9) as u64,
+            // The front end is one; it is taken to be the first group's.
+            delay: groups.first().map_or(0, |g| (g.cost.parameters().ttft_ms * 1e9) as u64),
             in_system: 0,
             integral: 0,
             last_change: 0,
@@ -229,14 +269,14 @@ impl<'a> Fleet<'a> {
             stride: 1,
             seen: 0,
         };
-        for _ in 0..input.clients.unwrap_or(0) {
+        for _ in 0..clients.unwrap_or(0) {
             fleet.send_next(0);
         }
         fleet
     }
 
     fn closed(&self) -> bool {
-        self.input.clients.is_some()
+        self.clients.is_some()
     }
 
     /// Takes the next request from the source, with the later turns of its conversation.
@@ -312,12 +352,11 @@ impl<'a> Fleet<'a> {
                 id
             };
             let request = *self.store.request(id);
-            if !self.replicas[0].fits(&request) {
+            self.scale(now);
+            let Some(replica) = self.route(&request) else {
                 self.refuse(id, now);
                 continue;
-            }
-            self.scale(now);
-            let replica = self.route(&request);
+            };
             self.store.progress(id).replica = replica;
             self.set_load(replica, self.loads[replica as usize] + 1);
             self.replicas[replica as usize].waiting.push_back(id);
@@ -333,7 +372,8 @@ impl<'a> Fleet<'a> {
                 self.start(index, now);
             } else {
                 let before = replica.end();
-                replica.shorten(self.input.cost, &self.store, now);
+                let cost = self.groups[self.group_of[index as usize] as usize].cost;
+                replica.shorten(cost, &self.store, now);
                 let after = replica.end();
                 if let (true, Some(end)) = (after != before, after) {
                     self.events.push(Reverse((end, index)));
@@ -345,15 +385,14 @@ impl<'a> Fleet<'a> {
 
     /// A request that can never fit, and the later turns of its conversation, which are longer.
     fn refuse(&mut self, id: u32, now: u64) {
-        let mut id = id;
+        let (mut id, mut later) = (id, false);
         self.count(now, -1);
         while id != NONE {
             let p = self.store.progress(id);
             p.refused = true;
-            p.sent = if p.sent == 0 { now } else { p.sent };
-            p.first_token = now;
-            p.finish = now;
-            id = self.done(id);
+            p.sent = if later { now } else { p.sent };
+            (p.first_token, p.finish) = (now, now);
+            (id, later) = (self.done(id), true);
         }
         if self.closed() {
             self.send_next(now);
@@ -378,72 +417,10 @@ impl<'a> Fleet<'a> {
         live.next
     }
 
-    fn takes(&self, replica: u32) -> bool {
-        self.scaler.as_ref().is_none_or(|s| s.takes(replica))
-    }
-
-    /// Starts and drains replicas.
-    fn scale(&mut self, now: u64) {
-        if let Some(scaler) = &mut self.scaler {
-            let (loads, by_load) = (&self.loads, &mut self.by_load);
-            scaler.look(now, self.in_system, loads, |replica, takes| {
-                let entry = (loads[replica as usize], replica);
-                if takes {
-                    by_load.insert(entry);
-                } else {
-                    by_load.remove(&entry);
-                }
-            });
-        }
-    }
-
-    fn set_load(&mut self, replica: u32, load: u32) {
-        if self.input.options.router != Router::RoundRobin && self.takes(replica) {
-            self.by_load.remove(&(self.loads[replica as usize], replica));
-            self.by_load.insert((load, replica));
-        }
-        self.loads[replica as usize] = load;
-    }
-
-    fn route(&mut self, request: &Request) -> u32 {
-        let least = |s: &Self| s.by_load.first().map_or(0, |(_, r)| *r);
-        match self.input.options.router {
-            Router::RoundRobin => {
-                // One replica at least takes requests.
-                let all = self.input.replicas;
-                let turn = (0..all).map(|i| (self.turn + i) % all).find(|r| self.takes(*r)).unwrap_or(0);
-                self.turn = (turn + 1) % all;
-                turn
-            }
-            Router::LeastLoad => least(self),
-            Router::PrefixAware => {
-                let key = match request.session {
-                    0 => u64::from(request.prefix_group),
-                    session => (1 << 32) | u64::from(session),
-                };
-                let shares = request.prefix > 0 || request.session > 0;
-                let group = u64::from(request.prefix_group);
-                let home = self.homes.get(&key).or_else(|| self.homes.get(&group)).copied();
-                let home = home.filter(|_| shares);
-                let total: u64 = u64::from(self.in_system);
-                let crowded = |r: u32| {
-                    u64::from(self.loads[r as usize]) * u64::from(self.input.replicas) > 2 * total + 8
-                };
-                let chosen = home.filter(|r| self.takes(*r) && !crowded(*r)).unwrap_or_else(|| least(self));
-                if shares {
-                    self.homes.insert(key, chosen);
-                    if request.prefix > 0 && home != Some(chosen) {
-                        self.homes.insert(group, chosen);
-                    }
-                }
-                chosen
-            }
-        }
-    }
-
     fn start(&mut self, index: u32, now: u64) {
         let replica = &mut self.replicas[index as usize];
-        if replica.start(self.input.cost, &mut self.store, now)
+        let cost = self.groups[self.group_of[index as usize] as usize].cost;
+        if replica.start(cost, &mut self.store, now)
             && let Some(end) = replica.end()
         {
             self.events.push(Reverse((end, index)));
@@ -452,7 +429,7 @@ impl<'a> Fleet<'a> {
     }
 
     fn sample(&mut self, index: u32, now: u64) {
-        let most = self.input.options.samples;
+        let most = self.options.samples;
         if most == 0 {
             return;
         }
@@ -528,8 +505,8 @@ impl<'a> Fleet<'a> {
             most_alive: self.store.most() as u64,
             ..Extra::default()
         };
-        for r in &mut self.replicas {
-            r.tune_idle(self.input.cost, self.last_finish);
+        for (r, group) in self.replicas.iter_mut().zip(&self.group_of) {
+            r.tune_idle(self.groups[*group as usize].cost, self.last_finish);
             gaps.merge(&r.sums.gaps);
             steps += r.sums.steps;
             busy += r.sums.busy;
@@ -542,9 +519,10 @@ impl<'a> Fleet<'a> {
             extra.leaked_bytes += r.leaked();
         }
         let end = self.last_finish;
-        let fixed = f64::from(self.input.replicas) * end as f64 * 1e-12;
+        let all = self.replicas.len() as u32;
+        let fixed = f64::from(all) * end as f64 * 1e-12;
         let replica_seconds = self.scaler.as_ref().map_or(fixed, |s| s.replica_seconds(end));
-        let most_replicas = self.scaler.as_ref().map_or(self.input.replicas, |s| s.most_on);
+        let most_replicas = self.scaler.as_ref().map_or(all, |s| s.most_on);
         ServingRun {
             replica_seconds,
             most_replicas,

@@ -67,7 +67,7 @@ pub fn split_rate_ratio() -> Result<f64, String> {
         });
         good.count() as f64 / traffic.requests.len() as f64
     };
-    let pool = |cost, instances| Pool { cost, engine: profile, instances, context_parallel: 1 };
+    let pool = |cost, instances| Pool { cost, engine: profile, instances, context_parallel: 1, group: 0 };
     let split = |rate: f64| -> Result<f64, String> {
         let traffic = at(rate);
         let input = DisaggregatedInput {
@@ -77,6 +77,7 @@ pub fn split_rate_ratio() -> Result<f64, String> {
             placement: Placement::Paired,
             transfer: TransferMode::AfterPrompt,
             traffic: &traffic,
+            coalesce: true,
         };
         let out = simulate_disaggregated(&input).map_err(|e| e.to_string())?;
         Ok(attained(&out.run, &traffic))

@@ -16,6 +16,7 @@ mod booking;
 mod co_serving;
 mod eviction;
 mod fairness;
+mod feeding;
 
 /// Limits and switches of an engine.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub(super) struct Limits {
     pub(super) adapters: Option<AdapterOptions>,
     pub(super) co_serving: Option<CoServing>,
     pub(super) tiers: [Option<CacheTier>; 2],
+    /// Sequences come with their cache from another pool, whose events wake the engine.
+    pub(super) fed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +88,8 @@ pub(super) struct Replica {
     link_free: u64,
     /// Requests whose cache or adapter is on its way.
     arriving: u32,
+    /// Sequences with memory set aside whose cache has not left yet, per lane.
+    granted: Vec<u32>,
     /// Steps since priorities changed.
     priority_age: u64,
     priority_round: u64,
@@ -123,6 +128,7 @@ impl Replica {
             extra_seconds: 0.0,
             link_free: 0,
             arriving: 0,
+            granted: vec![0; n],
             priority_age: 0,
             priority_round: 0,
             idle_since: 0,
@@ -195,8 +201,8 @@ impl Replica {
             }
             // Nothing but copies on their way: the engine waits for the first of them.
             match self.next_ready(store, now) {
-                Some(ready) => now = ready,
-                None => break,
+                Some(ready) if !self.limits.fed => now = ready,
+                _ => break,
             }
         }
         self.pending = None;

@@ -3,7 +3,6 @@
 use super::histogram::Histogram;
 use super::report::{Percentiles, keeps};
 use super::{Outcome, ServingRun};
-use psim_hardware::Time;
 use psim_models::serving::{Request, ServiceLevel};
 use serde::Serialize;
 
@@ -18,15 +17,7 @@ pub(super) struct Outcomes(pub(super) Vec<Outcome>);
 
 impl Outcomes {
     pub(super) fn of(requests: usize) -> Self {
-        let nothing = Outcome {
-            sent: Time(0),
-            first_token: Time(0),
-            finish: Time(0),
-            preemptions: 0,
-            refused: false,
-            replica: 0,
-        };
-        Self(vec![nothing; requests])
+        Self(Outcome::none(requests))
     }
 }
 

@@ -72,45 +72,112 @@ pub struct Site {
     pub domain: u32,
 }
 
-/// Sites of the prefill and of the decode instances; `None` where the cluster is too small.
+/// Instances of one role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Role {
+    /// Instances.
+    pub instances: u32,
+    /// Accelerators of one.
+    pub size: u32,
+    /// Group of the cluster's nodes that it lies on.
+    pub group: usize,
+}
+
+/// Next free accelerator of a group of nodes.
+struct Ground<'a> {
+    node: &'a Node,
+    /// Nodes and domains of the groups before this one.
+    first_node: u32,
+    first_domain: u32,
+    accelerators: u32,
+    offset: u32,
+}
+
+impl<'a> Ground<'a> {
+    /// The nodes of a group; all nodes where both roles share one and the cluster counts as one kind.
+    fn new(cluster: &'a Cluster, group: usize, whole: bool) -> Option<Self> {
+        let of = cluster.groups.get(group)?;
+        let domains = |g: &psim_hardware::NodeGroup| {
+            (g.count * g.node.accelerators).div_ceil(g.node.scale_up.domain.max(1))
+        };
+        let before = &cluster.groups[..group];
+        Some(Self {
+            node: &of.node,
+            first_node: if whole { 0 } else { before.iter().map(|g| g.count).sum() },
+            first_domain: if whole { 0 } else { before.iter().map(domains).sum() },
+            accelerators: if whole { cluster.accelerators() } else { of.count * of.node.accelerators },
+            offset: 0,
+        })
+    }
+
+    /// The next instance; it does not straddle nodes that it fits into.
+    fn put(&mut self, size: u32) -> Site {
+        let per_node = self.node.accelerators.max(1);
+        let inside = self.offset % per_node;
+        if inside != 0 && inside + size > per_node {
+            self.offset += per_node - inside;
+        }
+        let site = Site {
+            node: self.first_node + self.offset / per_node,
+            domain: self.first_domain + self.offset / self.node.scale_up.domain.max(1),
+        };
+        self.offset += size;
+        site
+    }
+
+    fn full(&self) -> bool {
+        self.offset > self.accelerators
+    }
+}
+
+/// Sites of the prefill and of the decode instances; `None` where the cluster is too small. Roles on different groups of
+/// nodes lie apart.
 pub fn place(
     cluster: &Cluster,
     placement: Placement,
-    (prefills, prefill_size): (u32, u32),
-    (decodes, decode_size): (u32, u32),
+    prefill: Role,
+    decode: Role,
 ) -> Option<(Vec<Site>, Vec<Site>)> {
-    let node = cluster.first_node();
-    let per_node = node.accelerators.max(1);
-    let domain = node.scale_up.domain.max(1);
-    let mut offset = 0u32;
-    let mut put = |size: u32| {
-        let inside = offset % per_node;
-        if inside != 0 && inside + size > per_node {
-            offset += per_node - inside;
-        }
-        let site = Site { node: offset / per_node, domain: offset / domain };
-        offset += size;
-        site
-    };
+    let shared = prefill.group == decode.group;
+    let mut ground = Ground::new(cluster, prefill.group, shared && prefill.group == 0)?;
     let (mut p, mut d) = (Vec::new(), Vec::new());
+    if !shared {
+        let mut other = Ground::new(cluster, decode.group, false)?;
+        p.extend((0..prefill.instances).map(|_| ground.put(prefill.size)));
+        d.extend((0..decode.instances).map(|_| other.put(decode.size)));
+        return (!ground.full() && !other.full()).then_some((p, d));
+    }
     match placement {
         Placement::Apart => {
-            p.extend((0..prefills).map(|_| put(prefill_size)));
-            d.extend((0..decodes).map(|_| put(decode_size)));
+            p.extend((0..prefill.instances).map(|_| ground.put(prefill.size)));
+            d.extend((0..decode.instances).map(|_| ground.put(decode.size)));
         }
         Placement::Paired => {
             // The role that lags behind its share comes next.
+            let (prefills, decodes) = (prefill.instances, decode.instances);
             while (p.len() as u32) < prefills || (d.len() as u32) < decodes {
                 let behind = p.len() as u64 * u64::from(decodes) <= d.len() as u64 * u64::from(prefills);
                 if (behind && (p.len() as u32) < prefills) || d.len() as u32 >= decodes {
-                    p.push(put(prefill_size));
+                    p.push(ground.put(prefill.size));
                 } else {
-                    d.push(put(decode_size));
+                    d.push(ground.put(decode.size));
                 }
             }
         }
     }
-    (offset <= cluster.accelerators()).then_some((p, d))
+    (!ground.full()).then_some((p, d))
+}
+
+/// The node of a number.
+fn node_at(cluster: &Cluster, number: u32) -> &Node {
+    let mut left = number;
+    for group in &cluster.groups {
+        if left < group.count {
+            return &group.node;
+        }
+        left -= group.count;
+    }
+    cluster.first_node()
 }
 
 /// Rate and latency of a route.
@@ -129,7 +196,7 @@ pub struct Route {
 impl Route {
     /// Between two sites.
     pub fn new(cluster: &Cluster, transfer: &KvTransfer, from: Site, to: Site) -> Self {
-        let node = cluster.first_node();
+        let (node, other) = (node_at(cluster, from.node), node_at(cluster, to.node));
         let (senders, receivers) = (f64::from(transfer.senders), f64::from(transfer.receivers));
         if from.domain == to.domain && node.scale_up.topology != ScaleUpTopology::None {
             let rank = scale_up_rate(node);
@@ -140,22 +207,23 @@ impl Route {
                 shared: false,
             };
         }
-        let cards = f64::from(node.nics.count.max(1));
-        let mut rate = node.nics.rate.0.max(1.0);
+        let cards = |n: &Node| f64::from(n.nics.count.max(1));
+        // Levels of switches slow both directions.
+        let mut share = 1.0;
         let mut latency = cluster.fabric.latency.0 + SET_UP;
         for level in &cluster.fabric.levels {
             let reach = level.nodes.max(1);
             if from.node / reach == to.node / reach {
                 break;
             }
-            rate /= level.oversubscription.max(1.0);
+            share /= level.oversubscription.max(1.0);
             latency += level.latency.0;
         }
         Self {
             latency,
-            send_rate: senders.min(cards) * rate,
-            receive_rate: receivers.min(cards) * rate,
-            shared: node.nics.count < node.accelerators,
+            send_rate: senders.min(cards(node)) * node.nics.rate.0.max(1.0) * share,
+            receive_rate: receivers.min(cards(other)) * other.nics.rate.0.max(1.0) * share,
+            shared: node.nics.count < node.accelerators || other.nics.count < other.accelerators,
         }
     }
 
@@ -214,12 +282,35 @@ mod tests {
     }
 
     #[test]
+    fn roles_on_two_kinds_of_nodes() {
+        let options = HomogeneousOptions::default();
+        let mut cluster = homogeneous("H100-SXM-80GB", 8, &options).unwrap();
+        cluster.groups.extend(homogeneous("A100-SXM-80GB", 16, &options).unwrap().groups);
+        let prefill = Role { instances: 2, size: 4, group: 0 };
+        let decode = Role { instances: 4, size: 4, group: 1 };
+        let (p, d) = place(&cluster, Placement::Paired, prefill, decode).unwrap();
+        assert_eq!(p.iter().map(|s| s.node).collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(d.iter().map(|s| s.node).collect::<Vec<_>>(), [1, 1, 2, 2]);
+        assert!(d.iter().all(|s| s.domain != p[0].domain));
+        assert!(place(&cluster, Placement::Paired, Role { instances: 3, ..prefill }, decode).is_none());
+        // Each side has cards of its own rate; the slower one sets the time.
+        let t = KvTransfer::between(&shape(4), &shape(4)).unwrap();
+        let route = Route::new(&cluster, &t, p[0], d[0]);
+        let (fast, slow) = (&cluster.groups[0].node.nics, &cluster.groups[1].node.nics);
+        assert!((route.send_rate / (4.0 * fast.rate.0) - 1.0).abs() < 1e-9);
+        assert!((route.receive_rate / (4.0 * slow.rate.0) - 1.0).abs() < 1e-9);
+        let expected = 327.68e6 / (4.0 * slow.rate.0.min(fast.rate.0));
+        assert!((route.seconds(&t, 1000) - route.latency - expected).abs() < 1e-9);
+    }
+
+    #[test]
     fn placement_pairs_roles_and_respects_the_cluster() {
         let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
-        let (p, d) = place(&cluster, Placement::Paired, (2, 4), (2, 4)).unwrap();
+        let role = |instances| Role { instances, size: 4, group: 0 };
+        let (p, d) = place(&cluster, Placement::Paired, role(2), role(2)).unwrap();
         assert_eq!((p[0].node, d[0].node, p[1].node, d[1].node), (0, 0, 1, 1));
-        let (p, d) = place(&cluster, Placement::Apart, (2, 4), (2, 4)).unwrap();
+        let (p, d) = place(&cluster, Placement::Apart, role(2), role(2)).unwrap();
         assert_eq!((p[1].node, d[0].node), (0, 1));
-        assert!(place(&cluster, Placement::Apart, (4, 4), (1, 4)).is_none());
+        assert!(place(&cluster, Placement::Apart, role(4), role(1)).is_none());
     }
 }

@@ -2,6 +2,7 @@
 //! moved away.
 
 use crate::serving::rules::Rules;
+use crate::serving::store::Store;
 use psim_cost_models::serving::{EngineProfile, Lane as LaneWork, PromptChunk, StepCost};
 use psim_models::serving::Request;
 use std::collections::VecDeque;
@@ -93,13 +94,13 @@ impl PrefillInstance {
     }
 
     /// The cache of a prompt has left.
-    pub(super) fn release(&mut self, cost: &StepCost, request: &Request) {
-        self.used = (self.used - cost.shape().sequence_bytes(u64::from(request.input))).max(0.0);
+    pub(super) fn release(&mut self, cost: &StepCost, prompt_tokens: u32) {
+        self.used = (self.used - cost.shape().sequence_bytes(u64::from(prompt_tokens))).max(0.0);
     }
 
     /// Starts a batch if a stage is free, prompts wait and memory allows. Prompts whose last piece is in it are in
     /// the answer.
-    pub(super) fn start(&mut self, cost: &StepCost, requests: &[Request], now: u64) -> Option<&Batch> {
+    pub(super) fn start(&mut self, cost: &StepCost, store: &Store, now: u64) -> Option<&Batch> {
         if now < self.entry_free || self.flights.len() as u64 >= self.stages {
             return None;
         }
@@ -108,7 +109,7 @@ impl PrefillInstance {
         let mut index = 0;
         while index < self.queue.len() && left > 0 {
             let q = self.queue[index];
-            let input = requests[q.id as usize].input;
+            let input = store.request(q.id).input;
             let bytes = cost.shape().sequence_bytes(u64::from(input));
             if !q.admitted {
                 if self.used + bytes > self.capacity {
@@ -131,7 +132,7 @@ impl PrefillInstance {
             return None;
         }
         self.peak = self.peak.max(self.used / self.capacity.max(1.0));
-        self.queue.retain(|q| q.done < requests[q.id as usize].input);
+        self.queue.retain(|q| q.done < store.request(q.id).input);
         let seconds = self.seconds(cost, &parts);
         let duration = ((seconds * 1e12).round() as u64).max(1);
         // The next batch may enter when this one has left the first stage; batches leave in order.

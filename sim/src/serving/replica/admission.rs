@@ -12,10 +12,10 @@ impl Replica {
     pub(super) fn plan_prompts(&mut self, store: &mut Store, now: u64) {
         let rules = self.limits.rules;
         self.budgets.clear();
+        if self.arriving > 0 {
+            self.join_arrived(store, now);
+        }
         for index in 0..self.lanes.len() {
-            if self.arriving > 0 {
-                self.join_arrived(index, store, now);
-            }
             let lane = &mut self.lanes[index];
             lane.chunks.clear();
             lane.chunk_of.clear();
@@ -51,15 +51,17 @@ impl Replica {
 
     /// Sequences whose cache has come back from host memory decode again; prompts whose prefix or adapter is there may be
     /// computed.
-    fn join_arrived(&mut self, index: usize, store: &Store, now: u64) {
-        let mut at = 0;
-        while let Some(prompt) = self.lanes[index].prompts.get(at).copied() {
-            if prompt.done == prompt.target && store.live(prompt.id).progress.ready <= now {
-                self.lanes[index].prompts.remove(at);
-                self.lanes[index].join(&prompt);
-                self.fresh[index].push((store.live(prompt.id).progress.finish, 1));
-            } else {
-                at += 1;
+    fn join_arrived(&mut self, store: &Store, now: u64) {
+        for index in 0..self.lanes.len() {
+            let mut at = 0;
+            while let Some(prompt) = self.lanes[index].prompts.get(at).copied() {
+                if prompt.done == prompt.target && store.live(prompt.id).progress.ready <= now {
+                    self.lanes[index].prompts.remove(at);
+                    self.lanes[index].join(&prompt);
+                    self.fresh[index].push((store.live(prompt.id).progress.finish, 1));
+                } else {
+                    at += 1;
+                }
             }
         }
         let coming = |l: &Lane| l.prompts.iter().filter(|p| store.live(p.id).progress.ready > now).count();

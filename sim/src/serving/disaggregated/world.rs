@@ -1,0 +1,474 @@
+//! The event loop of two pools: prompts, transfers, decode instances.
+
+use super::prefill::PrefillInstance;
+use super::{DisaggregatedInput, DisaggregatedRun};
+use crate::serving::fleet::{cache_shape, limits};
+use crate::serving::options::FleetOptions;
+use crate::serving::replica::{Limits, Replica};
+use crate::serving::store::{NONE, Store};
+use crate::serving::transfer::{Placement, Route, Site, TransferMode};
+use crate::serving::{Extra, Histogram, Outcome, ServingRun};
+use psim_hardware::Time;
+use psim_models::serving::{KvTransfer, Request};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A cache has arrived: (prefill instance, decode instance, prompt tokens).
+    Moved(u32, u32, u32),
+    /// A decode instance may have finished steps.
+    Decode(u32),
+    /// A prefill instance may go on.
+    Prefill(u32),
+}
+
+pub(super) struct World<'a> {
+    input: &'a DisaggregatedInput<'a>,
+    requests: &'a [Request],
+    transfer: KvTransfer,
+    sites: (Vec<Site>, Vec<Site>),
+    store: Store,
+    outcomes: Vec<Outcome>,
+    /// Decode instance and lane with memory set aside before the prompt was done, per request alive.
+    granted: Vec<Option<(u32, usize)>>,
+    prefills: Vec<PrefillInstance>,
+    decodes: Vec<Replica>,
+    events: BinaryHeap<Reverse<(u64, Event)>>,
+    /// Earliest event that is due for each prefill instance.
+    wake: Vec<u64>,
+    /// Prompts done without decode memory, oldest first: (request, prefill instance).
+    held: VecDeque<(u32, u32)>,
+    /// When the links of senders and receivers are free, by instance or by node.
+    send_free: Vec<u64>,
+    receive_free: Vec<u64>,
+    next: usize,
+    /// Sent by clients of a loop or of a conversation and not arrived yet: (arrival, sequence, request).
+    sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    sequence: u64,
+    delay: u64,
+    in_system: u32,
+    integral: u128,
+    last_change: u64,
+    backlog: u32,
+    out: Sums,
+    finished: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Sums {
+    transfer_seconds: Vec<f64>,
+    bytes: f64,
+    held_back: u64,
+    computed: u64,
+    first_tokens: u64,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(
+        input: &'a DisaggregatedInput<'a>,
+        transfer: KvTransfer,
+        sites: (Vec<Site>, Vec<Site>),
+    ) -> Self {
+        let shape = cache_shape(input.decode.cost, input.decode.engine);
+        let options = FleetOptions { coalesce: input.coalesce, ..FleetOptions::default() };
+        let fed = Limits { fed: true, ..limits(input.decode.cost, input.decode.engine, &options) };
+        let lanes = input.decode.cost.lanes();
+        let prefill =
+            || PrefillInstance::new(input.prefill.cost, input.prefill.engine, input.prefill.context_parallel);
+        let links = (input.cluster.nodes() + input.prefill.instances + input.decode.instances) as usize;
+        let mut world = Self {
+            requests: &input.traffic.requests,
+            transfer,
+            sites,
+            store: Store::default(),
+            outcomes: Outcome::none(input.traffic.requests.len()),
+            granted: Vec::new(),
+            prefills: (0..input.prefill.instances).map(|_| prefill()).collect(),
+            decodes: (0..input.decode.instances)
+                .map(|i| Replica::new(i, lanes, &shape, fed.clone()))
+                .collect(),
+            events: BinaryHeap::new(),
+            wake: vec![u64::MAX; input.prefill.instances as usize],
+            held: VecDeque::new(),
+            send_free: vec![0; links],
+            receive_free: vec![0; links],
+            next: 0,
+            sent: BinaryHeap::new(),
+            sequence: 0,
+            delay: (input.prefill.cost.parameters().ttft_ms * 1e9) as u64,
+            in_system: 0,
+            integral: 0,
+            last_change: 0,
+            backlog: 0,
+            out: Sums::default(),
+            finished: Vec::new(),
+            input,
+        };
+        for _ in 0..input.traffic.clients.unwrap_or(0) {
+            world.send_next(0);
+        }
+        world
+    }
+
+    fn closed(&self) -> bool {
+        self.input.traffic.clients.is_some()
+    }
+
+    /// Takes the next request of the traffic with the later turns of its conversation.
+    fn take(&mut self) -> Option<u32> {
+        let request = *self.requests.get(self.next)?;
+        let first = self.store.insert(request, self.next as u64);
+        self.next += 1;
+        let mut last = first;
+        while let Some(turn) = self.requests.get(self.next)
+            && request.session > 0
+            && turn.turn > 0
+            && turn.session == request.session
+        {
+            let id = self.store.insert(*turn, self.next as u64);
+            self.next += 1;
+            self.store.live_mut(last).next = id;
+            last = id;
+        }
+        Some(first)
+    }
+
+    /// A request leaves its client at `at`.
+    fn send(&mut self, id: u32, at: u64) {
+        self.store.progress(id).sent = at;
+        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
+        self.sequence += 1;
+    }
+
+    /// A client of a closed loop sends the next request, if any is left.
+    fn send_next(&mut self, now: u64) {
+        if let Some(id) = self.take() {
+            let earliest = self.store.request(id).arrival.0;
+            self.send(id, now.max(earliest));
+        }
+    }
+
+    /// When the next request arrives, and whether a client of a loop or a conversation has sent it.
+    fn arrival(&self) -> Option<(u64, bool)> {
+        let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
+        if self.closed() {
+            return sent;
+        }
+        let open = self.requests.get(self.next).map(|r| (r.arrival.0 + self.delay, false));
+        match (sent, open) {
+            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        loop {
+            let arrival = self.arrival();
+            let event = self.events.peek().map(|Reverse((at, _))| *at);
+            match (arrival, event) {
+                (None, None) => break,
+                (Some((at, sent)), event) if event.is_none_or(|next| at <= next) => self.arrive(at, sent),
+                _ => {
+                    if let Some(Reverse((at, event))) = self.events.pop() {
+                        self.handle(at, event);
+                    }
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, now: u64, by: i32) {
+        self.integral += u128::from(self.in_system) * u128::from(now.saturating_sub(self.last_change));
+        self.last_change = self.last_change.max(now);
+        self.in_system = self.in_system.saturating_add_signed(by);
+    }
+
+    fn arrive(&mut self, now: u64, sent: bool) {
+        let id = if sent {
+            self.sent.pop().map(|Reverse((.., id))| id)
+        } else {
+            let id = self.take();
+            if let Some(id) = id {
+                self.store.progress(id).sent = self.store.request(id).arrival.0;
+            }
+            id
+        };
+        let Some(id) = id else { return };
+        self.count(now, 1);
+        // The time before the engine saw it counts too.
+        self.integral += u128::from(now - self.store.live(id).progress.sent);
+        if self.next >= self.requests.len() && self.backlog == 0 {
+            self.backlog = self.in_system;
+        }
+        let request = *self.store.request(id);
+        if !self.prefills[0].fits(self.input.prefill.cost, &request) || !self.decodes[0].fits(&request) {
+            self.refuse(id, now);
+            return;
+        }
+        // Join the shortest queue; ties go to the first.
+        let index = (0..self.prefills.len()).min_by_key(|i| self.prefills[*i].load).unwrap_or(0);
+        self.prefills[index].push(id, &request);
+        // Arrivals of one instant are batched together.
+        self.wake_prefill(index as u32, now);
+    }
+
+    fn wake_prefill(&mut self, index: u32, at: u64) {
+        if at < self.wake[index as usize] {
+            self.wake[index as usize] = at;
+            self.events.push(Reverse((at, Event::Prefill(index))));
+        }
+    }
+
+    /// A request that can never fit, and the later turns of its conversation, which are longer.
+    fn refuse(&mut self, id: u32, now: u64) {
+        self.count(now, -1);
+        let (mut id, mut later) = (id, false);
+        while id != NONE {
+            let p = self.store.progress(id);
+            p.refused = true;
+            p.sent = if later { now } else { p.sent };
+            (p.first_token, p.finish) = (now, now);
+            (id, later) = (self.forget(id), true);
+        }
+        if self.closed() {
+            self.send_next(now);
+        }
+    }
+
+    /// Keeps what became of a request; the next turn of its conversation.
+    fn forget(&mut self, id: u32) -> u32 {
+        let live = self.store.remove(id);
+        if let Some(slot) = self.granted.get_mut(id as usize) {
+            *slot = None;
+        }
+        let p = live.progress;
+        self.outcomes[live.number as usize] = Outcome {
+            sent: Time(p.sent),
+            first_token: Time(p.first_token),
+            finish: Time(p.finish),
+            preemptions: 0,
+            refused: p.refused,
+            replica: p.replica,
+        };
+        live.next
+    }
+
+    fn done(&mut self, id: u32, now: u64) {
+        self.count(now, -1);
+        let next = self.forget(id);
+        if next != NONE {
+            let think = self.store.request(next).think.0;
+            self.send(next, now + think);
+        } else if self.closed() {
+            self.send_next(now);
+        }
+    }
+
+    fn handle(&mut self, now: u64, event: Event) {
+        match event {
+            Event::Prefill(index) => {
+                if self.wake[index as usize] == now {
+                    self.wake[index as usize] = u64::MAX;
+                }
+                self.prefill(index, now);
+            }
+            Event::Decode(index) => self.decode(index, now),
+            Event::Moved(from, to, tokens) => {
+                self.prefills[from as usize].release(self.input.prefill.cost, tokens);
+                self.prefill(from, now);
+                self.decode(to, now);
+            }
+        }
+    }
+
+    fn prefill(&mut self, index: u32, now: u64) {
+        while let Some(batch) = self.prefills[index as usize].take_finished(now) {
+            self.out.computed += batch.parts.iter().map(|p| u64::from(p.tokens)).sum::<u64>();
+            for part in batch.parts.iter().filter(|p| p.last) {
+                let request = *self.store.request(part.id);
+                let progress = self.store.progress(part.id);
+                progress.first_token = now;
+                self.out.first_tokens += 1;
+                let granted = self.granted.get(part.id as usize).copied().flatten();
+                if request.output <= 1 {
+                    progress.finish = now;
+                    self.prefills[index as usize].release(self.input.prefill.cost, request.input);
+                    self.done(part.id, now);
+                } else if let Some((decode, lane)) = granted {
+                    self.move_cache(part.id, index, (decode, lane), (now, Some(batch.start)));
+                } else {
+                    self.held.push_back((part.id, index));
+                    self.out.held_back += u64::from(!self.release_held(now));
+                }
+            }
+        }
+        loop {
+            let cost = self.input.prefill.cost;
+            let Some(batch) = self.prefills[index as usize].start(cost, &self.store, now) else { break };
+            if self.input.transfer == TransferMode::LayerWise && self.held.is_empty() {
+                let last: Vec<u32> = batch.parts.iter().filter(|p| p.last).map(|p| p.id).collect();
+                for id in last {
+                    if self.store.request(id).output > 1 {
+                        let granted = self.grant(id, index);
+                        if self.granted.len() <= id as usize {
+                            self.granted.resize(id as usize + 1, None);
+                        }
+                        self.granted[id as usize] = granted;
+                    }
+                }
+            }
+        }
+        if let Some(next) = self.prefills[index as usize].next(now) {
+            self.wake_prefill(index, next.max(now));
+        }
+    }
+
+    /// Memory on the least loaded decode instance, those of the same domain first where roles are paired.
+    fn grant(&mut self, id: u32, from: u32) -> Option<(u32, usize)> {
+        let request = self.store.request(id);
+        let here = self.sites.0[from as usize].domain;
+        let near = |s: &Self, d: usize| s.sites.1[d].domain == here;
+        let paired =
+            self.input.placement == Placement::Paired && (0..self.decodes.len()).any(|d| near(self, d));
+        let mut order: Vec<usize> = (0..self.decodes.len()).filter(|d| !paired || near(self, *d)).collect();
+        order.sort_by_key(|d| (self.decodes[*d].load(), !near(self, *d), *d));
+        order.into_iter().find_map(|d| self.decodes[d].grant(request).map(|lane| (d as u32, lane)))
+    }
+
+    /// Gives memory to the prompts that wait for it, oldest first; true when none is left waiting.
+    fn release_held(&mut self, now: u64) -> bool {
+        // One that finds no room does not block those of other domains.
+        let mut index = 0;
+        while index < self.held.len() {
+            let (id, from) = self.held[index];
+            match self.grant(id, from) {
+                Some(to) => {
+                    self.held.remove(index);
+                    self.move_cache(id, from, to, (now, None));
+                }
+                None if self.input.placement == Placement::Paired => index += 1,
+                None => break,
+            }
+        }
+        self.held.is_empty()
+    }
+
+    /// Puts a cache on the wire; `start` is when its last step began, where the transfer overlaps it.
+    fn move_cache(&mut self, id: u32, from: u32, to: (u32, usize), (now, start): (u64, Option<u64>)) {
+        let (decode, lane) = to;
+        let input = self.store.request(id).input;
+        let tokens = u64::from(input);
+        let (a, b) = (self.sites.0[from as usize], self.sites.1[decode as usize]);
+        let route = Route::new(self.input.cluster, &self.transfer, a, b);
+        let wire = (route.seconds(&self.transfer, tokens) * 1e12).round() as u64;
+        let nodes = self.input.cluster.nodes() as usize;
+        let (sender, receiver) = if route.shared {
+            (a.node as usize, b.node as usize)
+        } else {
+            (nodes + from as usize, nodes + self.prefills.len() + decode as usize)
+        };
+        let free = self.send_free[sender].max(self.receive_free[receiver]);
+        let layers = u64::from(self.transfer.layers);
+        let ready = match start {
+            // Layers leave while later ones are computed; the last one leaves when the prompt is done.
+            Some(start) => {
+                let first_layer = start + (now - start) / layers;
+                (first_layer.max(free) + wire).max(now + wire / layers)
+            }
+            None => now.max(free) + wire,
+        };
+        self.send_free[sender] = ready;
+        self.receive_free[receiver] = ready;
+        self.out.bytes += self.transfer.bytes(tokens);
+        let progress = self.store.progress(id);
+        progress.replica = decode;
+        let first_token = progress.first_token;
+        self.out.transfer_seconds.push(ready.saturating_sub(first_token) as f64 * 1e-12);
+        let replica = &mut self.decodes[decode as usize];
+        let before = replica.end();
+        replica.expect(self.input.decode.cost, &mut self.store, id, lane, (first_token, ready));
+        if let (true, Some(end)) = (replica.end() != before, replica.end()) {
+            self.events.push(Reverse((end, Event::Decode(decode))));
+        }
+        self.events.push(Reverse((ready, Event::Moved(from, decode, input))));
+    }
+
+    fn decode(&mut self, index: u32, now: u64) {
+        let replica = &mut self.decodes[index as usize];
+        if replica.end().is_some_and(|end| end > now) {
+            return;
+        }
+        let mut finished = std::mem::take(&mut self.finished);
+        replica.finish(&mut self.store, &mut finished);
+        let any = !finished.is_empty();
+        for id in finished.drain(..) {
+            let end = self.store.live(id).progress.finish;
+            self.done(id, end);
+        }
+        self.finished = finished;
+        if any && !self.held.is_empty() {
+            self.release_held(now);
+        }
+        let replica = &mut self.decodes[index as usize];
+        if replica.start(self.input.decode.cost, &mut self.store, now)
+            && let Some(end) = replica.end()
+        {
+            self.events.push(Reverse((end, Event::Decode(index))));
+        }
+    }
+
+    pub(super) fn result(self) -> DisaggregatedRun {
+        let mut gaps = Histogram::default();
+        let (mut steps, mut prefill_busy, mut decode_busy) = (0, 0u64, 0u64);
+        let mut generated = self.out.first_tokens;
+        let (mut peak_cache, mut prefill_peak): (f64, f64) = (0.0, 0.0);
+        let mut extra = Extra {
+            unfinished: self.store.len() as u64,
+            most_alive: self.store.most() as u64,
+            ..Extra::default()
+        };
+        for p in &self.prefills {
+            steps += p.steps;
+            prefill_busy += p.busy;
+            prefill_peak = prefill_peak.max(p.peak);
+        }
+        for d in &self.decodes {
+            gaps.merge(&d.sums.gaps);
+            steps += d.sums.steps;
+            decode_busy += d.sums.busy;
+            generated += d.sums.generated;
+            peak_cache = peak_cache.max(d.sums.peak_cache);
+            extra.leaked_bytes += d.leaked();
+        }
+        let (prefill_busy, decode_busy) = (prefill_busy as f64 * 1e-12, decode_busy as f64 * 1e-12);
+        let end = self.outcomes.iter().map(|o| o.finish).max().unwrap_or_default();
+        let instances = self.input.prefill.instances + self.input.decode.instances;
+        DisaggregatedRun {
+            run: ServingRun {
+                replica_seconds: f64::from(instances) * end.0 as f64 * 1e-12,
+                most_replicas: instances,
+                gaps,
+                steps,
+                busy: prefill_busy + decode_busy,
+                request_seconds: self.integral as f64 * 1e-12,
+                computed_prompt_tokens: self.out.computed,
+                cached_prompt_tokens: 0,
+                generated_tokens: generated,
+                peak_cache,
+                backlog: self.backlog,
+                start: self.outcomes.iter().map(|o| o.sent).min().unwrap_or_default(),
+                end,
+                outcomes: self.outcomes,
+                samples: Vec::new(),
+                extra,
+            },
+            transfer_seconds: self.out.transfer_seconds,
+            bytes: self.out.bytes,
+            held_back: self.out.held_back,
+            prefill_peak,
+            prefill_busy,
+            decode_busy,
+        }
+    }
+}
