@@ -1,5 +1,6 @@
 //! What a transformer-like model is made of: blocks of a sequence mixer and a feed-forward part.
 
+use crate::serving::Quantization;
 use serde::{Deserialize, Serialize};
 
 /// A decoder model (or encoder-decoder with [`Model::encoder`]).
@@ -43,6 +44,9 @@ pub struct Model {
     pub extra_parameters: Vec<(String, u64)>,
     /// Longest context of the released model, tokens.
     pub max_context: Option<u64>,
+    /// Formats that the weights are published in, where they are not 16-bit floats throughout.
+    #[serde(default)]
+    pub checkpoint: Option<Quantization>,
     /// Where the dimensions come from.
     pub source: String,
 }

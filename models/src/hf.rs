@@ -13,6 +13,7 @@
 //! # Ok::<(), psim_models::hf::HfError>(())
 //! ```
 
+mod checkpoint;
 mod deepseek;
 mod deepseek_v4;
 mod error;
@@ -179,9 +180,9 @@ pub(crate) fn import_value(name: &str, text: &str, value: &Value) -> Result<Mode
     };
     let mut named = Vec::new();
     if let Some(Value::Object(language)) = map.get("text_config") {
-        // The tower's configuration decides; what it does not say (tied embeddings) the outer one may.
+        // The tower's configuration decides; what it does not say (tied embeddings) the outer one may, and how the weights are stored.
         let mut merged = language.clone();
-        for key in ["tie_word_embeddings"] {
+        for key in ["tie_word_embeddings", "quantization_config"] {
             if let (false, Some(value)) = (merged.contains_key(key), map.get(key)) {
                 merged.insert(key.to_owned(), value.clone());
             }

@@ -229,6 +229,7 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: None,
+        checkpoint: None,
         source: "dimensions printed with the measurement".to_owned(),
     })
 }

@@ -189,7 +189,9 @@ pub(crate) fn run(
         return Err(Failure::input("serving capacity needs a rate", "add --rate 50rps"));
     };
     let mut assumptions = Vec::new();
+    let model = model::load(host, model_name)?;
     let quantization = formats(
+        &model,
         precision.map(Format::serving).transpose()?,
         arguments.kv_precision.as_deref().map(kv_format).transpose()?,
         &mut assumptions,
@@ -202,7 +204,7 @@ pub(crate) fn run(
         });
     }
     let question = Question {
-        model: model::load(host, model_name)?,
+        model,
         workload: traffic(arguments, rate, &mut assumptions, host)?,
         engine: load_engine(host, common.stack.as_deref().unwrap_or(DEFAULT_ENGINE))?,
         rate,

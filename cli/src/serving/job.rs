@@ -108,6 +108,7 @@ fn refuse_training_flags(job: &JobArguments) -> Result<(), Failure> {
 
 /// Number formats by flags; what is not given is 16 bits, said in the assumptions.
 pub(crate) fn formats(
+    model: &Model,
     weights: Option<NumberFormat>,
     kv: Option<DType>,
     assumptions: &mut Vec<Assumption>,
@@ -115,15 +116,34 @@ pub(crate) fn formats(
     let mut assume = |name: &str, value: &str, why: &str| {
         assumptions.push(Assumption { name: name.to_owned(), value: value.to_owned(), why: why.to_owned() });
     };
-    let weights = weights.unwrap_or_else(|| {
-        assume("weights", "bf16", "as most checkpoints are published; --precision");
-        NumberFormat::Bf16
-    });
+    let weights = match (weights, model.checkpoint) {
+        (Some(format), _) => as_published(model, Quantization::uniform(format)),
+        (None, Some(published)) => {
+            assume("weights", published.experts.name(), "as this model is published; --precision");
+            published
+        }
+        (None, None) => {
+            assume("weights", "bf16", "as most checkpoints are published; --precision");
+            Quantization::uniform(NumberFormat::Bf16)
+        }
+    };
     let kv = kv.unwrap_or_else(|| {
         assume("KV cache", "bf16", "the engines' default; --kv-precision");
         DType::Bf16
     });
-    Quantization { kv, ..Quantization::uniform(weights) }
+    Quantization { kv, ..weights }
+}
+
+/// `fp8` of a model whose 8-bit weights are published with a scale per block means those weights: other kernels run.
+pub(crate) fn as_published(model: &Model, given: Quantization) -> Quantization {
+    let blocks = model.checkpoint.is_some_and(|published| published.experts == NumberFormat::Fp8Block);
+    let format = |f: NumberFormat| if blocks && f == NumberFormat::Fp8 { NumberFormat::Fp8Block } else { f };
+    Quantization {
+        dense: format(given.dense),
+        attention: format(given.attention),
+        experts: format(given.experts),
+        kv: given.kv,
+    }
 }
 
 impl ServingJob {
@@ -165,14 +185,14 @@ impl ServingJob {
             job.kv_precision.as_deref().map(kv_format).transpose()?,
         );
         let quantization = match quantization {
-            Some(q) if given == (None, None) => q,
+            Some(q) if given == (None, None) => as_published(&model, q),
             Some(_) => {
                 return Err(Failure::input(
                     "--precision and --kv-precision stand beside a deployment that has formats of its own",
                     "change `weights` and `kv` of the deployment file",
                 ));
             }
-            None => formats(given.0, given.1, &mut assumptions),
+            None => formats(&model, given.0, given.1, &mut assumptions),
         };
         let (library, _) = common.library(host)?;
         Ok(Self {

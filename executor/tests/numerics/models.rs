@@ -49,6 +49,7 @@ fn model(
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: None,
+        checkpoint: None,
         source: "made up".to_owned(),
     }
 }

@@ -1,5 +1,6 @@
 //! Assembling a model from layers.
 
+use super::checkpoint;
 use super::error::{HfError, HfProblem};
 use super::reader::{Read, Reader};
 use crate::arch::{
@@ -48,6 +49,7 @@ pub(super) fn base(r: &Reader<'_>, tied_default: bool) -> Read<Model> {
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: r.size_opt(CONTEXT)?,
+        checkpoint: r.get(&["quantization_config"]).and_then(|(_, config)| checkpoint::formats(config)),
         source: format!("configuration {}", r.file),
     })
 }

@@ -51,6 +51,7 @@ fn gpt(hidden: u64, heads: u64) -> (Model, Block) {
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: None,
+        checkpoint: None,
         source: String::new(),
     };
     (model, block)

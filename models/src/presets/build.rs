@@ -137,6 +137,7 @@ fn build(dims: &DenseDims, experts: Option<&MoeDims>) -> Result<Model, PresetErr
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: dims.max_context,
+        checkpoint: None,
         source: "dimensions given by the caller".to_owned(),
     };
     for layer in 0..dims.layers {

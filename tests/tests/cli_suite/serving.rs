@@ -155,6 +155,25 @@ fn explain_sets_steps_against_their_roofline() {
 }
 
 #[test]
+fn weights_are_those_that_the_model_is_published_with() {
+    let files = directory(&[("w.toml", TRAFFIC.as_bytes())]);
+    let plan = |extra: &str| {
+        let run =
+            psim_in(&files, &format!("plan --model gpt-oss-20b --cluster h100x8 --workload w.toml {extra}"));
+        assert_eq!(run.code, 0, "{}", run.transcript());
+        json(&run.out)["question"]["weights"].clone()
+    };
+    assert_eq!(plan("--json --precision bf16"), "bf16");
+    let published = psim_in(&files, "plan --model gpt-oss-20b --cluster h100x8 --workload w.toml");
+    assert!(published.out.contains("weights mxfp4 (as this model is published"), "{}", published.out);
+    // DeepSeek's 8-bit weights have a scale per block of 128; `fp8` beside it cannot mean others.
+    let run =
+        psim_in(&files, "plan --model deepseek-v3 --cluster h200x8 --workload w.toml --precision fp8 --json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    assert_eq!(json(&run.out)["question"]["weights"], "fp8-block");
+}
+
+#[test]
 fn capacity_sizes_several_accelerators_with_headroom() {
     let command = "capacity --model 8b --rate 30rps --slo 'ttft_p95<2s,tpot_p95<50ms' --input 512 --output 64 \
                    --accelerators h100,h200 --availability 99.999 --json";
