@@ -227,17 +227,29 @@ pub fn stage_ledger_with(
         if chunk.head || spread {
             let logits = (shape.tokens * padded_vocab(model.vocab, shape.tp).div_ceil(shape.tp)) as f64;
             let base = shape.base.size();
+            // A fused loss writes the gradient over the logits.
             let each = match (shape.fusion.cross_entropy, shape.fp32_logits) {
-                (true, false) => 2.0 * base,
-                (true, true) | (false, false) => base + 4.0 + base,
+                (true, _) => base,
+                (false, false) => base + 4.0 + base,
                 (false, true) => base + 4.0 + 4.0,
             };
-            out.logits = Bytes::from_f64(each * logits / if spread { stages } else { 1.0 });
+            // The output layer's weight gradient comes to life beside the logits' gradient.
+            let weight = if plan.sharding == Sharding::Parameters || p.trainable < 1.0 {
+                0.0
+            } else {
+                base * (padded_vocab(model.vocab, shape.tp).div_ceil(shape.tp) * model.hidden) as f64
+            };
+            let most = f64::max(each * logits, base * logits + weight);
+            out.logits = Bytes::from_f64(most / if spread { stages } else { 1.0 });
         }
     }
     if shape.sequence_parallel {
         // The gathered input of a linear layer lives while the layer runs.
         working += shape.base.size() * (shape.tokens * model.hidden) as f64;
+    }
+    if stack.memory.placeholder_gradients && p.trainable >= 1.0 {
+        // One gradient per distinct shape of weight: those of one layer; the experts of a layer share two.
+        working += shape.base.size() * p.largest_layer;
     }
     out.activations = Bytes::from_f64(activations);
     out.working = Bytes::from_f64(working);

@@ -7,9 +7,8 @@
 //! built-in ones.
 
 use psim_calibration::validate::accuracy::{markdown, plot, readme_table, replace_between_markers};
-use psim_calibration::validate::refit::Problem;
+use psim_calibration::validate::refit::{Problem, write::predictor};
 use psim_calibration::validate::{self, Predictor, Report, row};
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -123,24 +122,6 @@ fn inspect(text: &str, prefix: &str, predictor: &Predictor) -> Result<String, St
         out += &format!("  {}\n", terms.join(", "));
     }
     Ok(out)
-}
-
-/// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
-fn predictor(arguments: &[String]) -> Result<Predictor, String> {
-    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1))
-    else {
-        return Ok(Predictor::built_in());
-    };
-    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
-    let folder = Path::new(folder);
-    let mut stacks = BTreeMap::new();
-    let entries =
-        std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
-    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
-        stacks.insert(path.display().to_string(), read(&path)?);
-    }
-    psim_calibration::validate::refit::write::read(&stacks, &read(&folder.join("sustained.toml"))?)
-        .map(Predictor::new)
 }
 
 fn write(

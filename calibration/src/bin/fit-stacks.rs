@@ -5,7 +5,7 @@
 //! `--data DIR` starts from the files in `DIR` in place of the built-in ones.
 
 use psim_calibration::validate::refit::{Problem, write};
-use psim_calibration::validate::{Predictor, row};
+use psim_calibration::validate::row;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn run(arguments: &[String]) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     let rows = row::read(&text).map_err(|e| format!("{path}: {e}"))?;
     let sweeps: usize = value("--sweeps").and_then(|n| n.parse().ok()).unwrap_or(30);
-    let problem = Problem::with(&rows, predictor(arguments)?);
+    let problem = Problem::with(&rows, write::predictor(arguments)?);
     let say = |text: String| {
         let _ = writeln!(std::io::stdout(), "{text}");
     };
@@ -53,10 +53,12 @@ fn run(arguments: &[String]) -> Result<(), String> {
             left_out.extend(summary.median_ape.map(|m| (source.clone(), m)));
             let spread = scores.spreads.get(source).copied().unwrap_or(f64::NAN);
             let interval = summary.interval;
+            let sizes = scores.sizes.get(source).copied().unwrap_or_default().map(|s| format!("{s:.3}"));
             say(format!(
-                "{source:<20} left-out spread {spread:.3}, in interval {:.0} %, width {:.0} %",
+                "{source:<20} left-out spread {spread:.3}, in interval {:.0} %, width {:.0} %, sizes {}",
                 interval.coverage.unwrap_or(f64::NAN),
-                interval.mean_width.unwrap_or(f64::NAN)
+                interval.mean_width.unwrap_or(f64::NAN),
+                sizes.join(" "),
             ));
         }
         for (stack, sigma) in problem.sigmas(&fitted, &scores) {
@@ -77,24 +79,6 @@ fn run(arguments: &[String]) -> Result<(), String> {
         save(Path::new(folder), &problem, &fitted)?;
     }
     Ok(())
-}
-
-/// Profiles built in, or read from the folder named by `--data` (as `cost-models/data`).
-fn predictor(arguments: &[String]) -> Result<Predictor, String> {
-    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1))
-    else {
-        return Ok(Predictor::built_in());
-    };
-    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
-    let folder = Path::new(folder);
-    let mut stacks = BTreeMap::new();
-    let entries =
-        std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
-    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
-        stacks.insert(path.display().to_string(), read(&path)?);
-    }
-    psim_calibration::validate::refit::write::read(&stacks, &read(&folder.join("sustained.toml"))?)
-        .map(Predictor::new)
 }
 
 fn save(

@@ -18,6 +18,8 @@ pub struct LeftOut {
     pub sources: BTreeMap<String, Summary>,
     /// Standard deviation of ln(predicted / measured) of each source's rows under that fit.
     pub spreads: BTreeMap<String, f64>,
+    /// 50th, 70th, 80th and 90th percentile of |ln(predicted / measured)| of each source's rows under that fit.
+    pub sizes: BTreeMap<String, [f64; 4]>,
 }
 
 /// Text between the markers of the README.

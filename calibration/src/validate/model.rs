@@ -131,8 +131,12 @@ fn style(name: &str, ffn: Option<&str>) -> Style {
     }
 }
 
-/// Vocabulary of Megatron's GPT corpus, padded; where none is printed.
-const GPT_VOCAB: u64 = 51_200;
+/// Vocabulary where none is printed: the SentencePiece one of C4 (32,000) in the zero-bubble fork, whose examples train
+/// on it (it also makes the output layer as heavy as a layer, which the paper's layer counts take for granted);
+/// Megatron's GPT corpus, padded, everywhere else.
+fn usual_vocab(config: &ConfigFields) -> u64 {
+    if config.framework.to_lowercase().contains("zero bubble") { 32_000 } else { 51_200 }
+}
 
 fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model, String> {
     let name = fields.name.to_lowercase();
@@ -212,7 +216,7 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
         name: fields.name.clone(),
         family: format!("{style:?}").to_lowercase(),
         hidden,
-        vocab: fields.vocab.filter(|v| *v > 0).unwrap_or(GPT_VOCAB),
+        vocab: fields.vocab.filter(|v| *v > 0).unwrap_or_else(|| usual_vocab(config)),
         tied_embeddings: fields
             .tied_embeddings
             .unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),

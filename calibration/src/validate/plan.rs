@@ -82,7 +82,7 @@ pub fn map(row: &Row, model: &Model, stack: &StackSelection) -> Result<MappedPla
     }
     let layers = model.layers();
     let (vpp, schedule) = pipeline(row, layers, pp, &mut notes);
-    let stage_layers = stage_layers(row, model, pp, vpp);
+    let stage_layers = stage_layers(row, model, pp, vpp, family);
     let etp = expert_tensor(row, model, tp, cp, dp, ep, family, stack.era);
     let (sharding, shard_group) = sharding(row, family, stack.era, dp * cp);
     let precision = precision(row, stack.era)?;
@@ -197,7 +197,7 @@ fn pipeline(row: &Row, layers: u32, pp: u32, notes: &mut Vec<String>) -> (u32, S
 }
 
 /// Layers of every chunk where an even split is impossible or the row says that it is not even; empty for even.
-fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32) -> Vec<u32> {
+fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32, family: Family) -> Vec<u32> {
     let (layers, chunks) = (model.layers(), pp * vpp);
     if chunks <= 1 || layers == 0 {
         return Vec::new();
@@ -211,6 +211,9 @@ fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32) -> Vec<u32> {
         return parts;
     }
     let with_ends = partition.contains("embedding");
+    if family == Family::DeepSpeed && vpp == 1 && layers >= chunks {
+        return filled(layers, chunks, with_ends);
+    }
     if !with_ends && layers.is_multiple_of(chunks) {
         return Vec::new();
     }
@@ -238,6 +241,29 @@ fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32) -> Vec<u32> {
         parts[chunk % chunks as usize] += 1;
         missing -= 1;
         chunk += 1;
+    }
+    parts
+}
+
+/// The partition of DeepSpeed's pipeline (`partition_balanced` over layers of equal weight, `type:transformer` unless the
+/// row says that the embedding and the output layer count too): the largest stage is as small as possible, and stages
+/// fill up to it from the first one on; the last takes what is left.
+fn filled(layers: u32, chunks: u32, with_ends: bool) -> Vec<u32> {
+    let weight = layers + if with_ends { 2 } else { 0 };
+    let most = weight.div_ceil(chunks);
+    let mut left = weight;
+    let mut parts: Vec<u32> = (0..chunks)
+        .map(|c| {
+            // Every later stage must keep at least one unit.
+            let take = most.min(left.saturating_sub(chunks - 1 - c)).max(1);
+            left = left.saturating_sub(take);
+            take
+        })
+        .collect();
+    if with_ends {
+        let last = parts.len() - 1;
+        parts[0] = parts[0].saturating_sub(1);
+        parts[last] = parts[last].saturating_sub(1);
     }
     parts
 }
@@ -505,5 +531,20 @@ mod tests {
         let chunks = recipe_layout(row, &model, 32).unwrap();
         assert_eq!((chunks[0], chunks[1], chunks[31]), (1, 2, 0));
         assert_eq!(chunks.iter().sum::<u32>(), 61);
+    }
+
+    #[test]
+    fn pipelines_of_deepspeed_fill_up_from_the_first_stage() {
+        let mut last_one = vec![7; 11];
+        last_one.push(1);
+        assert_eq!(filled(78, 12, false), last_one);
+        assert_eq!(filled(72, 12, false), vec![6; 12]);
+        // BLOOM: 70 layers and both ends on 12 stages.
+        let ends = filled(70, 12, true);
+        assert_eq!((ends[0], ends[1], ends[11]), (5, 6, 5));
+        for (layers, chunks, with_ends) in [(5, 4, false), (13, 12, false), (11, 12, true), (100, 7, true)] {
+            let parts = filled(layers, chunks, with_ends);
+            assert_eq!((parts.iter().sum::<u32>(), parts.len()), (layers, chunks as usize));
+        }
     }
 }

@@ -270,6 +270,7 @@ impl Problem {
             progress(source);
             let state = self.fit(start.clone(), Some(source), sweeps, &mut |_, _| {});
             out.spreads.insert(source.to_owned(), self.spread(&state, source));
+            out.sizes.insert(source.to_owned(), [0.5, 0.7, 0.8, 0.9].map(|p| self.size(&state, source, p)));
             states.push((source, state));
         }
         let names: BTreeSet<&str> = self.weak.iter().map(|r| r.source.as_str()).collect();
@@ -292,10 +293,15 @@ impl Problem {
 
     /// Standard deviation of ln(predicted / measured) of a source's rows, from the 80th percentile of its size.
     fn spread(&self, state: &State, source: &str) -> f64 {
+        self.size(state, source, 0.8) / NORMAL_80
+    }
+
+    /// A percentile of |ln(predicted / measured)| over a source's rows.
+    fn size(&self, state: &State, source: &str, share: f64) -> f64 {
         let own: Vec<usize> = (0..self.rows.len()).filter(|&i| self.rows[i].source == source).collect();
         let sizes: Vec<f64> =
             self.residuals(state, &own).iter().filter(|r| !r.is_nan()).map(|r| r.abs()).collect();
-        percentile(&sizes, 0.8).unwrap_or(SIGMA) / NORMAL_80
+        percentile(&sizes, share).unwrap_or(SIGMA * NORMAL_80)
     }
 
     /// The same around the median for a source whose rows are all weak.

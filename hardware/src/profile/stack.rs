@@ -52,6 +52,10 @@ pub struct Fusion {
     /// more for the maximum (current scaling).
     #[serde(default = "on")]
     pub delayed_scaling: bool,
+    /// Weight-gradient products add to the gradient buffer themselves (`gradient_accumulation_fusion` of Megatron, 2022);
+    /// otherwise they write a gradient of their own that a second kernel adds to the buffer in every micro-batch.
+    #[serde(default = "on")]
+    pub accumulation: bool,
 }
 
 fn on() -> bool {
@@ -143,6 +147,10 @@ pub struct MemoryOverheads {
     pub per_communicator: Bytes,
     /// Fragmentation: reserved over allocated, for the activation part.
     pub fragmentation: f64,
+    /// Where weight-gradient products add to the buffer themselves, autograd still gets a gradient of the right shape
+    /// that nobody reads; kept from then on, one per shape (`get_dummy_wgrad` of Transformer Engine).
+    #[serde(default)]
+    pub placeholder_gradients: bool,
 }
 
 /// Efficiencies of the stack's kernels relative to the measured tables of the machine.

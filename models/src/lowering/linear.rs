@@ -34,6 +34,15 @@ fn quantize(b: &Builder<'_>, elements: f64) -> Option<OperatorKind> {
     Some(memory_kind(MemoryClass::Quantize, bytes, kernels))
 }
 
+/// The kernel that adds a weight gradient to its buffer where the product does not.
+fn accumulation(b: &Builder<'_>, name: &'static str, elements: f64) -> Option<Operator> {
+    let bytes = b.shape.accumulate_bytes;
+    (bytes > 0.0).then(|| {
+        let kind = memory_kind(MemoryClass::Elementwise, bytes * elements, 1);
+        compute(name, kind, Phase::WeightGradient)
+    })
+}
+
 /// Operators of a linear layer's backward pass in execution order: gradient cast, input gradient, weight gradient.
 fn backward_gemms(b: &Builder<'_>, name: &'static str, inputs: u64, outputs: u64) -> [Vec<Operator>; 3] {
     let (m, shape) = (b.shape.tokens, b.shape);
@@ -47,11 +56,11 @@ fn backward_gemms(b: &Builder<'_>, name: &'static str, inputs: u64, outputs: u64
         Phase::InputGradient,
     )];
     let weight = match shape.lora_rank {
-        None => vec![compute(
-            name,
-            gemm(shape, outputs, inputs, m, 1, GemmRole::WeightGradient),
-            Phase::WeightGradient,
-        )],
+        None => {
+            let kind = gemm(shape, outputs, inputs, m, 1, GemmRole::WeightGradient);
+            let product = compute(name, kind, Phase::WeightGradient);
+            std::iter::once(product).chain(accumulation(b, name, (outputs * inputs) as f64)).collect()
+        }
         Some(rank) => vec![
             compute(name, gemm(shape, rank, inputs, m, 1, GemmRole::WeightGradient), Phase::WeightGradient),
             compute(name, gemm(shape, outputs, rank, m, 1, GemmRole::WeightGradient), Phase::WeightGradient),

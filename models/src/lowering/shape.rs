@@ -48,8 +48,10 @@ pub struct Shape {
     pub dropout: bool,
     /// Loss in fp32.
     pub fp32_logits: bool,
-    /// Bytes moved per element when a weight gradient is written or accumulated.
+    /// Bytes moved per element when a weight gradient is written or accumulated by its product.
     pub gradient_bytes: f64,
+    /// Bytes moved per element by a kernel of its own that adds a weight gradient to the buffer; 0 where the product does.
+    pub accumulate_bytes: f64,
     /// Packed document length, if shorter than the sequence.
     pub packed_length: Option<u64>,
     /// Adapters only: no weight gradients of the base weights.
@@ -60,6 +62,17 @@ pub struct Shape {
     pub capacity_factor: Option<f64>,
 }
 
+/// Bytes that adding one element of a weight gradient to its buffer moves: the new gradient is read, the buffer read and
+/// written. Buffers of more than 4 bytes hold the gradient in both formats: it is converted first, then added (the bf16
+/// optimizer of DeepSpeed).
+fn accumulate_bytes(stack: &StackProfile, base: DType) -> f64 {
+    let states = &stack.states;
+    let buffer =
+        if base == DType::Fp16 { states.fp16_gradient.unwrap_or(states.gradient) } else { states.gradient };
+    let converted = if buffer > 4.0 { base.size() + 4.0 } else { 0.0 };
+    converted + if buffer > 4.0 { 12.0 } else { base.size() + 2.0 * buffer }
+}
+
 impl Shape {
     /// From a plan, a workload and a stack; sizes that do not divide are rounded up, as padding does.
     pub fn new(plan: &Plan, workload: &TrainingWorkload, stack: &StackProfile, groups: Groups) -> Self {
@@ -67,6 +80,7 @@ impl Shape {
         let sequences = u64::from(plan.micro_batch.max(1));
         let tokens = (sequences * workload.seq_len).div_ceil(cp);
         let sequence_parallel = plan.sequence_parallel && tp > 1;
+        let fused = stack.fusion.accumulation;
         Self {
             sequences,
             seq_len: workload.seq_len,
@@ -87,7 +101,8 @@ impl Shape {
             overlap: stack.overlap,
             dropout: stack.dropout,
             fp32_logits: stack.fp32_logits,
-            gradient_bytes: 2.0 * stack.states.gradient,
+            gradient_bytes: if fused { 2.0 * stack.states.gradient } else { plan.precision.base().size() },
+            accumulate_bytes: if fused { 0.0 } else { accumulate_bytes(stack, plan.precision.base()) },
             packed_length: workload.packed_length.filter(|&p| p < workload.seq_len),
             lora_rank: workload.lora_rank,
             expert_imbalance: workload.expert_imbalance.max(1.0),

@@ -230,3 +230,39 @@ fn current_scaling_reads_every_cast_tensor_once_more() {
     // Two bytes in and two copies of one byte out, against four in.
     assert_eq!(2 * cast(false), 3 * cast(true));
 }
+
+#[test]
+fn gradients_are_added_by_a_kernel_of_their_own_where_the_product_does_not() {
+    use crate::operator::{GemmRole, MemoryClass, OperatorKind, Phase};
+    let (model, block) = gpt(4096, 32);
+    let backward = |fused: bool| {
+        let mut stack = stack(AttentionKernel::Flash2, false);
+        stack.fusion.accumulation = fused;
+        (stack.states.gradient, stack.states.fp16_gradient) = (4.0, None);
+        lower_block(&block, &model, &shape(1, false, 1, &stack)).backward
+    };
+    let gradients = |operators: &[crate::operator::Operator]| -> f64 {
+        operators
+            .iter()
+            .filter_map(|o| match o.kind {
+                OperatorKind::Gemm { m, n, role: GemmRole::WeightGradient, .. } => Some((m * n) as f64),
+                _ => None,
+            })
+            .sum()
+    };
+    let added = |operators: &[crate::operator::Operator]| -> f64 {
+        operators
+            .iter()
+            .filter(|o| o.phase == Phase::WeightGradient)
+            .filter_map(|o| match o.kind {
+                OperatorKind::Memory { class: MemoryClass::Elementwise, bytes, .. } => Some(bytes as f64),
+                _ => None,
+            })
+            .sum()
+    };
+    let (fused, apart) = (backward(true), backward(false));
+    assert_eq!(added(&fused), 0.0);
+    // Two bytes of the new gradient in, four of the buffer in and out.
+    assert!((added(&apart) / gradients(&apart) - 10.0).abs() < 1e-6);
+    assert_eq!(gradients(&fused), gradients(&apart));
+}

@@ -162,7 +162,10 @@ impl<'a> StepModel<'a> {
         // Every tensor-parallel rank sends its own part. Without sequence parallelism the receivers gather the parts
         // again inside the node (Narayanan et al. 2021, section 4.1).
         let part = (tokens / shape.tp as f64).ceil() as u64;
-        let sync = if self.stack.overlap.p2p { 0.0 } else { self.stack.host.p2p_sync.0 };
+        // A V keeps two chunks going in opposite directions: their transfers leave in one batch, with one
+        // synchronisation for both (fused communication of the zero-bubble runtime).
+        let batched = if plan.schedule == Schedule::ZbV { 0.5 } else { 1.0 };
+        let sync = if self.stack.overlap.p2p { 0.0 } else { batched * self.stack.host.p2p_sync.0 };
         let send = sync + self.cost.collective(CollectiveKind::SendRecv, part, &groups.pp).time.0;
         if shape.tp > 1 && !shape.sequence_parallel {
             send + self.cost.collective(CollectiveKind::AllGather, tokens.ceil() as u64, &groups.tp).time.0

@@ -74,7 +74,7 @@ const ERA_DEFAULTS: &[(f64, &str, f64)] =
 const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
     ("megatron-bridge-2025", "efficiency.grouped_gemm", 1.0, 0.2, true),
     ("megatron-bridge-2025", "efficiency.permute", 1.0, 0.3, true),
-    ("megatron-deepspeed", "host.per_micro_batch", 5e-3, 3.0, true),
+    ("megatron-deepspeed", "host.gap", 60e-6, 0.6, true),
     ("zero-bubble", "efficiency.contention", 0.1, 0.5, true),
     ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
 ];

@@ -1,10 +1,12 @@
 //! Writes fitted numbers back into the profile files, leaving comments and everything else as they are.
 
 use super::State;
+use crate::validate::Predictor;
 use super::free::{Place, Slot, family};
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// New texts of the stack files (by stack name) for the fitted slots; `files` maps names to present texts.
 pub fn stacks(files: &BTreeMap<String, String>, slots: &[Slot], state: &State) -> BTreeMap<String, String> {
@@ -55,6 +57,26 @@ pub fn read(stacks: &BTreeMap<String, String>, sustained: &str) -> Result<Profil
     shares.accelerator.into_iter().for_each(|s| library.add_sustained(s));
     shares.fabric.into_iter().for_each(|s| library.add_fabric_share(s));
     Ok(library)
+}
+
+/// The profiles in the folder named by `--data` (laid out as `cost-models/data`), the built-in ones without it.
+///
+/// # Errors
+/// A file that cannot be read or does not parse, with its name.
+pub fn predictor(arguments: &[String]) -> Result<Predictor, String> {
+    let Some(folder) = arguments.iter().position(|a| a == "--data").and_then(|at| arguments.get(at + 1))
+    else {
+        return Ok(Predictor::built_in());
+    };
+    let text = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let folder = Path::new(folder);
+    let mut stacks = BTreeMap::new();
+    let entries =
+        std::fs::read_dir(folder.join("stacks")).map_err(|e| format!("{}: {e}", folder.display()))?;
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")) {
+        stacks.insert(path.display().to_string(), text(&path)?);
+    }
+    read(&stacks, &text(&folder.join("sustained.toml"))?).map(Predictor::new)
 }
 
 /// The text of `sustained.toml`.
