@@ -114,6 +114,11 @@ impl Problem {
     }
 
     fn errors(&self, state: &State, rows: &[&FitRow]) -> Vec<f64> {
+        self.outcomes(state, rows).into_iter().map(|outcome| outcome.0).collect()
+    }
+
+    /// ln(predicted / measured) and the variance that the prediction's tables state for themselves.
+    fn outcomes(&self, state: &State, rows: &[&FitRow]) -> Vec<(f64, f64)> {
         let mut library = self.base.clone();
         for shares in state.sustained.values() {
             library.add_sustained(shares.clone());
@@ -126,14 +131,19 @@ impl Problem {
         let releases = release_profiles(state);
         rows.par_iter()
             .map(|row| {
-                let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else { return f64::NAN };
+                let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else {
+                    return (f64::NAN, f64::NAN);
+                };
                 let mut profile = profile.clone();
                 stack::apply(&mut profile, &row.mapped.stack.switches);
                 match predictor.predict(&row.mapped, &profile) {
                     Ok(p) => {
-                        (p.step_time.value * row.mapped.batch_scale / row.measured).ln().clamp(-2.0, 2.0)
+                        let time = p.step_time;
+                        let error = (time.value * row.mapped.batch_scale / row.measured).ln();
+                        let sigma = (time.high / time.value).ln() / NORMAL_80;
+                        (error.clamp(-2.0, 2.0), sigma * sigma - profile.residual_sigma.powi(2))
                     }
-                    Err(_) => f64::NAN,
+                    Err(_) => (f64::NAN, f64::NAN),
                 }
             })
             .collect()
@@ -291,9 +301,15 @@ impl Problem {
         out
     }
 
-    /// Standard deviation of ln(predicted / measured) of a source's rows, from the 80th percentile of its size.
+    /// Standard deviation of ln(predicted / measured) of a source's rows, from the 80th percentile of its size, beyond
+    /// what the tables of kernels and collectives state for themselves.
     fn spread(&self, state: &State, source: &str) -> f64 {
-        self.size(state, source, 0.8) / NORMAL_80
+        let own: Vec<&FitRow> = self.rows.iter().filter(|r| r.source == source).collect();
+        let tables: Vec<f64> =
+            self.outcomes(state, &own).into_iter().map(|o| o.1).filter(|v| !v.is_nan()).collect();
+        let tables = tables.iter().sum::<f64>() / tables.len().max(1) as f64;
+        let all = self.size(state, source, 0.8) / NORMAL_80;
+        (all * all - tables).max(0.02 * 0.02).sqrt()
     }
 
     /// A percentile of |ln(predicted / measured)| over a source's rows.
@@ -329,13 +345,14 @@ impl Problem {
         found.unwrap_or(SIGMA).clamp(0.02, 0.5)
     }
 
-    /// What a source is about: whether most of its rows are mixtures of experts, ran before 2022.9, are pipelines and
-    /// nothing else (schedule studies: every error of the kernels counts in full, nothing averages it out).
+    /// What a source is about: whether most of its rows are mixtures of experts, ran software of before 2022.9, are
+    /// pipelines and nothing else (schedule studies: every error of the kernels counts in full, nothing averages it out).
     fn kind(&self, source: &str) -> (bool, bool, bool) {
         let own = || self.rows.iter().chain(&self.weak).filter(|r| r.source == source);
         let most = |holds: &dyn Fn(&FitRow) -> bool| 2 * own().filter(|r| holds(r)).count() > own().count();
         let pipeline = |r: &FitRow| r.mapped.plan.pp > 1 && r.mapped.plan.pp == r.mapped.plan.world();
-        (most(&|r| r.mapped.model.is_moe()), most(&|r| r.mapped.stack.era < 2022.9), most(&pipeline))
+        let early = |r: &FitRow| self.base.stacks().any(|s| s.name == r.stack && s.era < 2022.9);
+        (most(&|r| r.mapped.model.is_moe()), most(&early), most(&pipeline))
     }
 
     /// The spread of every stack for the intervals: the mean of what its own sources show when they are in the fit and

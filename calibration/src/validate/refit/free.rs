@@ -108,8 +108,8 @@ pub fn idle(state: &State, rows: &[FitRow]) -> Vec<Slot> {
 }
 
 /// The default of a slot that no row speaks about, from the slots that rows do speak about: the geometric mean of the
-/// same number over the stacks of its era (before and from 2022.9), over all accelerators or over all fabrics; a
-/// release's is that of its stack. `None` when there is nothing to take the mean of.
+/// same number over the stacks of its era (before and from 2022.9) or over all accelerators or fabrics, and of the
+/// documented default; a release's is that of its stack. `None` when there is nothing to take the mean of.
 pub fn pooled(slot: &Slot, spoken: &[&Slot], state: &State) -> Option<f64> {
     let early = |stack: &str| state.stacks.get(stack).is_some_and(|s| s.era < 2022.9);
     let alike = |other: &Slot| match (&slot.place, &other.place) {
@@ -124,7 +124,9 @@ pub fn pooled(slot: &Slot, spoken: &[&Slot], state: &State) -> Option<f64> {
         return state.stacks.get(stack).and_then(|s| s.number(key));
     }
     let logs: Vec<f64> = spoken.iter().filter(|s| alike(s)).map(|s| s.value(state).max(1e-9).ln()).collect();
-    (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    // One stack says little about another: the documented default counts as one more.
+    let default = slot.default.max(1e-9).ln();
+    (!logs.is_empty()).then(|| ((logs.iter().sum::<f64>() + default) / (logs.len() + 1) as f64).exp())
 }
 
 /// Stacks that say nothing about others of their era: see [`STACK_DEFAULTS`].
@@ -305,9 +307,9 @@ mod tests {
         assert!(a.set(&mut state, 0.5) && b.set(&mut state, 0.8) && old.set(&mut state, 0.2));
         let spoken = [&a, &b, &old];
         let new = pooled(&slot("torchtitan", "efficiency.memory"), &spoken, &state).unwrap();
-        assert!((new - 0.4f64.sqrt()).abs() < 1e-12);
+        assert!((new - 0.4f64.cbrt()).abs() < 1e-12);
         let early = pooled(&slot("megatron-2021", "efficiency.memory"), &spoken, &state).unwrap();
-        assert!((early - 0.2).abs() < 1e-12);
+        assert!((early - 0.2f64.sqrt()).abs() < 1e-12);
         assert_eq!(pooled(&slot("torchtitan", "efficiency.network"), &spoken, &state), None);
     }
 
