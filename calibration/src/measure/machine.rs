@@ -192,7 +192,12 @@ pub fn threads_stack() -> StackProfile {
             fp16_gradient: None,
             sharded_gradient: 0.0,
         },
-        memory: MemoryOverheads { context: Bytes(0), per_communicator: Bytes(0), fragmentation: 0.0, placeholder_gradients: false },
+        memory: MemoryOverheads {
+            context: Bytes(0),
+            per_communicator: Bytes(0),
+            fragmentation: 0.0,
+            placeholder_gradients: false,
+        },
         efficiency: Efficiency {
             permute: 1.0,
             gemm: 1.0,

@@ -1,8 +1,8 @@
 //! Writes fitted numbers back into the profile files, leaving comments and everything else as they are.
 
 use super::State;
-use crate::validate::Predictor;
 use super::free::{Place, Slot, family};
+use crate::validate::Predictor;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use std::collections::BTreeMap;

@@ -32,7 +32,12 @@ pub const PARAMETERS: &[Parameter] = &[
     parameter("efficiency.contention", 0.0, 0.6, "compute slow-down beside a collective"),
     parameter("efficiency.straggler", 0.0, 0.05, "step-time growth per doubling of nodes"),
     parameter("host.launch", 1e-6, 40e-6, "host time to launch one kernel, seconds"),
-    parameter("host.gap", 0.0, 2e-4, "gap between dependent kernels (blocking launches: the host's turn-around), seconds"),
+    parameter(
+        "host.gap",
+        0.0,
+        2e-4,
+        "gap between dependent kernels (blocking launches: the host's turn-around), seconds",
+    ),
     parameter("host.per_micro_batch", 0.0, 0.1, "fixed cost per micro-batch and stage, seconds"),
     parameter("host.per_step", 0.0, 1.0, "fixed cost per step, seconds"),
     parameter("host.moe_sync", 0.0, 5e-3, "host synchronisation per mixture layer and pass, seconds"),
