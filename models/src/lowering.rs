@@ -16,6 +16,7 @@ mod linear;
 mod moe;
 mod scan;
 mod shape;
+mod sparse;
 #[cfg(test)]
 mod tests;
 

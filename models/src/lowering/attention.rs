@@ -1,7 +1,9 @@
 //! Softmax attention: projections, rotary embedding, core, context-parallel exchange; MLA.
 
+use super::Shape;
 use super::builder::{Builder, collective, compute, memory_kind};
 use super::linear;
+use super::sparse::{self, Choice};
 use crate::arch::{Attention, Mla, Model, Norm, Position, QkNorm};
 use crate::operator::{
     CollectiveKind, Dimension, GemmRole, MemoryClass, Operator, OperatorKind, Phase, Sync,
@@ -25,15 +27,37 @@ pub(super) fn attention(b: &mut Builder<'_>, a: &Attention, model: &Model, causa
     let shape = b.shape;
     let kv_heads = a.kv_heads.max(shape.tp).min(a.heads.max(1));
     let gate = if a.output_gate { 2 } else { 1 };
-    let outputs = gate * a.heads * a.head_dim + kv_heads * (a.head_dim + a.v_head_dim);
-    linear::column(b, "qkv", model.hidden, outputs);
+    let values = if a.variant.shared_key_value { 0 } else { a.v_head_dim };
+    let keys = kv_heads * (a.head_dim + values);
+    match a.variant.query_rank {
+        Some(rank) => {
+            let tokens = shape.sharded_tokens;
+            linear::replicated(b, "q-down", tokens, model.hidden, rank);
+            b.norm(rank, 1, model.norm);
+            linear::column(b, "q-up", rank, gate * a.heads * a.head_dim);
+            linear::column(b, "kv", model.hidden, keys);
+        }
+        None => linear::column(b, "qkv", model.hidden, gate * a.heads * a.head_dim + keys),
+    }
     let core = Core {
         heads: a.heads.div_ceil(shape.tp),
         kv_heads: kv_heads.div_ceil(shape.tp),
         head_dim: a.head_dim,
         v_head_dim: a.v_head_dim,
-        density: shape.density(causal, a.window),
+        density: density(shape, a, causal),
     };
+    if let Some(ratio) = a.variant.compression {
+        sparse::compressor(b, model.hidden, a.head_dim, ratio.max(1));
+    }
+    if let Some(i) = &a.variant.indexer {
+        let choice = Choice {
+            from: a.variant.query_rank.unwrap_or(model.hidden),
+            ratio: a.variant.compression.unwrap_or(1).max(1),
+            heads: core.heads,
+            key_width: a.head_dim,
+        };
+        sparse::indexer(b, i, model.hidden, choice);
+    }
     let rotated = core.heads + core.kv_heads;
     if !matches!(a.qk_norm, QkNorm::None) {
         qk_norm(b, rotated * a.head_dim, model.norm);
@@ -46,7 +70,21 @@ pub(super) fn attention(b: &mut Builder<'_>, a: &Attention, model: &Model, causa
         let elements = (shape.tokens * core.heads * core.v_head_dim) as f64 * shape.base.size();
         b.memory("attention-gate", MemoryClass::Activation, (3.0 * elements, 1), (5.0 * elements, 1));
     }
-    linear::row(b, "attention-out", a.heads * a.v_head_dim, model.hidden);
+    match a.variant.output_rank {
+        Some(low) => sparse::grouped_output(b, a.heads * a.v_head_dim, low.groups, low.rank, model.hidden),
+        None => linear::row(b, "attention-out", a.heads * a.v_head_dim, model.hidden),
+    }
+}
+
+/// Share of the square of scores that is computed: the window, what an indexer chooses, and pooled keys beside a window.
+fn density(shape: &Shape, a: &Attention, causal: bool) -> f64 {
+    let near = shape.density(causal, a.window);
+    match (a.variant.compression, &a.variant.indexer) {
+        (Some(ratio), Some(i)) => (near + sparse::selected(shape, i, ratio.max(1))).min(1.0),
+        (Some(ratio), None) => (near + shape.density(causal, None) / ratio.max(1) as f64).min(1.0),
+        (None, Some(i)) => near.min(sparse::selected(shape, i, 1)),
+        (None, None) => near,
+    }
 }
 
 /// Multi-head latent attention in its expanded training form (DeepSeek-V2, section 2.1): compressions are replicated
@@ -72,15 +110,30 @@ pub(super) fn latent(b: &mut Builder<'_>, m: &Mla, model: &Model) {
     rope(b, (heads + 1) * m.qk_rope_dim);
     let joined = (shape.tokens * 2 * heads * head) as f64 * shape.base.size();
     b.memory("mla-join", MemoryClass::Elementwise, (2.0 * joined, 2), (2.0 * joined, 2));
-    let density = match &m.indexer {
-        Some(i) if i.top_k < shape.seq_len => shape.density(true, Some(i.top_k)),
-        _ => shape.density(true, None),
+    let core = match m.indexer.as_ref().filter(|i| i.top_k < shape.seq_len) {
+        // Chosen keys differ from query to query but not from head to head: all heads read one latent key, whose first
+        // part serves as value (V3.2 report, section 2.1); the expansions move into queries and outputs at equal cost.
+        Some(i) => Core {
+            heads,
+            kv_heads: 1,
+            head_dim: compressed,
+            v_head_dim: m.kv_lora_rank,
+            density: sparse::selected(shape, i, 1),
+        },
+        None => Core {
+            heads,
+            kv_heads: heads,
+            head_dim: head,
+            v_head_dim: m.v_head_dim,
+            density: shape.density(true, None),
+        },
     };
-    exchange_and_core(
-        b,
-        Core { heads, kv_heads: heads, head_dim: head, v_head_dim: m.v_head_dim, density },
-        false,
-    );
+    if let Some(i) = m.indexer.as_ref().filter(|_| !m.indexer_shared) {
+        let from = m.q_lora_rank.unwrap_or(model.hidden);
+        let choice = Choice { from, ratio: 1, heads, key_width: core.head_dim };
+        sparse::indexer(b, i, model.hidden, choice);
+    }
+    exchange_and_core(b, core, false);
     linear::row(b, "attention-out", m.heads * m.v_head_dim, model.hidden);
 }
 
@@ -244,7 +297,9 @@ fn flash(b: &mut Builder<'_>, core: Core, seq_q: u64, seq_kv: u64) {
 /// Unfused attention computes the whole square of scores; the mask saves nothing.
 ///
 /// Softmax traffic per score, base format 2 bytes: fused scale-mask-softmax reads and writes once forward (4 bytes) and
-/// reads two, writes one backward (6); unfused it is scale, mask, softmax with an fp32 round trip (about 16 and 14).
+/// reads two, writes one backward (6); unfused in half precision it is scale, mask and softmax (about 16 and 14). In fp32
+/// it is conversion (6), scale (8), mask (9), softmax (8), conversion back (6), and backward the same with a softmax that reads
+/// two (41): `FusedScaleMaskSoftmax` of Megatron-LM 2.x without its kernels.
 /// Dropout adds a read, a write and a mask byte each way.
 fn unfused(b: &mut Builder<'_>, core: Core, seq_q: u64, seq_kv: u64, alibi: bool) {
     let shape = b.shape;
@@ -261,8 +316,11 @@ fn unfused(b: &mut Builder<'_>, core: Core, seq_q: u64, seq_kv: u64, alibi: bool
     };
     let scores = (batch * seq_q * seq_kv) as f64;
     let half = shape.base.size() / 2.0;
-    let (mut forward, mut backward, kernels) =
-        if shape.fusion.softmax { (4.0, 6.0, 1) } else { (16.0, 14.0, 4) };
+    let (mut forward, mut backward, kernels) = match (shape.fusion.softmax, shape.fusion.fp32_scores) {
+        (true, _) => (4.0, 6.0, 1),
+        (false, false) => (16.0, 14.0, 4),
+        (false, true) => (37.0, 41.0, 5),
+    };
     if shape.dropout {
         forward += 5.0;
         backward += 5.0;

@@ -266,3 +266,76 @@ fn gradients_are_added_by_a_kernel_of_their_own_where_the_product_does_not() {
     assert!((added(&apart) / gradients(&apart) - 10.0).abs() < 1e-6);
     assert_eq!(gradients(&fused), gradients(&apart));
 }
+
+/// Forward FLOPs of the operators whose name begins with `prefix`.
+fn named(p: &LayerProgram, prefix: &str) -> f64 {
+    p.forward.iter().filter(|o| o.name.starts_with(prefix)).map(|o| o.kind.flops()).sum()
+}
+
+fn preset_block(name: &str, layer: usize, seq_len: u64) -> (LayerProgram, Model, Block) {
+    let model = crate::presets::find(name).unwrap();
+    let block = model.kinds[usize::from(model.pattern[layer])].clone();
+    let mut s = shape(1, false, 1, &stack(AttentionKernel::Flash2, false));
+    (s.seq_len, s.tokens, s.sharded_tokens) = (seq_len, seq_len, seq_len);
+    (lower_block(&block, &model, &s), model, block)
+}
+
+#[test]
+fn an_indexer_scores_all_keys_and_the_core_reads_the_chosen_ones() {
+    let s = 65_536.0;
+    let (p, model, block) = preset_block("deepseek-v3.2", 10, 65_536);
+    let Mixer::Mla(mla) = &block.mixer else { panic!("latent attention") };
+    let i = mla.indexer.as_ref().unwrap();
+    let (heads, width, k) = (i.heads as f64, i.head_dim as f64, i.top_k as f64);
+    let scores = named(&p, "indexer-scores");
+    assert!((scores / (2.0 * s * s / 2.0 * heads * width) - 1.0).abs() < 1e-3);
+    // Multi-query over the latent: 576 wide keys, 512 wide values, on average slightly fewer than `top_k` of them.
+    let chosen = s * (k - k * k / s / 2.0);
+    let core = 2.0 * chosen * mla.heads as f64 * (2 * mla.kv_lora_rank + mla.qk_rope_dim) as f64;
+    assert!((named(&p, "attention") - named(&p, "attention-out") - core).abs() < 1e-3 * core);
+    // At this length the indexer is cheaper than the attention that it saves.
+    let dense = s * s * mla.heads as f64 * (mla.qk_nope_dim + mla.qk_rope_dim + mla.v_head_dim) as f64;
+    assert!(named(&p, "indexer") + core < dense);
+    // Its projections are its parameters.
+    let projected = named(&p, "indexer") - scores - named(&p, "indexer-target");
+    let parameters = i.parameters(model.hidden, mla.q_lora_rank.unwrap()) as f64;
+    assert!((projected / (2.0 * s * parameters) - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn products_of_compressed_attention_are_its_parameters() {
+    let s = 32_768u64;
+    for layer in 0..8 {
+        let (p, model, block) = preset_block("deepseek-v4-flash", layer, s);
+        let Mixer::Attention(a) = &block.mixer else { panic!("softmax attention") };
+        let split = block.mixer.split(model.hidden, model.norm);
+        let mut parameters = (split.sharded + split.replicated) as f64;
+        if let Some(ratio) = a.variant.compression {
+            parameters += (model.hidden * 2 * a.head_dim * if ratio == 4 { 2 } else { 1 }) as f64;
+        }
+        if let Some(i) = &a.variant.indexer {
+            parameters += (model.hidden * (3 * i.head_dim + i.heads)) as f64;
+        }
+        let linear = ["q-down", "q-up", "kv", "compressor", "indexer", "attention-down", "attention-out"];
+        let mut counted: f64 = linear.iter().map(|name| named(&p, name)).sum();
+        counted -= named(&p, "indexer-scores") + named(&p, "indexer-target");
+        let ratio = counted / (2.0 * s as f64 * parameters);
+        assert!((ratio - 1.0).abs() < 2e-3, "layer {layer}: {ratio}");
+    }
+}
+
+#[test]
+fn a_shared_selection_has_no_indexer_of_its_own() {
+    let (p, model, block) = preset_block("deepseek-v3.2", 10, 16_384);
+    let Mixer::Mla(mla) = &block.mixer else { panic!("latent attention") };
+    let shared = Block {
+        mixer: Mixer::Mla(crate::arch::Mla { indexer_shared: true, ..mla.clone() }),
+        ..block.clone()
+    };
+    let mut s = shape(1, false, 1, &stack(AttentionKernel::Flash2, false));
+    (s.seq_len, s.tokens, s.sharded_tokens) = (16_384, 16_384, 16_384);
+    let q = lower_block(&shared, &model, &s);
+    assert_eq!(named(&q, "indexer"), 0.0);
+    assert!(named(&p, "indexer") > 0.0);
+    assert_eq!(named(&q, "attention"), named(&p, "attention"));
+}
