@@ -90,6 +90,30 @@ impl Breakdown {
         ]
     }
 
+    /// Every part times `factor`.
+    pub(crate) fn scale(&mut self, factor: f64) {
+        for part in [
+            &mut self.ideal_compute,
+            &mut self.kernel_inefficiency,
+            &mut self.recompute,
+            &mut self.memory_bound,
+            &mut self.launch,
+            &mut self.tp_exposed,
+            &mut self.cp_exposed,
+            &mut self.ep_exposed,
+            &mut self.pp_exposed,
+            &mut self.dp_exposed,
+            &mut self.contention,
+            &mut self.bubble,
+            &mut self.imbalance,
+            &mut self.optimizer,
+            &mut self.straggler,
+            &mut self.fixed,
+        ] {
+            part.0 *= factor;
+        }
+    }
+
     /// Sum of all parts.
     pub fn total(&self) -> Seconds {
         self.terms().iter().map(|t| t.1).sum()

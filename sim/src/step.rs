@@ -4,13 +4,15 @@
 //! the compute and communication streams of a representative rank, runs the pipeline events on the sums, and adds
 //! gradient reduction in closed form: L1. L2 runs the operators of a whole chunk as tasks on the streams of one rank per
 //! stage (compute, model-parallel exchange, sharding, sends, host) with contention between them, across layers and
-//! micro-batches, and takes the memory from the schedule.
+//! micro-batches, and takes the memory from the schedule. L3 ([`StepModel::predict_ranks`]) runs every data-parallel replica with the parts
+//! and speeds of its own ranks.
 
 mod chunk;
 mod computation;
 mod data_parallel;
 mod deep;
 mod device;
+mod ends;
 mod energy;
 mod error;
 mod fast;
@@ -22,6 +24,8 @@ mod parts;
 mod pass;
 mod predict;
 mod program;
+mod ranks;
+mod report;
 mod stages;
 mod work;
 
@@ -33,6 +37,7 @@ pub use parts::Parts;
 pub use pass::{Pass, run_pass};
 pub use predict::StepModel;
 pub use program::StepProgram;
+pub use ranks::Ranks;
 
 use crate::{Level, StepPrediction};
 use psim_cost_models::ProfileLibrary;

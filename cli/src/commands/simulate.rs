@@ -13,7 +13,7 @@ use psim_hardware::SourceError;
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
 use psim_models::Plan;
 use psim_reports::{plan_label, trace};
-use psim_sim::step::{SimError, StepModel};
+use psim_sim::step::{Ranks, SimError, StepModel};
 use psim_sim::{Level, StepPrediction};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) enum Depth {
     L1,
     /// Operators on the streams of representative ranks
     L2,
-    /// Every rank (not built yet)
+    /// Every data-parallel replica with the parts and speeds of its own ranks
     L3,
 }
 
@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// Depth of simulation
     #[arg(long, value_enum, default_value_t = Depth::L2)]
     level: Depth,
+    /// Spread of the ranks' speeds, the standard deviation of their logarithm, such as 0.02 (level l3; drawn from --seed)
+    #[arg(long, value_name = "FRACTION", value_parser = spread)]
+    spread: Option<f64>,
     /// Write a self-contained HTML report (serving)
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -50,6 +53,13 @@ pub(crate) struct Arguments {
     trace: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArguments,
+}
+
+fn spread(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=0.5).contains(&value) => Ok(value),
+        _ => Err(format!("`{text}` is not a fraction from 0 to 0.5")),
+    }
 }
 
 /// Reads plan and job; the plan's batch is the job's.
@@ -136,6 +146,9 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
             "`psim plan --report` writes the page of the best plan",
         ));
     }
+    if arguments.spread.is_some() && arguments.level != Depth::L3 {
+        return Err(Failure::input("--spread is of single ranks", "add --level l3"));
+    }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     let level = match arguments.level {
         Depth::L0 => return bound(&job, &plan, arguments, host),
@@ -143,8 +156,16 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         Depth::L2 => Level::L2,
         Depth::L3 => Level::L3,
     };
-    let prediction = predict(&job, &plan, level, arguments.trace.is_some())
-        .map_err(|e| located(&e, &arguments.plan, host))?;
+    let traced = arguments.trace.is_some();
+    let predicted = match arguments.spread {
+        Some(spread) => {
+            let software = &job.software;
+            StepModel::new(&job.model, &job.workload, &job.cluster, &software.stack, &software.library)
+                .predict_ranks(&plan, Ranks { spread, seed: arguments.common.seed }, traced)
+        }
+        None => predict(&job, &plan, level, traced),
+    };
+    let prediction = predicted.map_err(|e| located(&e, &arguments.plan, host))?;
     if let (Some(path), Some(timeline)) = (&arguments.trace, &prediction.timeline) {
         let about = json!({ "model": job.model.name, "cluster": job.cluster.name, "plan": plan_label(&plan),
                             "step_time_s": prediction.step_time.value });

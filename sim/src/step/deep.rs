@@ -121,6 +121,7 @@ impl StepModel<'_> {
         sim: &mut PipelineSim,
         in_full: bool,
     ) -> Result<Events, SimError> {
+        let alone = [vec![1.0; plan.pp.max(1) as usize]];
         let step = Step {
             plan,
             passes: self.passes(plan, deep, prepared),
@@ -132,6 +133,33 @@ impl StepModel<'_> {
             reduce_class: class_of(&prepared.shape.groups.dp),
             program,
             in_full,
+            replicas: &alone,
+        };
+        simulate(&step, sim).map_err(failed)
+    }
+
+    /// As [`StepModel::events`] for replicas that differ in the compute time of their stages.
+    pub(super) fn rank_events(
+        &self,
+        plan: &Plan,
+        deep: &Deep,
+        prepared: &Prepared<'_>,
+        costs: &PipelineCosts,
+        sim: &mut PipelineSim,
+        replicas: &[Vec<f64>],
+    ) -> Result<Events, SimError> {
+        let step = Step {
+            plan,
+            passes: self.passes(plan, deep, prepared),
+            units: &deep.units,
+            weights: &deep.weights,
+            prepared,
+            costs,
+            overlap: self.stack.overlap,
+            reduce_class: class_of(&prepared.shape.groups.dp),
+            program: None,
+            in_full: false,
+            replicas,
         };
         simulate(&step, sim).map_err(failed)
     }

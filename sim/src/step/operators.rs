@@ -72,6 +72,13 @@ pub(super) enum Direction {
     Weight,
 }
 
+impl Unit {
+    /// The layer on a part that takes `pace` times as long.
+    pub(super) fn scaled(self, pace: f64) -> Self {
+        Self { scale: self.scale * pace, ..self }
+    }
+}
+
 impl LayerWorks {
     /// Lays every kind of layer. `split` lays the two halves of the backward pass apart.
     pub(super) fn new(

@@ -1,23 +1,18 @@
 //! From a plan to a prediction.
 
 use super::chunk::{ChunkTimes, Gathering, Gatherings};
-use super::data_parallel::{LastBackward, exposed_gather, exposed_reduction};
-use super::energy::step_energy;
 use super::mesh::{MeshCosts, StageCosts};
 use super::program::{StepProgram, spec};
+use super::ranks::Ranks;
 use super::{LayerTimes, Pass, SimError};
-use crate::pipeline::vocabulary::{
-    VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,
-};
-use crate::pipeline::{ChunkCost, ChunkMemory, PipelineCosts, PipelineResult, PipelineSim};
-use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};
+use crate::pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSim};
+use crate::prediction::{Level, StepPrediction};
 use psim_cost_models::{CostModel, ProfileLibrary};
-use psim_hardware::profile::{Provenance, StackProfile};
-use psim_hardware::{Bytes, Cluster, DType, GroupShape, Node, Seconds, Time};
+use psim_hardware::profile::StackProfile;
+use psim_hardware::{Cluster, DType, GroupShape, Node, Seconds, Time};
 use psim_models::flops::forward_flops_per_sequence;
-use psim_models::layout::{Layout, block_of};
+use psim_models::layout::block_of;
 use psim_models::lowering::{Groups, Shape};
-use psim_models::memory::{self, Held};
 use psim_models::operator::CollectiveKind;
 use psim_models::plan::{Plan, Schedule, Sharding};
 use psim_models::{Model, TrainingWorkload};
@@ -36,6 +31,8 @@ pub struct StepModel<'a> {
     pub(super) cost: CostModel,
     /// Forward flops of one sequence, causal half.
     flops_per_sequence: f64,
+    /// Costs on every kind of node of a mixed cluster, in its order; empty where all nodes are alike.
+    parts: Vec<CostModel>,
 }
 
 /// A plan with everything that follows from it before the pipeline runs.
@@ -58,7 +55,16 @@ impl<'a> StepModel<'a> {
         let node = cluster.slowest_node();
         let cost = CostModel::new(cluster, node, stack, library);
         let flops_per_sequence = forward_flops_per_sequence(model, workload, stack);
-        Self { model, workload, cluster, node, stack, cost, flops_per_sequence }
+        let on = |group: &psim_hardware::NodeGroup| CostModel::new(cluster, &group.node, stack, library);
+        let parts = if cluster.is_mixed() { cluster.groups.iter().map(on).collect() } else { Vec::new() };
+        Self { model, workload, cluster, node, stack, cost, flops_per_sequence, parts }
+    }
+
+    /// The same job priced on one kind of node of a mixed cluster.
+    pub(super) fn on_part(&self, group: usize) -> Self {
+        let node = self.cluster.groups.get(group).map_or(self.node, |g| &g.node);
+        let cost = self.parts.get(group).unwrap_or(&self.cost).clone();
+        Self { node, cost, parts: Vec::new(), ..self.clone() }
     }
 
     /// The cost model in use.
@@ -240,6 +246,9 @@ impl<'a> StepModel<'a> {
     /// [`SimError`] as described at [`super::predict_step`].
     pub fn predict(&self, plan: &Plan, level: Level, timeline: bool) -> Result<StepPrediction, SimError> {
         self.check(plan)?;
+        if level == Level::L3 {
+            return self.predict_ranks(plan, Ranks::default(), timeline);
+        }
         let layers = self.layer_times(plan);
         self.predict_with(plan, &layers, level, timeline)
     }
@@ -255,6 +264,9 @@ impl<'a> StepModel<'a> {
         level: Level,
         timeline: bool,
     ) -> Result<StepPrediction, SimError> {
+        if level == Level::L3 {
+            return self.predict(plan, level, timeline);
+        }
         self.predict_order(plan, layers, level, timeline, None)
     }
 
@@ -310,7 +322,7 @@ impl<'a> StepModel<'a> {
         } else {
             (sim.run(&spec, &costs).map_err(failed)?, None)
         };
-        let vocabulary = plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule);
+        let vocabulary = vocabulary_is_spread(plan);
         let result = if vocabulary {
             self.vocabulary_passes(plan, layers, &prepared).map_err(failed)?
         } else {
@@ -360,216 +372,11 @@ impl<'a> StepModel<'a> {
         breakdown.bubble += Seconds(value) - breakdown.total();
         self.report(plan, level, &prepared, &result, &mean, breakdown, value, timeline)
     }
+}
 
-    /// The step with the output layer's S and T passes on every stage (Vocab-1 of arXiv 2411.05288).
-    fn vocabulary_passes(
-        &self,
-        plan: &Plan,
-        layers: &LayerTimes,
-        prepared: &Prepared<'_>,
-    ) -> Result<PipelineResult, crate::pipeline::PipelineError> {
-        let share = 1.0 / f64::from(plan.pp);
-        // The exchanges run beside the layers all the time (F and B are 6 % longer in the paper's own profiles).
-        let slowed = 1.0 + self.stack.efficiency.contention;
-        let (head, embedding) = (&layers.head, &layers.embedding);
-        let time = |seconds: f64| Time::from(Seconds(seconds.max(0.0)));
-        let kept = self.chunk_memory(plan, prepared);
-        let stages = prepared
-            .chunks
-            .iter()
-            .zip(&kept)
-            .map(|(chunk, kept)| VocabularyStageCost {
-                forward: time(
-                    slowed * (chunk.forward.time - share * (head.forward.time + embedding.forward.time)),
-                ),
-                backward: time(
-                    slowed * (chunk.backward.time - share * (head.backward.time + embedding.backward.time)),
-                ),
-                softmax: time(share * head.forward.time),
-                gradient: time(share * head.backward.time),
-                input_layer: time(share * (embedding.forward.time + embedding.backward.time)),
-                activation: kept.forward,
-            })
-            .collect();
-        let shape = &prepared.shape;
-        let bytes = (shape.base.size() * (shape.tokens * self.model.hidden) as f64).ceil() as u64;
-        let barrier = self.cost.collective(CollectiveKind::Broadcast, bytes, &shape.groups.pp).time;
-        let costs = VocabularyCosts { stages, p2p: time(prepared.p2p), barrier: Time::from(barrier) };
-        simulate_vocabulary(VocabularySchedule::TwoBarriers, &costs, plan.micro_batches().max(1))
-    }
-
-    /// End of the last reduction and gathering, with the exposed communication and the slow-down behind it.
-    ///
-    /// A gathering delays the step by what sticks out after the stage's first input has arrived. Where stages run on
-    /// into the next step (zero bubble), the longest span of one stage counts instead.
-    pub(super) fn after_pipeline(
-        &self,
-        plan: &Plan,
-        prepared: &Prepared<'_>,
-        result: &PipelineResult,
-    ) -> (f64, f64, f64) {
-        let runs_on = is_split(plan.schedule);
-        // (until when, slow-down in it) of the reduction and of the gathering that decide.
-        let (mut end, mut gather) = ((0.0f64, 0.0f64), (0.0f64, 0.0f64));
-        for (stage, outcome) in result.stages.iter().enumerate() {
-            let local = || prepared.mesh.layout.chunks_of(stage).map(|(c, _)| &prepared.chunks[c]);
-            let forward: f64 = local().map(|c| c.forward.time).sum();
-            let r = &prepared.mesh.reductions[stage];
-            let layers = |c: usize| f64::from(prepared.mesh.layout.chunks[c].count()).max(1.0);
-            let all: f64 = prepared.mesh.layout.chunks_of(stage).map(|(c, _)| layers(c)).sum();
-            let last_passes = || {
-                prepared.mesh.layout.chunks_of(stage).zip(&outcome.chunk_done).map(|((c, _), done)| {
-                    let times = &prepared.chunks[c];
-                    let duration = times.backward.time + times.weight.time;
-                    LastBackward { done: done.seconds().0, duration, share: layers(c) / all }
-                })
-            };
-            let reduction = exposed_reduction(r, last_passes, outcome.last_end.seconds().0, self.stack);
-            let gathering = exposed_gather(r, forward, self.stack);
-            let (first, last) = (outcome.first_start.seconds().0, outcome.last_end.seconds().0);
-            let (out, late) = if runs_on {
-                let slowed = reduction.1 + gathering.1;
-                ((last - first + reduction.0 + gathering.0 + slowed, slowed), (0.0, 0.0))
-            } else {
-                let late = (gathering.0 + gathering.1 - first).max(0.0);
-                ((last + reduction.0 + reduction.1, reduction.1), (late, gathering.1.min(late)))
-            };
-            if out.0 > end.0 {
-                end = out;
-            }
-            if late.0 > gather.0 {
-                gather = late;
-            }
-        }
-        let pipeline = result.step(plan.schedule).seconds().0;
-        let until = f64::max(end.0, pipeline);
-        let contention = f64::min(end.1, until - pipeline) + gather.1;
-        let total = until + gather.0;
-        (total, total - pipeline - contention, contention)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one call, all distinct")]
-    fn report(
-        &self,
-        plan: &Plan,
-        level: Level,
-        prepared: &Prepared<'_>,
-        result: &PipelineResult,
-        mean: &Pass,
-        breakdown: Breakdown,
-        value: f64,
-        timeline: Option<crate::Timeline>,
-    ) -> Result<StepPrediction, SimError> {
-        let world = plan.world();
-        let sequences = f64::from(plan.global_batch);
-        let useful = 3.0 * self.flops_per_sequence * sequences;
-        let rate = useful / value / f64::from(world);
-        let tokens = sequences * self.workload.seq_len as f64;
-        let memory = self.memory(plan, prepared, level, result);
-        let capacity = self.node.accelerator.memory;
-        let fits = memory.iter().all(|m| m.total <= capacity);
-        let exposed = breakdown.tp_exposed
-            + breakdown.cp_exposed
-            + breakdown.ep_exposed
-            + breakdown.pp_exposed
-            + breakdown.dp_exposed;
-        let sigma = (self.stack.residual_sigma.powi(2) + table_variance(mean)).sqrt();
-        // 80 % of a normal distribution lies within 1.2816 standard deviations.
-        let spread = (1.2816 * sigma).exp();
-        let mut notes = Vec::new();
-        let provenance = if mean.unmeasured > 0.1 * mean.time {
-            notes.push(format!(
-                "kernel times of {} are transferred from a measured relative or taken from defaults",
-                self.node.accelerator.name
-            ));
-            self.cost.provenance().min(Provenance::Transferred)
-        } else {
-            self.cost.provenance()
-        };
-        if self.cluster.is_mixed() {
-            notes.push(format!(
-                "the mixed cluster is priced by its slowest part, {}",
-                self.node.accelerator.name
-            ));
-        }
-        Ok(StepPrediction {
-            level,
-            step_time: Estimate { value, low: value / spread, high: value * spread },
-            tokens_per_s_per_gpu: tokens / value / f64::from(world),
-            mfu: 100.0 * rate / self.peak(plan),
-            model_tflops_per_gpu: rate / 1e12,
-            memory,
-            memory_capacity: capacity,
-            fits,
-            bubble: (breakdown.bubble + breakdown.imbalance).0 / value,
-            exposed_comm: exposed.0 / value,
-            energy_joule: step_energy(self.cluster, &self.cost, mean, value, world),
-            breakdown,
-            provenance,
-            timeline,
-            notes,
-        })
-    }
-
-    /// Memory per stage: activations in flight from the simulated schedule at L2, in closed form at L1.
-    fn memory(
-        &self,
-        plan: &Plan,
-        prepared: &Prepared<'_>,
-        level: Level,
-        result: &PipelineResult,
-    ) -> Vec<StageMemory> {
-        (0..plan.pp)
-            .map(|stage| {
-                let counts;
-                let held = match result.stages.get(stage as usize) {
-                    Some(s) if level >= Level::L2 => Held::Total(s.peak_activations),
-                    _ => {
-                        counts = memory::in_flight(plan, stage);
-                        Held::MicroBatches(&counts)
-                    }
-                };
-                let ledger = memory::stage_ledger_with(
-                    self.model,
-                    plan,
-                    &prepared.mesh.layout,
-                    &prepared.shape,
-                    self.stack,
-                    stage,
-                    held,
-                );
-                let mut parts: Vec<(&'static str, Bytes)> = ledger.parts().to_vec();
-                parts.sort_by_key(|p| std::cmp::Reverse(p.1));
-                StageMemory { stage, parts, total: ledger.total() }
-            })
-            .collect()
-    }
-
-    /// Activations of one micro-batch in every chunk; weight-gradient passes of split schedules keep the linear
-    /// layers' inputs, about half of them (Qi et al. 2024, section 2.3 keeps the whole).
-    fn chunk_memory(&self, plan: &Plan, prepared: &Prepared) -> Vec<ChunkMemory> {
-        prepared
-            .mesh
-            .layout
-            .chunks
-            .iter()
-            .map(|c| {
-                let forward = memory::chunk_activations(c, self.model, plan, &prepared.shape);
-                ChunkMemory { forward, weight: Bytes(forward.0 / 2) }
-            })
-            .collect()
-    }
-
-    /// The largest stage's memory in closed form, without pricing anything.
-    ///
-    /// # Errors
-    /// A layout that does not exist.
-    pub fn peak_memory(&self, plan: &Plan) -> Result<Bytes, SimError> {
-        let shape = self.shape(plan);
-        let layout = Layout::new(self.model, plan)?;
-        let all = memory::ledger(self.model, plan, &layout, &shape, self.stack);
-        Ok(all.iter().map(memory::StageLedger::total).max().unwrap_or_default())
-    }
+/// Vocabulary passes run on every stage (they need one chunk per stage and fused backward passes).
+pub(super) fn vocabulary_is_spread(plan: &Plan) -> bool {
+    plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule)
 }
 
 /// Schedules that run weight gradients apart.
@@ -613,13 +420,4 @@ pub(super) fn mean_stage(plan: &Plan, prepared: &Prepared<'_>) -> (Pass, Vec<Chu
     let per_stage = f64::from(plan.vpp) * f64::from(plan.micro_batches().max(1));
     let mean = Pass::default().plus(&even.total(), per_stage);
     (mean, vec![chunk_cost(&even); n])
-}
-
-/// Variance of ln(time) from the tables' own errors: operators of equal kind share one table, so half of the spread
-/// is taken as common.
-fn table_variance(mean: &Pass) -> f64 {
-    if mean.time <= 0.0 {
-        return 0.0;
-    }
-    (mean.variance / (mean.time * mean.time)).min(0.25)
 }

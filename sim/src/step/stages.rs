@@ -59,6 +59,8 @@ pub(super) struct Step<'a> {
     pub(super) program: Option<&'a StepProgram>,
     /// Lay every pass of every micro-batch out operator by operator.
     pub(super) in_full: bool,
+    /// Data-parallel replicas that differ: compute time of every stage over that in `prepared`.
+    pub(super) replicas: &'a [Vec<f64>],
 }
 
 /// Fewer micro-batches with the same remainder in the rounds of the schedule.
@@ -78,12 +80,26 @@ pub(super) fn simulate(step: &Step<'_>, sim: &mut PipelineSim) -> Result<Events,
     let whole = step.program.map_or_else(|| spec(step.plan), |program| program.spec);
     let short = if step.in_full || step.program.is_some() { whole } else { fold(&whole) };
     let costs = PipelineCosts { memory: Vec::new(), ..step.costs.clone() };
-    let rest = if short == whole {
-        0.0
-    } else {
-        let of = |result: crate::PipelineResult| result.step(whole.schedule).seconds().0;
-        of(sim.run(&whole, &costs)?) - of(sim.run(&short, &costs)?)
-    };
+    // What the folded rounds add, for the replica that takes longest.
+    let (mut rest, mut longest) = (0.0, 0.0);
+    if short != whole {
+        for row in step.replicas {
+            let mut costs = costs.clone();
+            for (chunk, stage) in costs.chunks.iter_mut().zip(&step.prepared.mesh.stage_of) {
+                let pace = pace_of(row, *stage);
+                if pace != 1.0 {
+                    for pass in [&mut chunk.forward, &mut chunk.backward_input, &mut chunk.backward_weight] {
+                        *pass = super::device::time(pass.seconds().0 * pace);
+                    }
+                }
+            }
+            let of = |result: crate::PipelineResult| result.step(whole.schedule).seconds().0;
+            let all = of(sim.run(&whole, &costs)?);
+            if all > longest {
+                (longest, rest) = (all, all - of(sim.run(&short, &costs)?));
+            }
+        }
+    }
     let mut built = Order::default();
     let order = match step.program {
         Some(program) => &program.order,
@@ -93,11 +109,15 @@ pub(super) fn simulate(step: &Step<'_>, sim: &mut PipelineSim) -> Result<Events,
             &built
         }
     };
-    let mut laid = Laid::new(&short);
-    for stage in 0..short.stages {
-        laid.stage(step, &short, order, stage);
+    let mut laid = Laid::new(&short, step.replicas.len());
+    for (replica, row) in step.replicas.iter().enumerate() {
+        laid.begin(replica);
+        for stage in 0..short.stages {
+            laid.stage(step, &short, order, stage, pace_of(row, stage));
+        }
+        laid.connect(&short);
     }
-    laid.connect(&short);
+    laid.couple();
     let times = laid.graph.run(&contention(step.passes.stack, step.passes.sends_leave_domain))?;
     let mut out = Events::default();
     let mut slowest = Time::ZERO;
@@ -112,6 +132,13 @@ pub(super) fn simulate(step: &Step<'_>, sim: &mut PipelineSim) -> Result<Events,
     out.end = slowest.seconds().0 + rest;
     Ok(out)
 }
+
+fn pace_of(row: &[f64], stage: u32) -> f64 {
+    row.get(stage as usize).copied().unwrap_or(1.0)
+}
+
+/// Marks the meeting points of replicas, which are on no device.
+const MEETING: u32 = 1 << 30;
 
 /// First and last task of a stage, and the slow-down that its passes in detail hold anyway.
 struct StageEnds {
@@ -129,10 +156,14 @@ struct Laid {
     /// First task, and the task after which the output is there, of every pass: by kind, chunk and micro-batch.
     slots: Vec<(Option<TaskId>, Option<TaskId>)>,
     chunks: u32,
+    /// The replica being laid.
+    replica: usize,
+    /// Communication that replicas do together, by replica and stage: the task, and the one after which it may begin.
+    together: Vec<Vec<Vec<(TaskId, TaskId)>>>,
 }
 
 impl Laid {
-    fn new(spec: &PipelineSpec) -> Self {
+    fn new(spec: &PipelineSpec, replicas: usize) -> Self {
         let chunks = spec.stages * spec.chunks_per_stage;
         Self {
             graph: TaskGraph::new(),
@@ -141,6 +172,35 @@ impl Laid {
             ends: Vec::new(),
             slots: vec![(None, None); (3 * chunks * spec.micro_batches) as usize],
             chunks,
+            replica: 0,
+            together: vec![vec![Vec::new(); spec.stages as usize]; replicas],
+        }
+    }
+
+    /// Begins another replica.
+    fn begin(&mut self, replica: usize) {
+        self.replica = replica;
+        self.slots.fill((None, None));
+    }
+
+    /// Lets every reduction and gathering begin when all replicas are ready for it.
+    fn couple(&mut self) {
+        if self.together.len() < 2 {
+            return;
+        }
+        for stage in 0..self.together[0].len() {
+            let meeting = self.graph.stream(MEETING | stage as u32, "meeting");
+            for bucket in 0..self.together[0][stage].len() {
+                let all: Vec<(TaskId, TaskId)> =
+                    self.together.iter().filter_map(|r| r[stage].get(bucket)).copied().collect();
+                let ready: Vec<TaskId> = all.iter().map(|(_, ready)| *ready).collect();
+                let met = TaskSpec::new(meeting, Time::ZERO, TaskClass::Copy, "meeting");
+                let met = self.graph.add(TaskSpec { after: &ready, ..met });
+                self.causes.push(Cause::Host);
+                for (task, _) in all {
+                    self.graph.depend(task, met);
+                }
+            }
         }
     }
 
@@ -149,7 +209,7 @@ impl Laid {
     }
 
     /// Lays the passes of one stage in the order of the schedule.
-    fn stage(&mut self, step: &Step<'_>, spec: &PipelineSpec, order: &Order, stage: u32) {
+    fn stage(&mut self, step: &Step<'_>, spec: &PipelineSpec, order: &Order, stage: u32, pace: f64) {
         let reduction = step.prepared.mesh.reductions[stage as usize];
         let passes = order.stage(stage as usize);
         let gradients = if order.split_backward { PassKind::Weight } else { PassKind::Backward };
@@ -160,9 +220,10 @@ impl Laid {
             }
         }
         let mut seen = vec![false; spec.chunks_per_stage as usize];
-        let mut device = Device::new(&mut self.graph, stage);
+        let number = self.replica as u32 * spec.stages + stage;
+        let mut device = Device::new(&mut self.graph, number);
         let mut held = 0.0;
-        let sends: [_; 2] = ["send to next", "send to previous"].map(|name| self.graph.stream(stage, name));
+        let sends: [_; 2] = ["send to next", "send to previous"].map(|name| self.graph.stream(number, name));
         let first = device.mark(&mut self.graph, &mut self.causes, [None; 2]);
         let class_of = |local: u16| {
             let chunk = schedule::model_chunk(spec, stage, u32::from(local));
@@ -174,7 +235,7 @@ impl Laid {
         let mut reduce = Buckets::new(reduction.reduce, reduction.buckets, weight);
         if !step.overlap.param_gather && reduction.gather > 0.0 {
             // Nothing of the step runs before all parameters are there.
-            self.exposed(&mut device, reduction.gather);
+            self.exposed(&mut device, stage, reduction.gather);
         }
         let overlapped_gather = step.overlap.param_gather && reduction.gather > 0.0;
         let overlapped_reduce = step.overlap.grad_reduce && reduction.reduce > 0.0;
@@ -188,7 +249,8 @@ impl Laid {
             let reduces = overlapped_reduce && i == last_of[local];
             seen[local] |= pass.kind == PassKind::Forward;
             if gathers || reduces || step.in_full {
-                let mut detail = Detail { step, class, first, gather: &mut gather, reduce: &mut reduce };
+                let mut detail =
+                    Detail { step, class, stage, pace, first, gather: &mut gather, reduce: &mut reduce };
                 self.in_detail(&mut device, &mut detail, begin, pass.kind, gathers, reduces);
                 held += match pass.kind {
                     PassKind::Forward => times.forward.parts.contention,
@@ -205,7 +267,7 @@ impl Laid {
                 device.compute(
                     &mut self.graph,
                     &mut self.causes,
-                    seconds,
+                    seconds * pace,
                     TaskClass::Compute,
                     cause,
                     [None; 2],
@@ -217,7 +279,7 @@ impl Laid {
             self.slots[slot] = (Some(begin), Some(out));
         }
         if !step.overlap.grad_reduce && reduction.reduce > 0.0 {
-            self.exposed(&mut device, reduction.reduce);
+            self.exposed(&mut device, stage, reduction.reduce);
         }
         let last = device.join(&mut self.graph, &mut self.causes, true);
         self.devices.push(device);
@@ -225,9 +287,12 @@ impl Laid {
     }
 
     /// Communication that nothing runs beside.
-    fn exposed(&mut self, device: &mut Device, seconds: f64) {
+    fn exposed(&mut self, device: &mut Device, stage: u32, seconds: f64) {
         let cause = Cause::Exchange(psim_models::operator::Dimension::Dp);
-        device.compute(&mut self.graph, &mut self.causes, seconds, TaskClass::Copy, cause, [None; 2]);
+        let ready = device.mark(&mut self.graph, &mut self.causes, [None; 2]);
+        let task =
+            device.compute(&mut self.graph, &mut self.causes, seconds, TaskClass::Copy, cause, [None; 2]);
+        self.together[self.replica][stage as usize].push((task, ready));
     }
 
     /// A pass layer by layer, behind its gathers and before its reductions.
@@ -260,18 +325,23 @@ impl Laid {
                 let seconds = detail.gather.needed(weights[i]);
                 if seconds > 0.0 {
                     let class = step.reduce_class;
-                    device.share(&mut this.graph, &mut this.causes, seconds, class, Some(detail.first));
+                    let first = detail.first;
+                    let task = device.share(&mut this.graph, &mut this.causes, seconds, class, Some(first));
+                    this.together[this.replica][detail.stage as usize].push((task, first));
                 }
                 if let Some(bucket) = device.last_shard {
                     device.mark(&mut this.graph, &mut this.causes, [Some(bucket), None]);
                 }
             }
-            step.passes.place(&mut this.graph, &mut this.causes, device, &units[i], direction);
+            let unit = units[i].scaled(detail.pace);
+            step.passes.place(&mut this.graph, &mut this.causes, device, &unit, direction);
             if reduces {
                 let seconds = detail.reduce.filled(weights[i]);
                 if seconds > 0.0 {
                     let end = device.mark(&mut this.graph, &mut this.causes, [None; 2]);
-                    device.share(&mut this.graph, &mut this.causes, seconds, step.reduce_class, Some(end));
+                    let class = step.reduce_class;
+                    let task = device.share(&mut this.graph, &mut this.causes, seconds, class, Some(end));
+                    this.together[this.replica][detail.stage as usize].push((task, end));
                 }
             }
         };
@@ -350,6 +420,9 @@ impl Laid {
 struct Detail<'a> {
     step: &'a Step<'a>,
     class: usize,
+    stage: u32,
+    /// Compute time over that of the reference.
+    pace: f64,
     /// Start of the step on this stage.
     first: TaskId,
     gather: &'a mut Buckets,

@@ -17,7 +17,7 @@ struct Case {
     plan: Plan,
 }
 
-fn plan(tp: u32, pp: u32, dp: u32, vpp: u32, micro_batch: u32, global_batch: u32) -> Plan {
+pub(super) fn plan(tp: u32, pp: u32, dp: u32, vpp: u32, micro_batch: u32, global_batch: u32) -> Plan {
     Plan {
         tp,
         pp,
@@ -102,6 +102,24 @@ fn setting(case: &Case) -> Setting {
             ..Default::default()
         },
     }
+}
+
+/// Runs a test on a model of 4,096-token sequences on `ranks` accelerators with the default stack.
+pub(super) fn with_model<T>(
+    model: &str,
+    accelerator: &str,
+    ranks: u32,
+    test: impl FnOnce(&StepModel<'_>) -> T,
+) -> T {
+    let library = ProfileLibrary::built_in();
+    let setting = Setting {
+        model: presets::find(model).unwrap(),
+        cluster: catalogue::homogeneous(accelerator, ranks, &Default::default()).unwrap(),
+        stack: library.stack(stacks::DEFAULT_TRAINING).unwrap().clone(),
+        library,
+        workload: TrainingWorkload { seq_len: 4096, ..Default::default() },
+    };
+    test(&setting.step())
 }
 
 impl Setting {

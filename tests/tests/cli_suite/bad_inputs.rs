@@ -142,11 +142,11 @@ fn plan_cases() -> Vec<Case> {
             &["f.toml:3", "ep 5"],
         ),
         Case(
-            "level 3",
-            "simulate --model 70b --cluster h100x64 --plan f.toml --level l3",
+            "a spread of one representative rank",
+            "simulate --model 70b --cluster h100x64 --plan f.toml --spread 0.02",
             text(PLAN),
             2,
-            &["not built yet"],
+            &["--level l3"],
         ),
         Case(
             "batch contradicts",
