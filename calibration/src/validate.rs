@@ -29,6 +29,7 @@
 //! | expert load | balanced where forced or dropping tokens, else the busiest rank 1.03 x the mean |
 //! | software | the profile whose framework text matches longest, then the nearest era (release text, paper date, accelerator generation) |
 
+pub mod ablations;
 pub mod accuracy;
 pub mod cluster;
 pub mod convention;

@@ -6,7 +6,7 @@ use psim_hardware::profile::StackProfile;
 pub const DEFAULT_TRAINING: &str = "megatron-bridge-2025";
 
 /// File names below `data/stacks/` with their text.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     ("deepspeed-zero", include_str!("../data/stacks/deepspeed-zero.toml")),
     ("flash-attention-script", include_str!("../data/stacks/flash-attention-script.toml")),
     ("fsdp-generic", include_str!("../data/stacks/fsdp-generic.toml")),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 17] = [
     ("megatron-2022", include_str!("../data/stacks/megatron-2022.toml")),
     ("megatron-bridge-2025", include_str!("../data/stacks/megatron-bridge-2025.toml")),
     ("megatron-core-2024", include_str!("../data/stacks/megatron-core-2024.toml")),
+    ("megatron-core-2025", include_str!("../data/stacks/megatron-core-2025.toml")),
     ("megatron-deepspeed", include_str!("../data/stacks/megatron-deepspeed.toml")),
     ("megatron-deepspeed-2023", include_str!("../data/stacks/megatron-deepspeed-2023.toml")),
     ("nemo-24.07", include_str!("../data/stacks/nemo-24.07.toml")),

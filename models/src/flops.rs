@@ -5,6 +5,7 @@ use crate::layout::{Layout, block_of};
 use crate::lowering::{
     Groups, LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection,
 };
+use crate::operator::OperatorKind;
 use crate::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
 use crate::workload::TrainingWorkload;
 use psim_hardware::profile::StackProfile;
@@ -40,6 +41,16 @@ pub fn single_rank_plan() -> Plan {
 /// A training step costs three times this (forward, input gradient, weight gradient). Embedding look-ups count nothing;
 /// the output layer counts; routed experts count for the tokens they get.
 pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, stack: &StackProfile) -> f64 {
+    count(model, workload, stack, false)
+}
+
+/// As [`forward_flops_per_sequence`] with the whole square of every attention: how Megatron-LM counts model FLOPs in its
+/// logs and in the tables of its README (`num_floating_point_operations`).
+pub fn forward_flops_full_attention(model: &Model, workload: &TrainingWorkload, stack: &StackProfile) -> f64 {
+    count(model, workload, stack, true)
+}
+
+fn count(model: &Model, workload: &TrainingWorkload, stack: &StackProfile, whole: bool) -> f64 {
     let alone = GroupShape { ranks: 1, per_domain: 1, per_node: 1, stride: 1, level: 0 };
     let groups = Groups {
         tp: alone,
@@ -59,7 +70,13 @@ pub fn forward_flops_per_sequence(model: &Model, workload: &TrainingWorkload, st
     shape.expert_imbalance = 1.0;
     shape.gemm = DType::Bf16;
     let Ok(layout) = Layout::new(model, &plan) else { return 0.0 };
-    let flops = |program: &LayerProgram| LayerProgram::flops(&program.forward);
+    let flops = |program: &LayerProgram| -> f64 {
+        let of = |kind: &OperatorKind| match kind {
+            OperatorKind::Attention { density, .. } if whole && *density > 0.0 => kind.flops() / density,
+            _ => kind.flops(),
+        };
+        program.forward.iter().map(|op| of(&op.kind)).sum()
+    };
     let mut total = 0.0;
     for chunk in &layout.chunks {
         for &(kind, count) in &chunk.layers {

@@ -55,10 +55,12 @@ pub enum TaskClass {
     Copy = 3,
     /// Collectives inside a scale-up domain, on its own links.
     Local = 4,
+    /// Token exchange between experts that runs beside the compute of another micro-batch.
+    Dispatch = 5,
 }
 
 /// Number of [`TaskClass`] values.
-pub(crate) const CLASSES: usize = 5;
+pub(crate) const CLASSES: usize = 6;
 
 /// One task to add.
 #[derive(Debug, Clone, Copy)]

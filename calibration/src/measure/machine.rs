@@ -151,6 +151,7 @@ pub fn threads_stack() -> StackProfile {
         frameworks: vec!["psim-executor".to_owned()],
         attention: AttentionKernel::Flash2,
         fusion: Fusion {
+            fp32_scores: false,
             softmax: true,
             activation: true,
             residual: true,
@@ -166,6 +167,7 @@ pub fn threads_stack() -> StackProfile {
             deduplicated_dispatch: false,
             narrow_gather: false,
             tp: false,
+            input_reduce: false,
             grad_reduce: false,
             param_gather: false,
             p2p: false,
@@ -206,6 +208,7 @@ pub fn threads_stack() -> StackProfile {
             network: 1.0,
             grouped_gemm: 1.0,
             contention: 0.0,
+            dispatch_contention: 0.0,
             straggler: 0.0,
         },
         dropout: false,

@@ -10,6 +10,7 @@ use crate::table::{Align::Left, Align::Right, Table};
 use clap::Args;
 use psim_hardware::profile::stack::MECHANISMS;
 use psim_models::Plan;
+use psim_models::flops::{forward_flops_full_attention, forward_flops_per_sequence};
 use psim_reports::plan_label;
 use psim_sim::{Level, StepPrediction};
 use serde_json::{Value, json};
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Software stack of the other plan [default: the same]
     #[arg(long, value_name = "NAME|FILE", requires = "to_plan")]
     to_stack: Option<String>,
+    /// Change a value of the other plan's software stack, after every --set (repeatable)
+    #[arg(long = "to-set", value_name = "KEY=VALUE", requires = "to_plan")]
+    to_settings: Vec<String>,
     /// A measured step time, such as 4.52s
     #[arg(long, value_name = "TIME", value_parser = step_time)]
     measured_step_time: Option<f64>,
@@ -76,6 +80,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
             if arguments.to_stack.is_some() {
                 common.stack.clone_from(&arguments.to_stack);
             }
+            common.settings.extend(arguments.to_settings.iter().cloned());
             let (other_job, other_plan) = load(&other, &common, path, host)?;
             let second =
                 predict(&other_job, &other_plan, Level::L2, false).map_err(|e| located(&e, path, host))?;
@@ -86,6 +91,14 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
 }
 
 type Side<'a> = (&'a Job, &'a Plan, &'a StepPrediction);
+
+/// Model TFLOP/s per accelerator with attention counted as the whole square of scores, the way Megatron-LM prints them.
+fn whole_square((job, _, prediction): Side<'_>) -> f64 {
+    let stack = &job.software.stack;
+    let half = forward_flops_per_sequence(&job.model, &job.workload, stack);
+    let whole = forward_flops_full_attention(&job.model, &job.workload, stack);
+    prediction.model_tflops_per_gpu * if half > 0.0 { whole / half } else { 1.0 }
+}
 
 /// Terms of both sides, each found by taking its mechanism out; they sum to the totals.
 fn differences(a: Side<'_>, b: Side<'_>) -> Result<Vec<(&'static str, f64, f64)>, Failure> {
@@ -107,6 +120,7 @@ fn two_plans(a: Side<'_>, b: Side<'_>, as_json: bool, host: &mut Host<'_>) -> Re
     let total = (terms.iter().map(|t| t.1).sum::<f64>(), terms.iter().map(|t| t.2).sum::<f64>());
     let side = |s: Side<'_>| -> Value {
         json!({ "plan": s.1, "cluster": s.0.cluster.name, "stack": s.0.software.stack.name,
+                "set": s.0.software.settings, "full_attention_tflops_per_gpu": whole_square(s),
                 "step_time_s": s.2.step_time, "mfu": s.2.mfu, "model_tflops_per_gpu": s.2.model_tflops_per_gpu,
                 "tokens_per_s_per_gpu": s.2.tokens_per_s_per_gpu, "fits": s.2.fits })
     };
@@ -120,12 +134,13 @@ fn two_plans(a: Side<'_>, b: Side<'_>, as_json: bool, host: &mut Host<'_>) -> Re
     }
     for (name, s) in [("A", a), ("B", b)] {
         host.line(format!(
-            "{name}: {} on {} ({}): step {}, {} TFLOP/s per GPU, MFU {:.1} %{}",
+            "{name}: {} on {} ({}): step {}, {} TFLOP/s per GPU ({} as Megatron-LM counts), MFU {:.1} %{}",
             plan_label(s.1),
             s.0.cluster.name,
             s.0.software.stack.name,
             seconds(s.2.step_time.value),
             three(s.2.model_tflops_per_gpu),
+            three(whole_square(s)),
             s.2.mfu,
             if s.2.fits { "" } else { ", DOES NOT FIT in memory" }
         ))?;

@@ -7,6 +7,7 @@ use crate::inputs::CommonArguments;
 use crate::serving::load_engine;
 use crate::table::{Align::Left, Align::Right, Table};
 use clap::Args;
+use psim_calibration::validate::ablations;
 use psim_calibration::validate::row::{self, Row};
 use psim_calibration::validate::score::RowResult;
 use psim_calibration::validate::{Predictor, Report, RowsError};
@@ -25,8 +26,11 @@ const MAX_ROWS_BYTES: usize = 256 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Rows of published measurements, one JSON object a line
-    #[arg(value_name = "ROWS.jsonl")]
-    rows: PathBuf,
+    #[arg(value_name = "ROWS.jsonl", required_unless_present = "ablations")]
+    rows: Option<PathBuf>,
+    /// Published ablations instead of rows: each mechanism's measured effect against the predicted one
+    #[arg(long, conflicts_with_all = ["rows", "refused"])]
+    ablations: bool,
     /// List the rows that were not predicted, with the reason
     #[arg(long)]
     refused: bool,
@@ -37,7 +41,8 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     let common = &arguments.common;
-    let text = read_text(host, &arguments.rows, "file of rows", MAX_ROWS_BYTES)?;
+    let Some(path) = &arguments.rows else { return ablated(common, host) };
+    let text = read_text(host, path, "file of rows", MAX_ROWS_BYTES)?;
     // `--stack` may name a training stack or a serving engine; each replaces that of the rows of its kind.
     let engine = common
         .stack
@@ -54,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     if software.stack_chosen || !software.settings.is_empty() {
         predictor.stack = Some(software.stack);
     }
-    let rows = row::read(&text).map_err(|e| refuse(&e, arguments))?;
+    let rows = row::read(&text).map_err(|e| refuse(&e, path))?;
     let results = common.on_threads(|| {
         rows.par_iter()
             .map(|row| if row.kind == "serve" { serving.row(row) } else { predictor.row(row) })
@@ -87,9 +92,31 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     Ok(())
 }
 
+/// Published ablations: a Markdown table, or the effects as JSON.
+fn ablated(common: &CommonArguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    let software = common.software(host)?;
+    let mut predictor = Predictor::new(software.library);
+    if software.stack_chosen || !software.settings.is_empty() {
+        predictor.stack = Some(software.stack);
+    }
+    let effects = ablations::run(&predictor).map_err(Failure::defect)?;
+    if !common.json {
+        return host.print(ablations::table(&effects));
+    }
+    let rows: Vec<Value> = effects
+        .iter()
+        .map(|e| {
+            json!({ "mechanism": e.mechanism, "what": e.what, "source": e.source, "note": e.note,
+                    "measured": e.measured, "predicted": e.predicted, "ratio": e.ratio(),
+                    "sign_right": e.sign_is_right(), "size_right": e.size_is_right() })
+        })
+        .collect();
+    host.json(&json!({ "schema": 1, "ablations": rows }))
+}
+
 /// A fault in the file of rows at its line.
-fn refuse(error: &RowsError, arguments: &Arguments) -> Failure {
-    let file = arguments.rows.display();
+fn refuse(error: &RowsError, path: &Path) -> Failure {
+    let file = path.display();
     let text = error.to_string();
     let (message, hint) = text.split_once("\nhint: ").unwrap_or((&text, "one JSON object a line"));
     let (place, message) = match message.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {

@@ -32,6 +32,10 @@ pub enum AttentionKernel {
 pub struct Fusion {
     /// Scale, mask and softmax of unfused attention in one kernel.
     pub softmax: bool,
+    /// Where they are not one kernel, they run in fp32 on a converted copy of the scores (Megatron with query-key layer
+    /// scaling, its default until 2022).
+    #[serde(default)]
+    pub fp32_scores: bool,
     /// Bias and activation (or SwiGLU) in one kernel.
     pub activation: bool,
     /// Bias, dropout and residual addition in one kernel.
@@ -68,6 +72,10 @@ fn on() -> bool {
 pub struct Overlap {
     /// Tensor-parallel collectives are pipelined with their GEMM (chunked user buffers).
     pub tp: bool,
+    /// Without sequence parallelism, the input gradient of a column-parallel layer is summed behind its weight gradient
+    /// (Megatron-LM from 2022, `LinearWithGradAccumulationAndAsyncCommunication`).
+    #[serde(default)]
+    pub input_reduce: bool,
     /// Gradient reduction runs bucket by bucket behind the backward pass.
     pub grad_reduce: bool,
     /// Parameter gathering of a sharded optimizer runs behind the next forward pass.
@@ -172,12 +180,21 @@ pub struct Efficiency {
     pub permute: f64,
     /// Compute slow-down while a collective runs beside it (SMs and memory bandwidth taken), fraction.
     pub contention: f64,
+    /// The same while the token exchange of another micro-batch's experts runs beside it. Dispatch kernels hold 16 to 24
+    /// multiprocessors (DeepEP: 24 of 132, a slow-down of 0.14 to 0.22) and move every token four to six times through
+    /// device memory (send, receive and staging buffers: about a third of the bandwidth against memory-bound operators).
+    #[serde(default = "dispatch_contention")]
+    pub dispatch_contention: f64,
     /// Relative step-time growth per doubling of nodes (stragglers, jitter).
     pub straggler: f64,
 }
 
 fn one() -> f64 {
     1.0
+}
+
+fn dispatch_contention() -> f64 {
+    0.25
 }
 
 /// One release of a stack, with at most three changed parameters.

@@ -50,6 +50,13 @@ impl<'a> Builder<'a> {
         self.push_forward(Operator { name, kind, phase: Phase::Forward, sync: Sync::Serial });
     }
 
+    /// Adds a forward operator that may not exist.
+    pub(super) fn forward_operator(&mut self, operator: Option<Operator>) {
+        if let Some(operator) = operator {
+            self.push_forward(operator);
+        }
+    }
+
     /// Adds a forward collective; groups of one rank cost nothing and are left out.
     pub(super) fn forward_collective(
         &mut self,
@@ -108,7 +115,7 @@ impl<'a> Builder<'a> {
         );
     }
 
-    /// Bias, dropout and residual addition.
+    /// Bias, dropout and residual addition; the backward pass of dropout is one kernel, fused or not.
     pub(super) fn residual(&mut self, width: u64) {
         let elements = (self.shape.sharded_tokens * width) as f64;
         let base = self.shape.base.size();
@@ -122,7 +129,7 @@ impl<'a> Builder<'a> {
             "residual",
             MemoryClass::Elementwise,
             (forward * elements * factor, kernels),
-            (backward * elements * factor + add * elements, 1 + u32::from(self.shape.dropout)),
+            ((backward + add) * elements, 1 + u32::from(self.shape.dropout)),
         );
     }
 

@@ -19,6 +19,18 @@ pub(super) fn cast_bytes(shape: &Shape, elements: f64) -> f64 {
     elements * (reads * shape.base.size() + 2.0 * shape.gemm.size())
 }
 
+/// Reduction of a tensor's maximum over the ranks that hold its sequence shards, before the cast under per-tensor
+/// current scaling: one number, so latency only (Transformer Engine, `with_amax_reduction` of its current-scaling
+/// quantizers under sequence parallelism). Delayed scaling reduces all maxima once per step.
+fn maximum(shape: &Shape, phase: Phase) -> Option<Operator> {
+    let current = shape.precision.scaling() == Scaling::Tensor && !shape.fusion.delayed_scaling;
+    if !current || !shape.sequence_parallel || shape.gemm.bits() >= shape.base.bits() {
+        return None;
+    }
+    let (kind, group) = (CollectiveKind::AllReduce, shape.groups.tp);
+    collective("amax", kind, 4.0, group, Dimension::Tp, Sync::Serial, phase)
+}
+
 /// Casting a GEMM input to a narrow format.
 fn quantize(b: &Builder<'_>, elements: f64) -> Option<OperatorKind> {
     let narrow = b.shape.gemm;
@@ -93,6 +105,7 @@ pub(super) fn column(b: &mut Builder<'_>, name: &'static str, inputs: u64, outpu
     let tp = shape.groups.tp;
     let pipelined = if shape.overlap.tp { Sync::WithNext } else { Sync::Serial };
     if shape.sequence_parallel {
+        b.forward_operator(maximum(shape, Phase::Forward));
         b.forward_collective("tp-gather", CollectiveKind::AllGather, bytes, tp, Dimension::Tp, pipelined);
     }
     forward_gemm(b, name, inputs, outputs);
@@ -117,7 +130,8 @@ pub(super) fn column(b: &mut Builder<'_>, name: &'static str, inputs: u64, outpu
         segment.extend(collective("tp-scatter", scatter, bytes, tp, Dimension::Tp, Sync::Async, phase));
     } else {
         segment.extend(input);
-        let sync = if shape.overlap.tp { Sync::Async } else { Sync::Serial };
+        let behind = shape.overlap.tp || shape.overlap.input_reduce;
+        let sync = if behind { Sync::Async } else { Sync::Serial };
         segment.extend(collective(
             "tp-reduce",
             CollectiveKind::AllReduce,
@@ -148,6 +162,7 @@ pub(super) fn row(b: &mut Builder<'_>, name: &'static str, inputs: u64, outputs:
             (Sync::Serial, Sync::Serial)
         };
         b.forward_collective("tp-scatter", CollectiveKind::ReduceScatter, bytes, tp, Dimension::Tp, forward);
+        segment.extend(maximum(shape, Phase::InputGradient));
         segment.extend(collective(
             "tp-gather",
             CollectiveKind::AllGather,

@@ -250,8 +250,13 @@ impl Device {
 /// them evenly, and sends share with collectives of the same tier.
 pub(super) fn contention(stack: &StackProfile, sends_leave_domain: bool) -> Contention {
     let slowed = 1.0 + stack.efficiency.contention.max(0.0);
+    let dispatched = 1.0 + stack.efficiency.dispatch_contention.max(0.0);
     let tier = if sends_leave_domain { TaskClass::Communication } else { TaskClass::Local };
     Contention::between_compute_and_communication(slowed, 1.0)
+        .with(TaskClass::Compute, TaskClass::Dispatch, dispatched)
+        .with(TaskClass::Memory, TaskClass::Dispatch, dispatched)
+        .with(TaskClass::Communication, TaskClass::Dispatch, 2.0)
+        .with(TaskClass::Dispatch, TaskClass::Communication, 2.0)
         .sharing(TaskClass::Communication)
         .sharing(TaskClass::Local)
         .with(tier, TaskClass::Copy, 2.0)

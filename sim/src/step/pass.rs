@@ -116,6 +116,9 @@ pub fn run_pass(
     let gap = stack.host.gap.0;
     let contention = stack.efficiency.contention;
     let (mut compute_end, mut comm_end) = (0.0f64, 0.0f64);
+    // Slow-down beside what is running, and the compute before the first overlapped token exchange.
+    let mut beside = contention;
+    let mut before_dispatch = None;
     let mut host = 0.0;
     // A collective to be pipelined with the next GEMM: its duration, dimension and number of chunks.
     let mut pending: Option<(f64, Dimension, f64)> = None;
@@ -146,6 +149,19 @@ pub fn run_pass(
                     comm_end = compute_end;
                 }
                 Sync::Async => {
+                    if dimension == Dimension::Ep {
+                        // One exchange hides behind the operators of another micro-batch up to that one's next exchange.
+                        if before_dispatch.is_none() {
+                            before_dispatch = Some(compute_end);
+                        } else if comm_end > compute_end {
+                            parts.expose(dimension, comm_end - compute_end);
+                            compute_end = comm_end;
+                        }
+                        beside = stack.efficiency.dispatch_contention;
+                    } else {
+                        beside = contention;
+                    }
+                    let start = f64::max(compute_end, comm_end);
                     comm_end = start + time;
                     tail_dimension = dimension;
                     if dimension == Dimension::Tp {
@@ -197,7 +213,7 @@ pub fn run_pass(
             parts.contention += slowed;
             duration = total + slowed;
         } else if comm_end > compute_end {
-            let slowed = slowed(contention, time, comm_end - compute_end);
+            let slowed = slowed(beside, time, comm_end - compute_end);
             parts.contention += slowed;
             duration += slowed;
         }
@@ -216,6 +232,17 @@ pub fn run_pass(
     if let Some((transfer, dimension, _)) = pending {
         parts.expose(dimension, transfer);
         compute_end += transfer;
+    }
+    // The last exchange goes on behind the next layer's operators before its first one.
+    if tail_dimension == Dimension::Ep
+        && let Some(before) = before_dispatch
+        && comm_end > compute_end
+    {
+        let hidden = f64::min(comm_end - compute_end, before);
+        let slowed = slowed(beside, before, hidden);
+        parts.contention += slowed;
+        compute_end += slowed;
+        comm_end += slowed - hidden;
     }
     if comm_end > compute_end {
         parts.expose(tail_dimension, comm_end - compute_end);

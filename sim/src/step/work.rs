@@ -66,7 +66,11 @@ impl Work {
             work.host[usize::from(work.read_back != NONE)] +=
                 launches(&op.kind, &stack.host) * stack.host.launch.0;
             if let OperatorKind::Collective { kind, group, dimension, .. } = op.kind {
-                let class = if group.is_local() { TaskClass::Local } else { TaskClass::Communication };
+                let class = match (dimension, op.sync) {
+                    (Dimension::Ep, Sync::Async) => TaskClass::Dispatch,
+                    _ if group.is_local() => TaskClass::Local,
+                    _ => TaskClass::Communication,
+                };
                 laying.collective(time, dimension, class, op.sync, f64::from(group.ranks.max(1)));
                 if op.sync == Sync::Async && dimension == Dimension::Tp {
                     laying.needed_by(kind);
@@ -135,12 +139,23 @@ struct Laying {
     matrix: Option<(u16, u16)>,
     /// Exchanges left running that the next weight gradient, or the next operator of another phase, needs.
     running: [u16; 2],
+    /// Last overlapped token exchange.
+    dispatched: u16,
 }
 
 impl Laying {
     fn new() -> Self {
         let work = Work { read_back: NONE, gate: NONE, ..Work::default() };
-        Self { work, open: None, last: BEFORE, gate: NONE, pending: None, matrix: None, running: [NONE; 2] }
+        Self {
+            work,
+            open: None,
+            last: BEFORE,
+            gate: NONE,
+            pending: None,
+            matrix: None,
+            running: [NONE; 2],
+            dispatched: NONE,
+        }
     }
 
     fn push(&mut self, piece: Piece) -> u16 {
@@ -244,7 +259,15 @@ impl Laying {
         match sync {
             Sync::Serial => self.gate = self.exchange(time, dimension, class, self.last),
             Sync::Async => {
-                self.exchange(time, dimension, class, self.last);
+                let exchange = self.exchange(time, dimension, class, self.last);
+                if dimension == Dimension::Ep {
+                    // Behind the operators of another micro-batch up to its next exchange, which needs this one.
+                    if self.dispatched != NONE {
+                        self.gate =
+                            if self.gate == NONE { self.dispatched } else { self.gate.max(self.dispatched) };
+                    }
+                    self.dispatched = exchange;
+                }
             }
             Sync::WithNext => {
                 let before = self.pending.map_or(0.0, |p| p.0);

@@ -29,6 +29,11 @@ pub(crate) fn directory(files: &[(&str, &[u8])]) -> TempDir {
 
 /// Runs `psim` with arguments split at blanks (`'…'` keeps blanks) in a directory.
 pub(crate) fn psim_in(directory: &TempDir, arguments: &str) -> Run {
+    psim_at(directory.path(), arguments)
+}
+
+/// As [`psim_in`], in any directory.
+pub(crate) fn psim_at(directory: &std::path::Path, arguments: &str) -> Run {
     let mut words = vec!["psim".to_owned()];
     let mut quoted = false;
     let mut word = String::new();
@@ -59,7 +64,7 @@ pub(crate) fn psim_in(directory: &TempDir, arguments: &str) -> Run {
         let mut plain_out = anstream::StripStream::new(&mut out);
         let mut plain_err = anstream::StripStream::new(&mut err);
         let mut host = psim_cli::Host {
-            directory: directory.path().to_owned(),
+            directory: directory.to_owned(),
             out: &mut plain_out,
             err: &mut plain_err,
             progress: false,

@@ -52,8 +52,11 @@ pub struct Slot {
 }
 
 /// Stacks that run the same kernels: they share every adjusted number and differ in their switches only.
-pub const FAMILIES: &[&[&str]] =
-    &[&["megatron-2021", "megatron-2020", "megatron-2022"], &["zero-bubble", "vocabulary-parallelism"]];
+pub const FAMILIES: &[&[&str]] = &[
+    &["megatron-2021", "megatron-2020", "megatron-2022"],
+    &["zero-bubble", "vocabulary-parallelism"],
+    &["nemo-24.07", "megatron-core-2024"],
+];
 
 /// The stacks that share `stack`'s numbers, itself included.
 pub fn family(stack: &str) -> Vec<&str> {
@@ -76,7 +79,7 @@ const EXTRA: &[(&str, &str, f64, f64, bool)] = &[
     ("megatron-bridge-2025", "efficiency.permute", 1.0, 0.3, true),
     ("megatron-deepspeed", "host.gap", 60e-6, 0.6, true),
     ("zero-bubble", "efficiency.contention", 0.1, 0.5, true),
-    ("megatron-core-2024", "efficiency.grouped_gemm", 1.0, 0.2, true),
+    ("megatron-core-2025", "efficiency.grouped_gemm", 1.0, 0.2, true),
 ];
 
 /// Defaults of one stack: the first ZeRO-3 gathered every parameter by itself, far below the link rate. Only its own

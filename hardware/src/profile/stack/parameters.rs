@@ -30,6 +30,12 @@ pub const PARAMETERS: &[Parameter] = &[
     parameter("host.expert_launches", 0.0, 24.0, "kernels per local expert and grouped product"),
     parameter("fusion.expert_kernels", 0.0, 1.0, "switch: fused block-scaled expert kernels (0 off, 1 on)"),
     parameter("efficiency.contention", 0.0, 0.6, "compute slow-down beside a collective"),
+    parameter(
+        "efficiency.dispatch_contention",
+        0.0,
+        0.8,
+        "compute slow-down beside an overlapped token exchange",
+    ),
     parameter("efficiency.straggler", 0.0, 0.05, "step-time growth per doubling of nodes"),
     parameter("host.launch", 1e-6, 40e-6, "host time to launch one kernel, seconds"),
     parameter(
@@ -91,6 +97,7 @@ impl StackProfile {
             "host.expert_launches" => self.host.expert_launches,
             "fusion.expert_kernels" => f64::from(u8::from(self.fusion.expert_kernels)),
             "efficiency.contention" => self.efficiency.contention,
+            "efficiency.dispatch_contention" => self.efficiency.dispatch_contention,
             "efficiency.straggler" => self.efficiency.straggler,
             "host.launch" => self.host.launch.0,
             "host.gap" => self.host.gap.0,
@@ -125,6 +132,7 @@ impl StackProfile {
             "host.expert_launches" => self.host.expert_launches = value,
             "fusion.expert_kernels" => self.fusion.expert_kernels = value >= 0.5,
             "efficiency.contention" => self.efficiency.contention = value,
+            "efficiency.dispatch_contention" => self.efficiency.dispatch_contention = value,
             "efficiency.straggler" => self.efficiency.straggler = value,
             "host.launch" => self.host.launch = Seconds(value),
             "host.gap" => self.host.gap = Seconds(value),

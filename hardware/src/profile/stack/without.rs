@@ -51,7 +51,10 @@ pub const MECHANISMS: &[Mechanism] = &[
     Mechanism { term: "exposed PP communication", settings: &["without.pp=true"] },
     Mechanism { term: "stage imbalance", settings: &["without.imbalance=true"] },
     Mechanism { term: "pipeline bubble", settings: &["without.bubble=true"] },
-    Mechanism { term: "contention", settings: &["efficiency.contention=0"] },
+    Mechanism {
+        term: "contention",
+        settings: &["efficiency.contention=0", "efficiency.dispatch_contention=0"],
+    },
     Mechanism { term: "exposed EP communication", settings: &["without.ep=true"] },
     Mechanism { term: "exposed CP communication", settings: &["without.cp=true"] },
     Mechanism { term: "exposed TP communication", settings: &["without.tp=true"] },
