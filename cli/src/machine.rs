@@ -3,11 +3,14 @@
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
-use crate::inputs::{CommonArguments, settings};
+use crate::inputs::{CommonArguments, Job, settings};
 use crate::progress::Bar;
+use psim_calibration::measure::machine::cuda_datasheet;
 use psim_calibration::measure::{self, DeviceChoice, Options, threads_cluster, threads_stack};
 use psim_cost_models::ProfileLibrary;
-use psim_hardware::profile::machine::MachineFacts;
+use psim_executor::execute::ExecuteDevice;
+use psim_executor::stack::cuda_stack;
+use psim_hardware::profile::machine::{MachineFacts, Sharing};
 use psim_hardware::profile::{AcceleratorProfile, StackProfile};
 use psim_hardware::{Accelerator, Cluster};
 use std::path::PathBuf;
@@ -83,6 +86,93 @@ impl Machine {
                 self.accelerator.name
             )
         })
+    }
+}
+
+/// Where plans run, and what predicts them there.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) device: ExecuteDevice,
+    /// Name of the accelerator, to which residuals belong.
+    pub(crate) accelerator: String,
+    pub(crate) library: ProfileLibrary,
+    pub(crate) stack: StackProfile,
+    pub(crate) sharing: Sharing,
+    /// Where the numbers come from, for people.
+    pub(crate) origin: String,
+    /// The cluster that was named is played by something else.
+    pub(crate) note: Option<String>,
+    /// One core, where ranks are threads; otherwise the cluster itself.
+    core: Option<Accelerator>,
+    named: Cluster,
+}
+
+impl Place {
+    /// This processor, with ranks as threads or processes.
+    pub(crate) fn processor(
+        common: &CommonArguments,
+        job: &Job,
+        host: &mut Host<'_>,
+    ) -> Result<Self, Failure> {
+        let machine = Machine::load(common, &job.software.library, host)?;
+        Ok(Self {
+            device: ExecuteDevice::Cpu,
+            accelerator: machine.accelerator.name.clone(),
+            stack: machine.stack(common)?,
+            note: machine.stand_in(&job.cluster),
+            named: job.cluster.clone(),
+            sharing: machine.facts.sharing.clone(),
+            core: Some(machine.accelerator),
+            library: machine.library,
+            origin: machine.origin,
+        })
+    }
+
+    /// CUDA devices, which are those of the cluster that was named.
+    pub(crate) fn gpu(common: &CommonArguments, job: &Job, index: usize) -> Result<Self, Failure> {
+        let found = psim_kernels::cuda::probe();
+        if !found.usable() {
+            return Err(hinted(&found.to_string(), "`--device cpu` works everywhere"));
+        }
+        let named = &job.cluster.first_node().accelerator.name;
+        let device = found.devices.get(index).cloned().unwrap_or_default();
+        let note = match cuda_datasheet(&device) {
+            Some(part) if part.name == *named => None,
+            _ => Some(format!(
+                "the prediction is for {named} of `{}`, and the device is {device}",
+                job.cluster.name
+            )),
+        };
+        let mut stack = if job.software.stack_chosen { job.software.stack.clone() } else { cuda_stack(threads_stack()) };
+        for setting in &common.settings {
+            stack = settings::apply(&stack, setting)?;
+        }
+        let measured = common.profiles.iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
+        Ok(Self {
+            device: ExecuteDevice::Cuda(index),
+            accelerator: named.clone(),
+            library: job.software.library.clone(),
+            stack,
+            sharing: Sharing::default(),
+            origin: if measured.is_empty() {
+                format!(
+                    "the built-in profile of {named} (`psim calibrate --device cuda:{index}` measures this one)"
+                )
+            } else {
+                format!("profile {}", measured.join(", "))
+            },
+            note,
+            core: None,
+            named: job.cluster.clone(),
+        })
+    }
+
+    /// Ranks of this place: threads of this machine, or the cluster itself.
+    pub(crate) fn cluster(&self, ranks: u32) -> Cluster {
+        match &self.core {
+            Some(core) => threads_cluster(core, ranks),
+            None => self.named.clone(),
+        }
     }
 }
 

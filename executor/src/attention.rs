@@ -7,6 +7,7 @@
 
 use crate::comm::{Tag, Transport};
 use crate::error::Result;
+use crate::fabric::{Fabric, Use};
 use crate::parameters::LayerIds;
 use crate::rank::Rank;
 use psim_hardware::DType;
@@ -21,8 +22,8 @@ pub const ROPE_BASE: f32 = 10_000.0;
 /// Queries, keys, values (rotated), kept for the backward pass.
 pub(crate) struct Projected<D: Device> {
     q: D::Buffer,
-    k: D::Buffer,
-    v: D::Buffer,
+    k: Rc<D::Buffer>,
+    v: Rc<D::Buffer>,
 }
 
 /// Output of the attention core.
@@ -33,8 +34,8 @@ pub(crate) struct Core<D: Device> {
 
 /// Keys, values and (in the backward pass) their gradients of one context-parallel rank's tokens.
 struct Block<D: Device> {
-    k: D::Buffer,
-    v: D::Buffer,
+    k: Rc<D::Buffer>,
+    v: Rc<D::Buffer>,
     gradients: Option<(D::Buffer, D::Buffer)>,
 }
 
@@ -71,8 +72,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
             Ok(out)
         };
         let q = take(0, heads, self.network.rope)?;
-        let k = take(heads, kv_heads, self.network.rope)?;
-        let v = take(heads + kv_heads, kv_heads, false)?;
+        let k = Rc::new(take(heads, kv_heads, self.network.rope)?);
+        let v = Rc::new(take(heads + kv_heads, kv_heads, false)?);
         Ok(Projected { q, k, v })
     }
 
@@ -170,8 +171,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
     /// gradients that `work` adds to, and those of this rank's own block are returned, complete.
     fn around(
         &self,
-        k: &D::Buffer,
-        v: &D::Buffer,
+        k: &Rc<D::Buffer>,
+        v: &Rc<D::Buffer>,
         gradients: bool,
         mut work: impl FnMut(&Self, usize, &mut Block<D>) -> Result<()>,
     ) -> Result<Option<(D::Buffer, D::Buffer)>> {
@@ -181,14 +182,15 @@ impl<D: Device, T: Transport> Rank<D, T> {
         if cp > 1 && self.plan.cp_kind == ContextParallel::AllGather {
             return self.around_gathered(k, v, gradients, work);
         }
-        let mut block = Block {
-            k: self.clone_of(k)?,
-            v: self.clone_of(v)?,
-            gradients: gradients.then(fresh).transpose()?,
-        };
+        let mut block =
+            Block { k: Rc::clone(k), v: Rc::clone(v), gradients: gradients.then(fresh).transpose()? };
         let next = self.mesh.cp.ranks[(mine + 1) % cp];
         let previous = self.mesh.cp.ranks[(mine + cp - 1) % cp];
         let tag = Tag::Collective(Dimension::Cp);
+        if let Some(fabric) = self.over(&self.mesh.cp, Use::Beside) {
+            self.around_fabric(fabric, &mut block, work)?;
+            return Ok(block.gradients);
+        }
         for step in 0..cp {
             work(self, (mine + cp - step) % cp, &mut block)?;
             let last = step + 1 == cp;
@@ -198,7 +200,13 @@ impl<D: Device, T: Transport> Rank<D, T> {
             if self.comm.is_alone() {
                 // The next block is as this one.
                 let parts = if last { 0 } else { 2 } + if gradients { 2 } else { 0 };
-                self.pretend(Dimension::Cp, CollectiveKind::SendRecv, parts * len, 2, || Ok(()))?;
+                self.pretend(Dimension::Cp, CollectiveKind::SendRecv, parts * len, 2, || {
+                    if !last {
+                        block.k = Rc::new(self.clone_of(&block.k)?);
+                        block.v = Rc::new(self.clone_of(&block.v)?);
+                    }
+                    Ok(())
+                })?;
                 continue;
             }
             // After the last step only the gradients still have to go home.
@@ -215,19 +223,13 @@ impl<D: Device, T: Transport> Rank<D, T> {
                 self.comm.send(Dimension::Cp, next, tag, letter)?;
                 let letter = self.comm.receive(Dimension::Cp, previous, tag)?;
                 let mut parts = letter.chunks_exact(len);
-                let mut fill = |target: &mut D::Buffer| -> Result<()> {
-                    if let Some(part) = parts.next() {
-                        self.device.write(target, 0, part)?;
-                    }
-                    Ok(())
-                };
                 if !last {
-                    fill(&mut block.k)?;
-                    fill(&mut block.v)?;
+                    block.k = Rc::new(self.buffer(parts.next().unwrap_or_default())?);
+                    block.v = Rc::new(self.buffer(parts.next().unwrap_or_default())?);
                 }
                 if let Some((dk, dv)) = &mut block.gradients {
-                    fill(dk)?;
-                    fill(dv)?;
+                    self.device.write(dk, 0, parts.next().unwrap_or_default())?;
+                    self.device.write(dv, 0, parts.next().unwrap_or_default())?;
                 }
                 Ok(())
             })?;
@@ -235,15 +237,54 @@ impl<D: Device, T: Transport> Rank<D, T> {
         Ok(block.gradients)
     }
 
+    /// The ring of [`Rank::around`] between devices: keys and values travel on while the block is worked on, gradients
+    /// behind the work on them.
+    fn around_fabric(
+        &self,
+        fabric: &dyn Fabric<D>,
+        block: &mut Block<D>,
+        mut work: impl FnMut(&Self, usize, &mut Block<D>) -> Result<()>,
+    ) -> Result<()> {
+        let (cp, mine, group) = (self.mesh.cp.size(), self.mesh.cp_index(), &self.mesh.cp);
+        let len = self.device.len(&block.k);
+        for step in 0..cp {
+            let last = step + 1 == cp;
+            let mut coming = None;
+            if !last {
+                let (mut k, mut v) = (self.alloc(len)?, self.alloc(len)?);
+                let pairs = vec![(&*block.k, &mut k), (&*block.v, &mut v)];
+                let done = fabric.shift(&self.device, group, Use::Beside, pairs)?;
+                coming = Some((k, v, done));
+            }
+            work(self, (mine + cp - step) % cp, block)?;
+            if let Some((dk, dv)) = &mut block.gradients {
+                let (mut next_k, mut next_v) = (self.alloc(len)?, self.alloc(len)?);
+                self.spanned(Dimension::Cp, 2 * len, || {
+                    let pairs = vec![(&*dk, &mut next_k), (&*dv, &mut next_v)];
+                    fabric.shift(&self.device, group, Use::InLine, pairs)
+                })?;
+                (*dk, *dv) = (next_k, next_v);
+            }
+            if let Some((k, v, done)) = coming {
+                self.spanned(Dimension::Cp, 2 * len, || Ok(self.device.join(&done)?))?;
+                (block.k, block.v) = (Rc::new(k), Rc::new(v));
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Rank::around`], with keys and values gathered first and gradients reduced at the end.
     fn around_gathered(
         &self,
-        k: &D::Buffer,
-        v: &D::Buffer,
+        k: &Rc<D::Buffer>,
+        v: &Rc<D::Buffer>,
         gradients: bool,
         mut work: impl FnMut(&Self, usize, &mut Block<D>) -> Result<()>,
     ) -> Result<Option<(D::Buffer, D::Buffer)>> {
         let len = self.device.len(k);
+        if let Some(fabric) = self.over(&self.mesh.cp, Use::InLine) {
+            return self.around_gathered_fabric(fabric, k, v, gradients, work);
+        }
         let blocks = self.comm.staged(Dimension::Cp, || {
             let mut both = self.device.download(k)?;
             both.extend(self.device.download(v)?);
@@ -252,8 +293,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let mut partial = Vec::new();
         for (source, block) in blocks.iter().enumerate() {
             let gradients = if gradients { Some((self.zeros(len)?, self.zeros(len)?)) } else { None };
-            let mut block =
-                Block { k: self.buffer(&block[..len])?, v: self.buffer(&block[len..])?, gradients };
+            let (k, v) = (Rc::new(self.buffer(&block[..len])?), Rc::new(self.buffer(&block[len..])?));
+            let mut block = Block { k, v, gradients };
             work(self, source, &mut block)?;
             if let Some((dk, dv)) = &block.gradients {
                 partial.extend(self.device.download(dk)?);
@@ -265,6 +306,46 @@ impl<D: Device, T: Transport> Rank<D, T> {
         }
         let sum = self.comm.reduce_scatter(Dimension::Cp, &self.mesh.cp, partial)?;
         Ok(Some((self.buffer(&sum[..len])?, self.buffer(&sum[len..])?)))
+    }
+
+    fn around_gathered_fabric(
+        &self,
+        fabric: &dyn Fabric<D>,
+        k: &D::Buffer,
+        v: &D::Buffer,
+        gradients: bool,
+        mut work: impl FnMut(&Self, usize, &mut Block<D>) -> Result<()>,
+    ) -> Result<Option<(D::Buffer, D::Buffer)>> {
+        let (cp, group, len) = (self.mesh.cp.size(), &self.mesh.cp, self.device.len(k));
+        let (mut all_k, mut all_v) = (self.alloc(cp * len)?, self.alloc(cp * len)?);
+        self.spanned(Dimension::Cp, 2 * (cp - 1) * len, || {
+            fabric.all_gather(&self.device, group, Use::InLine, k, &mut all_k)?;
+            fabric.all_gather(&self.device, group, Use::InLine, v, &mut all_v)
+        })?;
+        let piece = |all: &D::Buffer, source: usize| -> Result<Rc<D::Buffer>> {
+            let mut out = self.alloc(len)?;
+            let from = Strided::new(source * len, len);
+            self.device.copy(1, len, all, from, &mut out, Strided::new(0, len))?;
+            Ok(Rc::new(out))
+        };
+        let mut sums = if gradients { Some((self.alloc(cp * len)?, self.alloc(cp * len)?)) } else { None };
+        for source in 0..cp {
+            let gradients = if gradients { Some((self.zeros(len)?, self.zeros(len)?)) } else { None };
+            let mut block = Block { k: piece(&all_k, source)?, v: piece(&all_v, source)?, gradients };
+            work(self, source, &mut block)?;
+            if let (Some((dk, dv)), Some((all_dk, all_dv))) = (&block.gradients, &mut sums) {
+                let (from, to) = (Strided::new(0, len), Strided::new(source * len, len));
+                self.device.copy(1, len, dk, from, all_dk, to)?;
+                self.device.copy(1, len, dv, from, all_dv, to)?;
+            }
+        }
+        let Some((all_dk, all_dv)) = sums else { return Ok(None) };
+        let (mut dk, mut dv) = (self.alloc(len)?, self.alloc(len)?);
+        self.spanned(Dimension::Cp, 2 * (cp - 1) * len, || {
+            fabric.reduce_scatter(&self.device, group, Use::InLine, &all_dk, &mut dk)?;
+            fabric.reduce_scatter(&self.device, group, Use::InLine, &all_dv, &mut dv)
+        })?;
+        Ok(Some((dk, dv)))
     }
 
     /// Output projection, summed over tp to this rank's share.

@@ -80,9 +80,9 @@ pub struct Comm<T> {
     stand_in: Option<StandIn>,
 }
 
-/// First element of part `index` of `len` elements cut into `parts`.
+/// First element of part `index` of `len` elements cut into `parts`: all as long as the first, the last ones shorter.
 pub(crate) fn part(len: usize, parts: usize, index: usize) -> usize {
-    len * index / parts
+    (len.div_ceil(parts) * index).min(len)
 }
 
 impl<T: Transport> Comm<T> {
@@ -99,6 +99,16 @@ impl<T: Transport> Comm<T> {
     /// Communication made of several calls and of the copies around them: all of it counts as communication.
     pub(crate) fn staged<R>(&self, dimension: Dimension, work: impl FnOnce() -> Result<R>) -> Result<R> {
         self.charge(dimension, |_| work())
+    }
+
+    /// Adds what was measured elsewhere: communication between devices, on their own clocks.
+    pub(crate) fn add(&self, dimension: Dimension, more: Account) {
+        let mut accounts = self.accounts.borrow_mut();
+        let sum = accounts.entry(dimension).or_default();
+        sum.wait += more.wait;
+        sum.total += more.total;
+        sum.sent += more.sent;
+        sum.calls += more.calls;
     }
 
     /// What has been communicated so far.

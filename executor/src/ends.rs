@@ -2,9 +2,10 @@
 
 use crate::comm::Transport;
 use crate::error::Result;
-use crate::parameters::mix;
+use crate::fabric::Use;
 use crate::rank::{Pending, Rank, local_positions};
 use psim_hardware::DType;
+use psim_kernels::random::mix;
 use psim_kernels::{CrossEntropy, Device, Gemm};
 use psim_models::operator::Dimension;
 use std::rc::Rc;
@@ -116,10 +117,22 @@ impl<D: Device, T: Transport> Rank<D, T> {
         }
         let mut stats = self.device.alloc(DType::Fp32, 3 * tokens)?;
         self.device.cross_entropy_stats(&shape, &logits, &targets, &mut stats)?;
-        let mut host = self.device.download(&stats)?;
+        let host = if let Some(fabric) = self.over(&self.mesh.tp, Use::InLine) {
+            let n = self.mesh.tp.size();
+            let mut all = self.device.alloc(DType::Fp32, n * 3 * tokens)?;
+            self.spanned(Dimension::Tp, (n - 1) * 3 * tokens, || {
+                fabric.all_gather(&self.device, &self.mesh.tp, Use::InLine, &stats, &mut all)
+            })?;
+            let parts: Vec<Vec<f32>> =
+                self.device.download(&all)?.chunks(3 * tokens).map(<[f32]>::to_vec).collect();
+            combine_stats(&parts)
+        } else if self.mesh.tp.size() > 1 {
+            let own = self.device.download(&stats)?;
+            combine_stats(&self.comm.all_gather(Dimension::Tp, &self.mesh.tp, own)?)
+        } else {
+            self.device.download(&stats)?
+        };
         if self.mesh.tp.size() > 1 {
-            let all = self.comm.all_gather(Dimension::Tp, &self.mesh.tp, host)?;
-            host = combine_stats(&all);
             self.device.write(&mut stats, 0, &host)?;
         }
         let loss =

@@ -6,6 +6,7 @@
 
 use crate::comm::Transport;
 use crate::error::Result;
+use crate::fabric::{Fabric, Use};
 use crate::network::Experts;
 use crate::parameters::ExpertIds;
 use crate::rank::{Pending, Rank, activation};
@@ -70,11 +71,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let mut counts = vec![0.0_f32; spec.count];
         chosen.iter().for_each(|&(_, e)| counts[e] += 1.0);
         let sent: Vec<usize> = counts.chunks(each).map(|c| c.iter().sum::<f32>() as usize).collect();
-        // Counts are exchanged as floats: exact below 2^24.
-        let headers = counts.chunks(each).map(<[f32]>::to_vec).collect();
         let received: Vec<Vec<usize>> = self
-            .comm
-            .all_to_all(Dimension::Ep, &self.mesh.ep, headers)?
+            .exchange_counts(&counts, each)?
             .into_iter()
             .map(|header| header.into_iter().map(|c| c as usize).collect())
             .collect();
@@ -104,6 +102,39 @@ impl<D: Device, T: Transport> Rank<D, T> {
         })
     }
 
+    /// Rows that every rank sends to each of this rank's `each` experts, as floats: exact below 2^24.
+    fn exchange_counts(&self, counts: &[f32], each: usize) -> Result<Vec<Vec<f32>>> {
+        let group = &self.mesh.ep;
+        if let Some(fabric) = self.over(group, Use::InLine) {
+            let mut here = self.device.alloc(DType::Fp32, counts.len())?;
+            let there = self.device.upload(counts)?;
+            let lengths = vec![each; group.size()];
+            self.spanned(Dimension::Ep, counts.len(), || {
+                fabric.all_to_all(&self.device, group, (&there, &lengths), (&mut here, &lengths))
+            })?;
+            return Ok(self.device.download(&here)?.chunks(each).map(<[f32]>::to_vec).collect());
+        }
+        self.comm.all_to_all(Dimension::Ep, group, counts.chunks(each).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Rows to the ranks of the expert-parallel group, `sent` to each, `received` from each.
+    fn exchange_rows(
+        &self,
+        fabric: &dyn Fabric<D>,
+        rows: &D::Buffer,
+        sent: impl Iterator<Item = usize>,
+        received: impl Iterator<Item = usize>,
+    ) -> Result<D::Buffer> {
+        let hidden = self.sizes.hidden;
+        let sent: Vec<usize> = sent.map(|rows| rows * hidden).collect();
+        let received: Vec<usize> = received.map(|rows| rows * hidden).collect();
+        let mut arrived = self.alloc(received.iter().sum())?;
+        self.spanned(Dimension::Ep, sent.iter().sum(), || {
+            fabric.all_to_all(&self.device, &self.mesh.ep, (rows, &sent), (&mut arrived, &received))
+        })?;
+        Ok(arrived)
+    }
+
     /// Sends rows in pair order to the experts; returns them grouped by local expert.
     fn dispatch(&self, routing: &Routing<D>, rows: &D::Buffer) -> Result<D::Buffer> {
         let hidden = self.sizes.hidden;
@@ -112,6 +143,9 @@ impl<D: Device, T: Transport> Rank<D, T> {
             let first: usize = routing.sent[..self.mesh.ep.index].iter().sum();
             let own = routing.sent[self.mesh.ep.index];
             self.exchanged(rows, routing.rows, |row| first + row % own.max(1))?
+        } else if let Some(fabric) = self.over(&self.mesh.ep, Use::InLine) {
+            let received = routing.received.iter().map(|counts| counts.iter().sum());
+            self.exchange_rows(fabric, rows, routing.sent.iter().copied(), received)?
         } else {
             self.comm.staged(Dimension::Ep, || {
                 let all = self.device.download(rows)?;
@@ -144,6 +178,11 @@ impl<D: Device, T: Transport> Rank<D, T> {
         )?;
         if self.comm.is_alone() {
             return self.exchanged(&arrived, routing.pairs.len(), |row| row % routing.rows.max(1));
+        }
+        if let Some(fabric) = self.over(&self.mesh.ep, Use::InLine) {
+            let arrived = self.in_format(arrived)?;
+            let sent = routing.received.iter().map(|counts| counts.iter().sum());
+            return self.exchange_rows(fabric, &arrived, sent, routing.sent.iter().copied());
         }
         self.comm.staged(Dimension::Ep, || {
             let all = self.device.download(&arrived)?;

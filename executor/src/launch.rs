@@ -56,6 +56,11 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// A world of one that nobody started.
+    pub(crate) fn alone() -> Self {
+        Self { launcher: Launcher::Torchrun, rank: 0, world: 1, local_rank: 0, master: None }
+    }
+
     /// Reads the variables of this process; `None` where nobody set any.
     ///
     /// # Errors

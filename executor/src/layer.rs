@@ -62,22 +62,29 @@ impl<D: Device, T: Transport> Rank<D, T> {
         self.device.add(input, &mut middle)?;
         let middle = Rc::new(middle);
         let (ffn_normed, ffn_stats) = self.norm_forward(ids.ffn_norm, &middle)?;
-        let mut output = self.clone_of(&middle)?;
+        // The first branch's own share becomes the output.
+        let mut output: Option<D::Buffer> = None;
         let mut dense = None;
         if let Some(dense_ids) = &ids.dense {
             let gathered = self.gather_tp(&ffn_normed)?;
             let (partial, saved) = self.dense_forward(dense_ids, &gathered)?;
             let mut share = self.scatter_tp(partial)?;
             self.bias_forward(dense_ids.down_bias, self.sizes.share, &mut share)?;
-            self.device.add(&share, &mut output)?;
+            self.device.add(&middle, &mut share)?;
+            output = Some(share);
             dense = Some(saved);
         }
         let mut experts = None;
         if let (Some(expert_ids), Some(spec)) = (&ids.experts, ids.layer.experts) {
-            let (share, saved) = self.experts_forward(expert_ids, spec, &ffn_normed)?;
-            self.device.add(&share, &mut output)?;
+            let (mut share, saved) = self.experts_forward(expert_ids, spec, &ffn_normed)?;
+            self.device.add(output.as_ref().unwrap_or(&middle), &mut share)?;
+            output = Some(share);
             experts = Some(saved);
         }
+        let output = match output {
+            Some(output) => output,
+            None => self.clone_of(&middle)?,
+        };
         let core = Some(core);
         let rest = Rest {
             attention_normed,
@@ -106,20 +113,26 @@ impl<D: Device, T: Transport> Rank<D, T> {
         };
         let dy = Rc::new(dy);
         let share = self.sizes.share;
-        let mut dnormed = self.zeros(share * self.sizes.hidden)?;
+        let mut dnormed: Option<D::Buffer> = None;
         if let (Some(dense_ids), Some(dense)) = (&ids.dense, rest.dense) {
             self.bias_backward(dense_ids.down_bias, share, &dy)?;
             let dy = self.gather_tp(&dy)?;
             let x = self.gather_tp(&rest.ffn_normed)?;
             let partial = self.dense_backward(dense_ids, &dense, &x, &dy)?;
-            let part = self.scatter_tp(partial)?;
-            self.device.add(&part, &mut dnormed)?;
+            dnormed = Some(self.scatter_tp(partial)?);
         }
         if let (Some(expert_ids), Some(spec), Some(experts)) = (&ids.experts, ids.layer.experts, rest.experts)
         {
-            let part = self.experts_backward(expert_ids, spec, &experts, &dy)?;
-            self.device.add(&part, &mut dnormed)?;
+            let mut part = self.experts_backward(expert_ids, spec, &experts, &dy)?;
+            if let Some(first) = &dnormed {
+                self.device.add(first, &mut part)?;
+            }
+            dnormed = Some(part);
         }
+        let dnormed = match dnormed {
+            Some(dnormed) => dnormed,
+            None => self.zeros(share * self.sizes.hidden)?,
+        };
         let mut dmiddle = self.norm_backward(ids.ffn_norm, &rest.middle, &rest.ffn_stats, &dnormed)?;
         self.device.add(&dy, &mut dmiddle)?;
         let dmiddle = Rc::new(dmiddle);

@@ -3,7 +3,7 @@
 //! A training step of a dense or mixture-of-experts transformer, generic over [`psim_kernels::Device`] and over the
 //! transport between ranks: tensor parallelism with sequence parallelism, pipeline schedules (zero-bubble ones with
 //! separate weight passes), data parallelism with ZeRO stages 1 to 3 and bucketed reduction, context-parallel ring
-//! attention, expert parallelism, recomputation, Adam. Ranks are threads, or processes over MPI or TCP; [`shard`] runs
+//! attention, expert parallelism, recomputation, Adam. Ranks are threads, or processes over MPI, TCP or NCCL; [`shard`] runs
 //! one rank of a cluster's plan alone, [`serving`] answers requests from a paged cache. The order of
 //! the passes is the [`psim_sim::step::StepProgram`] that the simulator prices. What is not built is refused by name.
 
@@ -14,9 +14,11 @@ mod ends;
 pub mod error;
 pub mod execute;
 mod experts;
+pub mod fabric;
 pub mod launch;
 mod layer;
 pub mod mesh;
+mod nccl;
 pub mod network;
 pub mod parameters;
 pub mod predict;
@@ -24,6 +26,7 @@ mod rank;
 pub mod run;
 pub mod serving;
 pub mod shard;
+pub mod stack;
 pub mod step;
 mod update;
 

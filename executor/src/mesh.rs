@@ -1,7 +1,9 @@
 //! Which rank does what: coordinates in the mesh (tp fastest, then cp, dp, pp, as Megatron orders them) and groups.
 
 use crate::error::{Result, divides};
+use crate::network::Network;
 use psim_models::Plan;
+use psim_models::layout::Layout;
 
 /// Ranks of one communicator, in order, and this rank's place among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,18 @@ impl Mesh {
             etp: along(1, etp),
             expert_replicas: along(etp * ep, edp),
         })
+    }
+
+    /// The two ranks that share a tied embedding, when first and last chunk lie on different stages.
+    pub(crate) fn embedding_peers(&self, network: &Network, layout: &Layout) -> Option<Group> {
+        let last = layout.stage_of(layout.chunks.len().saturating_sub(1));
+        let first = layout.stage_of(0);
+        let stage = self.stage();
+        if !network.tied || first == last || (stage != first && stage != last) {
+            return None;
+        }
+        let ranks = vec![self.on_stage(first), self.on_stage(last)];
+        Some(Group { index: usize::from(stage == last), ranks })
     }
 
     /// Index in the tensor-parallel group.

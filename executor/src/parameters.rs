@@ -4,7 +4,8 @@
 use crate::error::Result;
 use crate::network::{Dense, Layer, Network};
 use psim_hardware::DType;
-use psim_kernels::Device;
+use psim_kernels::random::uniform;
+use psim_kernels::{Device, Strided, Uniform};
 use std::ops::Range;
 
 /// Index of a parameter in its [`Store`].
@@ -44,6 +45,32 @@ impl Shard {
     /// Local rows and columns.
     pub fn shape(&self) -> [usize; 2] {
         [self.rows.iter().map(Range::len).sum(), self.columns.iter().map(Range::len).sum()]
+    }
+    /// Rectangles of the local tensor that are also rectangles of the whole one, with the position of their first element;
+    /// key and scale are left to the caller.
+    fn blocks(&self) -> Vec<(Uniform, usize)> {
+        let [_, width] = self.shape();
+        let mut blocks = Vec::new();
+        let mut row = 0;
+        for rows in &self.rows {
+            let mut column = 0;
+            for columns in &self.columns {
+                let to = Strided::new(row * width + column, width);
+                let shape = Uniform {
+                    key: 0,
+                    first: 0,
+                    pitch: 0,
+                    rows: rows.len(),
+                    width: columns.len(),
+                    to,
+                    scale: 0.0,
+                };
+                blocks.push((shape, rows.start * self.whole[1] + columns.start));
+                column += columns.len();
+            }
+            row += rows.len();
+        }
+        blocks
     }
     /// Position in the whole tensor of every local element, in local order.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
@@ -97,38 +124,38 @@ pub struct Store<D: Device> {
     dtype: DType,
 }
 
-/// Start value of one element: uniform with variance `1 / fan-in`, from a counter-based generator, so that every
-/// shard of a tensor can be made without the rest.
-fn start_value(seed: u64, name: &str, position: usize, fan_in: usize) -> f32 {
-    if name.ends_with("norm.weight") {
-        return 1.0 + 0.1 * uniform(seed, name, position);
-    }
-    if name.ends_with("bias") {
-        return 0.1 * uniform(seed, name, position);
-    }
-    (3.0 / fan_in as f32).sqrt() * uniform(seed, name, position)
+/// Start values: `centre + scale · uniform(key, position)`, variance `1 / fan-in` for matrices, from a counter-based
+/// generator, so that every shard of a tensor can be made without the rest.
+struct Start {
+    centre: f32,
+    scale: f32,
+    key: u64,
 }
 
-/// Uniform in (-1, 1) from a hash of seed, name and position (SplitMix64 finaliser).
-fn uniform(seed: u64, name: &str, position: usize) -> f32 {
-    let key = name
-        .bytes()
-        .fold(seed ^ 0x9e37_79b9_7f4a_7c15, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let bits = mix(key ^ mix(position as u64)) >> 40;
-    bits as f32 / (1_u64 << 23) as f32 - 1.0
-}
+impl Start {
+    fn new(seed: u64, name: &str, fan_in: usize) -> Self {
+        let (centre, scale) = if name.ends_with("norm.weight") {
+            (1.0, 0.1)
+        } else if name.ends_with("bias") {
+            (0.0, 0.1)
+        } else {
+            (0.0, (3.0 / fan_in as f32).sqrt())
+        };
+        let key = name
+            .bytes()
+            .fold(seed ^ 0x9e37_79b9_7f4a_7c15, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        Self { centre, scale, key }
+    }
 
-/// SplitMix64 (Steele et al. 2014).
-pub(crate) fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    fn at(&self, position: usize) -> f32 {
+        self.centre + self.scale * uniform(self.key, position as u64)
+    }
 }
 
 /// The whole start tensor of a parameter, as every rank's shard is cut from.
 pub fn start_tensor(seed: u64, name: &str, whole: [usize; 2]) -> Vec<f32> {
-    (0..whole[0] * whole[1]).map(|p| start_value(seed, name, p, fan_in(name, whole))).collect()
+    let start = Start::new(seed, name, fan_in(name, whole));
+    (0..whole[0] * whole[1]).map(|p| start.at(p)).collect()
 }
 
 /// Inputs that one output adds up; the embedding's rows are read one at a time.
@@ -164,11 +191,22 @@ impl<D: Device> Store<D> {
     /// # Errors
     /// When the device has no room.
     pub fn add(&mut self, device: &D, name: String, shard: Shard, role: Role, chunk: usize) -> Result<Id> {
-        let fan_in = fan_in(&name, shard.whole);
-        let values: Vec<f32> = shard.positions().map(|p| start_value(self.seed, &name, p, fan_in)).collect();
-        let mut value = device.alloc(self.dtype, values.len())?;
-        device.write(&mut value, 0, &values)?;
-        let mut gradient = device.alloc(DType::Fp32, if self.trained { values.len() } else { 0 })?;
+        let start = Start::new(self.seed, &name, fan_in(&name, shard.whole));
+        let [rows, columns] = shard.shape();
+        let len = rows * columns;
+        let mut value = device.alloc(self.dtype, len)?;
+        if start.centre == 0.0 {
+            // On the device: billions of numbers would take the host minutes.
+            for (block, first) in shard.blocks() {
+                let [_, pitch] = shard.whole;
+                let shape = Uniform { key: start.key, first, pitch, scale: start.scale, ..block };
+                device.uniform(&shape, &mut value)?;
+            }
+        } else {
+            let values: Vec<f32> = shard.positions().map(|p| start.at(p)).collect();
+            device.write(&mut value, 0, &values)?;
+        }
+        let mut gradient = device.alloc(DType::Fp32, if self.trained { len } else { 0 })?;
         device.fill(&mut gradient, 0.0)?;
         self.infos.push(Info { name, shard, role, chunk, layer: self.layer });
         self.values.push(value);

@@ -2,11 +2,12 @@
 
 use crate::comm::{Comm, Tag, Transport};
 use crate::error::Result;
+use crate::fabric::{Fabric, Use};
 use crate::mesh::{Group, Mesh};
 use crate::network::Network;
 use crate::parameters::{Cut, DenseIds, Id, LayerIds, NormIds, Shard, Store};
 use psim_hardware::DType;
-use psim_kernels::{Device, Gemm, Norm, Strided};
+use psim_kernels::{Device, Gemm, Norm, Strided, Uniform};
 use psim_models::layout::Layout;
 use psim_models::operator::{CollectiveKind, Dimension};
 use psim_models::{Plan, TrainingWorkload};
@@ -21,6 +22,22 @@ pub(crate) struct Pending<D: Device> {
     pub(crate) dy: Rc<D::Buffer>,
     pub(crate) target: Id,
 }
+
+/// Communication between two marks of the device.
+pub(crate) struct Span<M> {
+    pub(crate) dimension: Dimension,
+    pub(crate) from: M,
+    pub(crate) to: M,
+    /// Seconds blocked on peers, where they can be told from the rest: what stands in for peers that do not run.
+    pub(crate) wait: Option<f64>,
+    /// Bytes sent to other ranks.
+    pub(crate) sent: u64,
+}
+
+/// Lane of the waits that stand in for collectives in the middle of the computation.
+const LANE_IN_LINE: u32 = 0;
+/// Lane of those for reductions that run beside the computation.
+pub(crate) const LANE_BESIDE: u32 = 1;
 
 /// Sizes of a micro-batch on this rank.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +68,8 @@ pub(crate) struct EndIds {
 pub struct Rank<D: Device, T: Transport> {
     pub(crate) device: D,
     pub(crate) comm: Comm<T>,
+    /// Tensors go over it where there is one.
+    pub(crate) fabric: Option<Box<dyn Fabric<D>>>,
     pub(crate) mesh: Mesh,
     pub(crate) network: Rc<Network>,
     pub(crate) plan: Plan,
@@ -71,8 +90,8 @@ pub struct Rank<D: Device, T: Transport> {
     pub(crate) positions: Rc<D::Index>,
     /// Positions of this rank's sequence-parallel share.
     pub(crate) share_positions: Rc<D::Index>,
-    /// Values that stand for those of peers that do not run.
-    made_up: RefCell<Vec<f32>>,
+    /// Communication of the step on the device's own clock.
+    pub(crate) spans: RefCell<Vec<Span<D::Mark>>>,
 }
 
 /// Positions of this context-parallel rank's tokens: blocks `r` and `2·cp − 1 − r` of `2·cp` (balanced causal work).
@@ -168,6 +187,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         Ok(Self {
             sizes: Sizes { batch, seq, tokens, share, hidden: network.hidden },
             comm,
+            fabric: None,
             mesh,
             network: Rc::new(network.clone()),
             plan: plan.clone(),
@@ -182,7 +202,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             pending: Vec::new(),
             positions,
             share_positions,
-            made_up: RefCell::default(),
+            spans: RefCell::default(),
             device,
         })
     }
@@ -222,6 +242,14 @@ impl<D: Device, T: Transport> Rank<D, T> {
         group: &Group,
         share: &Rc<D::Buffer>,
     ) -> Result<Rc<D::Buffer>> {
+        if let Some(fabric) = self.over(group, Use::InLine) {
+            let (n, len) = (group.size(), self.device.len(share));
+            let mut whole = self.alloc(n * len)?;
+            self.spanned(dimension, (n - 1) * len, || {
+                fabric.all_gather(&self.device, group, Use::InLine, share, &mut whole)
+            })?;
+            return Ok(Rc::new(whole));
+        }
         if group.size() == 1 {
             return Ok(Rc::clone(share));
         }
@@ -248,7 +276,28 @@ impl<D: Device, T: Transport> Rank<D, T> {
         })
     }
 
-    /// [`Comm::pretend`] of a collective of `elements` in the compute format, once the device is done with its work.
+    /// The fabric, if it connects this group.
+    pub(crate) fn over(&self, group: &Group, purpose: Use) -> Option<&dyn Fabric<D>> {
+        self.fabric.as_deref().filter(|f| f.connects(group, purpose))
+    }
+
+    /// Communication on the device's stream, `sent` elements of the compute format to other ranks.
+    pub(crate) fn spanned<O>(
+        &self,
+        dimension: Dimension,
+        sent: usize,
+        work: impl FnOnce() -> Result<O>,
+    ) -> Result<O> {
+        let from = self.device.mark()?;
+        let out = work()?;
+        let to = self.device.mark()?;
+        let sent = (self.dtype.size() * sent as f64) as u64;
+        self.spans.borrow_mut().push(Span { dimension, from, to, wait: None, sent });
+        Ok(out)
+    }
+
+    /// In place of a collective of `elements` in the compute format: does `work` (making up the result) while its predicted
+    /// duration passes on the device.
     pub(crate) fn pretend<R>(
         &self,
         dimension: Dimension,
@@ -257,34 +306,38 @@ impl<D: Device, T: Transport> Rank<D, T> {
         ranks: usize,
         work: impl FnOnce() -> Result<R>,
     ) -> Result<R> {
-        self.device.synchronize()?;
         let bytes = (self.dtype.size() * elements as f64) as u64;
-        self.comm.pretend(dimension, kind, bytes, ranks, || {
-            let made = work()?;
-            self.device.synchronize()?;
-            Ok(made)
-        })
+        let seconds = self.comm.price(dimension, kind, bytes, ranks);
+        let from = self.device.mark()?;
+        let end = self.device.pause_beside(LANE_IN_LINE, seconds)?;
+        let made = work()?;
+        self.device.join(&end)?;
+        let to = self.device.mark()?;
+        self.spans.borrow_mut().push(Span { dimension, from, to, wait: Some(seconds), sent: bytes });
+        Ok(made)
     }
 
     /// A buffer as if it had come from a rank that does not run: small values without a pattern.
     pub(crate) fn made_up(&self, dtype: DType, len: usize) -> Result<D::Buffer> {
-        let mut values = self.made_up.borrow_mut();
-        for i in values.len()..len {
-            values.push((crate::parameters::mix(i as u64) >> 40) as f32 / (1_u64 << 24) as f32 - 0.5);
-        }
         let mut buffer = self.device.alloc(dtype, len)?;
-        self.device.write(&mut buffer, 0, &values[..len])?;
+        let to = Strided::new(0, len);
+        let shape = Uniform { key: 1, first: 0, pitch: 0, rows: 1, width: len, to, scale: 0.5 };
+        self.device.uniform(&shape, &mut buffer)?;
         Ok(buffer)
     }
 
     /// A message between stages: sends this buffer.
-    pub(crate) fn send_stage(&self, to: usize, tag: Tag, data: &D::Buffer) -> Result<()> {
+    pub(crate) fn send_stage(&self, to: usize, tag: Tag, data: D::Buffer) -> Result<()> {
         if self.comm.is_alone() {
             // The sender goes on computing; the receiver waits.
             return Ok(());
         }
+        if let Some(fabric) = &self.fabric {
+            let len = self.device.len(&data);
+            return self.spanned(Dimension::Pp, len, || fabric.send(&self.device, to, tag, data));
+        }
         self.comm
-            .staged(Dimension::Pp, || self.comm.send(Dimension::Pp, to, tag, self.device.download(data)?))
+            .staged(Dimension::Pp, || self.comm.send(Dimension::Pp, to, tag, self.device.download(&data)?))
     }
 
     /// A message between stages: the share of a micro-batch's activations or of their gradient.
@@ -293,6 +346,10 @@ impl<D: Device, T: Transport> Rank<D, T> {
         if self.comm.is_alone() {
             return self
                 .pretend(Dimension::Pp, CollectiveKind::SendRecv, len, 2, || self.made_up(self.dtype, len));
+        }
+        if let Some(fabric) = &self.fabric {
+            let make = || self.alloc(len);
+            return self.spanned(Dimension::Pp, 0, || fabric.receive(&self.device, from, tag, &make));
         }
         self.comm.staged(Dimension::Pp, || self.buffer(&self.comm.receive(Dimension::Pp, from, tag)?))
     }
@@ -309,6 +366,14 @@ impl<D: Device, T: Transport> Rank<D, T> {
         group: &Group,
         partial: D::Buffer,
     ) -> Result<D::Buffer> {
+        if let Some(fabric) = self.over(group, Use::InLine) {
+            let len = self.device.len(&partial) / group.size();
+            let mut own = self.alloc(len)?;
+            self.spanned(dimension, (group.size() - 1) * len, || {
+                fabric.reduce_scatter(&self.device, group, Use::InLine, &partial, &mut own)
+            })?;
+            return Ok(own);
+        }
         if group.size() == 1 {
             return Ok(partial);
         }

@@ -2,6 +2,7 @@
 
 use crate::comm::{Account, Comm, Hub, Process, Transport, Wire};
 use crate::error::{ExecutorError, Result, unsupported};
+use crate::fabric::Fabric;
 use crate::network::Network;
 use crate::rank::Rank;
 use crate::step::StepRecord;
@@ -61,6 +62,10 @@ pub struct RankRecord {
     pub memory: MemoryUse,
     /// Bytes of parameters, gradients and optimizer states before the first step.
     pub states: u64,
+    /// What it ran on.
+    pub device: String,
+    /// Memory taken on the device behind the last step, as its driver says, bytes.
+    pub device_memory: Option<u64>,
     /// Reduced gradients owned by this rank, if asked for.
     pub gradients: Vec<Piece>,
 }
@@ -80,6 +85,10 @@ pub struct Run {
     pub losses: Vec<f64>,
     /// Ranks in order.
     pub ranks: Vec<RankRecord>,
+    /// Device of rank 0.
+    pub device: String,
+    /// Largest memory taken on a rank's device at the end, as its driver says, bytes.
+    pub device_memory: Option<u64>,
 }
 
 /// What is run: a model under a plan, in the order of a program.
@@ -127,7 +136,7 @@ impl Job {
                     let (hub, device) = (&hub, &device);
                     scope.spawn(move || {
                         let outcome = device(rank)
-                            .and_then(|d| self.run_rank(d, Comm::new(hub.endpoint(rank)), settings));
+                            .and_then(|d| self.run_rank(d, Comm::new(hub.endpoint(rank)), None, settings));
                         if let Err(error) = &outcome {
                             hub.stop(&error.to_string());
                         }
@@ -172,6 +181,20 @@ impl Job {
         device: D,
         process: &Process<W>,
     ) -> Result<Option<Run>> {
+        self.run_process_with(settings, device, process, None)
+    }
+
+    /// As [`Job::run_process`], with tensors over a fabric.
+    ///
+    /// # Errors
+    /// As [`Job::run_process`].
+    pub fn run_process_with<D: Device, W: Wire>(
+        &self,
+        settings: &Settings,
+        device: D,
+        process: &Process<W>,
+        fabric: Option<Box<dyn Fabric<D>>>,
+    ) -> Result<Option<Run>> {
         let (ranks, world) = (self.plan.world() as usize, process.world());
         if world < ranks {
             return unsupported(
@@ -182,7 +205,7 @@ impl Job {
         if process.rank() >= ranks {
             return Ok(None);
         }
-        let reports = self.run_rank(device, Comm::new(process), settings).and_then(|record| {
+        let reports = self.run_rank(device, Comm::new(process), fabric, settings).and_then(|record| {
             let report = serde_json::to_vec(&record).map_err(|e| unreadable(&e))?;
             process.gather(ranks, report)
         });
@@ -199,19 +222,26 @@ impl Job {
         Ok(Some(self.outcome(records.map_err(|e| unreadable(&e))?, settings)))
     }
 
-    fn outcome(&self, ranks: Vec<RankRecord>, settings: &Settings) -> Run {
+    /// The run of these ranks, given in order.
+    pub fn outcome(&self, ranks: Vec<RankRecord>, settings: &Settings) -> Run {
         let tokens = f64::from(self.plan.global_batch) * self.workload.seq_len as f64;
         let losses = (0..settings.steps as usize)
             .map(|s| ranks.iter().filter_map(|r| r.steps.get(s)).map(|s| s.loss_sum).sum::<f64>() / tokens)
             .collect();
-        Run { losses, ranks }
+        let device = ranks.first().map(|r| r.device.clone()).unwrap_or_default();
+        let device_memory = ranks.iter().filter_map(|r| r.device_memory).max();
+        Run { losses, ranks, device, device_memory }
     }
 
-    /// Runs one rank to the end.
-    pub(crate) fn run_rank<D: Device, T: Transport>(
+    /// Runs one rank to the end; tensors go over the fabric where there is one, everything else over `comm`.
+    ///
+    /// # Errors
+    /// When the rank fails; its peers are not told.
+    pub fn run_rank<D: Device, T: Transport>(
         &self,
         device: D,
         comm: Comm<T>,
+        fabric: Option<Box<dyn Fabric<D>>>,
         settings: &Settings,
     ) -> Result<RankRecord> {
         let mut rank = Rank::new(
@@ -224,6 +254,7 @@ impl Job {
             settings.dtype,
             settings.seed,
         )?;
+        rank.fabric = fabric;
         rank.keep_gradients = settings.gradients;
         let mut buckets = rank.buckets(settings.bucket)?;
         let states = rank.device.memory().live;
@@ -240,6 +271,8 @@ impl Job {
             steps,
             communication: rank.comm.accounts(),
             memory: rank.device.memory(),
+            device: rank.device.name(),
+            device_memory: rank.device.taken(),
             states,
             gradients: if settings.gradients { rank.pieces(&buckets)? } else { Vec::new() },
         })

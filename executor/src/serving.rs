@@ -17,6 +17,7 @@ use crate::error::{ExecutorError, Result, unsupported};
 use crate::mesh::Group;
 use crate::network::Network;
 use forward::Engine;
+use psim_hardware::DType;
 use psim_kernels::Device;
 use psim_models::Model;
 use psim_models::operator::Dimension;
@@ -154,11 +155,25 @@ fn check(network: &Network, requests: &[ServeRequest], settings: &ServeSettings)
     Ok(())
 }
 
-/// Serves the requests on `settings.tp` rank threads; arrivals are waited for.
+/// Serves the requests in fp32 on `settings.tp` rank threads; arrivals are waited for.
 ///
 /// # Errors
 /// When the model cannot be served, a request can never fit, or a rank fails.
 pub fn serve<D: Device>(
+    model: &Model,
+    requests: &[ServeRequest],
+    settings: &ServeSettings,
+    device: impl Fn(usize) -> Result<D> + Sync,
+) -> Result<ServeRun> {
+    serve_in(DType::Fp32, model, requests, settings, device)
+}
+
+/// As [`serve`], with parameters, activations and cache in another format.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_in<D: Device>(
+    dtype: DType,
     model: &Model,
     requests: &[ServeRequest],
     settings: &ServeSettings,
@@ -174,7 +189,7 @@ pub fn serve<D: Device>(
                 scope.spawn(move || {
                     let comm = Comm::new(hub.endpoint(rank));
                     let outcome = device(rank)
-                        .and_then(|d| Engine::new(d, comm, network, settings))
+                        .and_then(|d| Engine::new(d, comm, network, settings, dtype))
                         .and_then(|engine| run(&engine, requests, settings));
                     if let Err(error) = &outcome {
                         hub.stop(&error.to_string());

@@ -95,7 +95,7 @@ impl Job {
             );
         }
         let comm: Comm<Absent> = Comm::alone(rank, price);
-        self.run_rank(device, comm, settings)
+        self.run_rank(device, comm, None, settings)
     }
 }
 
@@ -204,7 +204,7 @@ pub fn shard<D: Device>(
 }
 
 /// The ledger of a stage: states, and everything that buffers hold.
-fn ledger(prediction: &StepPrediction, stage: usize) -> (u64, u64) {
+pub(crate) fn ledger(prediction: &StepPrediction, stage: usize) -> (u64, u64) {
     let (mut states, mut total) = (0, 0);
     if let Some(memory) = prediction.memory.iter().find(|m| m.stage as usize == stage) {
         for &(name, bytes) in &memory.parts {

@@ -1,8 +1,9 @@
 //! One training step: the passes of this rank's stage in the order that the simulator was given.
 
-use crate::comm::{Tag, Transport};
+use crate::comm::{Account, Tag, Transport};
 use crate::ends::HeadSaved;
 use crate::error::Result;
+use crate::fabric::{messages, neighbours};
 use crate::layer::LayerSaved;
 use crate::rank::{Pending, Rank};
 use crate::update::{Bucket, Unit};
@@ -14,6 +15,7 @@ use psim_sim::schedule::{Pass, PassKind, model_chunk, stage_of_chunk};
 use psim_sim::step::StepProgram;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 /// One pass as it ran.
@@ -50,6 +52,25 @@ pub struct StepRecord {
     pub total: f64,
 }
 
+/// What is read before something that is timed.
+struct Meter<M> {
+    from: M,
+    processor: f64,
+    communication: f64,
+    waited: f64,
+    spans: usize,
+}
+
+/// What is read behind it: differences of the host's clocks, marks of the device's.
+struct Reading<M> {
+    from: M,
+    to: M,
+    processor: f64,
+    communication: f64,
+    waited: f64,
+    spans: Range<usize>,
+}
+
 /// What a forward pass leaves for its backward pass.
 struct Saved<D: Device> {
     ids: Option<D::Index>,
@@ -67,7 +88,6 @@ impl<D: Device, T: Transport> Rank<D, T> {
         seed: u64,
     ) -> Result<StepRecord> {
         let StepProgram { spec, order } = program;
-        let begin = Instant::now();
         let stage = self.mesh.stage();
         let passes = order.stage(stage);
         let mut record = StepRecord::default();
@@ -75,18 +95,24 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let mut deferred: BTreeMap<(u32, u32), Vec<Pending<D>>> = BTreeMap::new();
         self.deferring = order.split_backward;
         self.forget_gradients(buckets)?;
+        self.spans.borrow_mut().clear();
         let finishing = if order.split_backward { PassKind::Weight } else { PassKind::Backward };
         let mut left: BTreeMap<u32, usize> = BTreeMap::new();
         for pass in passes.iter().filter(|p| p.kind == finishing) {
             *left.entry(model_chunk(spec, stage as u32, u32::from(pass.chunk))).or_default() += 1;
         }
+        if let Some(fabric) = &self.fabric {
+            let from = neighbours(spec).into_iter().filter(|n| n.1 == stage).map(|n| n.0);
+            fabric.expect(from.map(|n| (self.mesh.on_stage(n), messages(spec, order, n, stage))).collect());
+        }
+        let mut timed = Vec::with_capacity(passes.len());
+        self.device.synchronize()?;
+        let begin = Instant::now();
+        let start = self.device.mark()?;
         for &pass in passes {
             let chunk = model_chunk(spec, stage as u32, u32::from(pass.chunk));
             let key = (pass.micro_batch, chunk);
-            let start = begin.elapsed().as_secs_f64();
-            let processor = thread_seconds();
-            let communication = self.comm.total();
-            let waited = self.comm.waited(Dimension::Pp);
+            let meter = self.meter()?;
             match pass.kind {
                 PassKind::Forward => {
                     let saved = self.forward(
@@ -101,7 +127,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
                 }
                 PassKind::Backward => {
                     if let Some(saved) = kept.remove(&key) {
-                        self.backward(program, buckets, chunk, pass.micro_batch, saved)?;
+                        let last = finishing == PassKind::Backward && left.get(&chunk) == Some(&1);
+                        self.backward(program, buckets, chunk, pass.micro_batch, saved, last)?;
                     }
                     if self.deferring {
                         deferred.insert(key, std::mem::take(&mut self.pending));
@@ -129,23 +156,78 @@ impl<D: Device, T: Transport> Rank<D, T> {
                     self.post(buckets, Unit::Chunk(chunk as usize))?;
                 }
             }
-            self.device.synchronize()?;
-            let end = begin.elapsed().as_secs_f64();
-            let communication = self.comm.total() - communication;
-            let pipeline_wait = self.comm.waited(Dimension::Pp) - waited;
-            let processor = thread_seconds() - processor;
-            record.passes.push(PassTime { pass, start, end, communication, pipeline_wait, processor });
+            timed.push((pass, self.read_meter(meter)?));
         }
-        let start = begin.elapsed().as_secs_f64();
-        let processor = thread_seconds();
-        let communication = self.comm.total();
+        let meter = self.meter()?;
         self.update(buckets, adam)?;
+        if let Some(fabric) = &self.fabric {
+            fabric.finish(&self.device)?;
+        }
+        let optimizer = self.read_meter(meter)?;
         self.device.synchronize()?;
         record.total = begin.elapsed().as_secs_f64();
-        record.optimizer = record.total - start;
-        record.optimizer_processor = thread_seconds() - processor;
-        record.optimizer_communication = self.comm.total() - communication;
+        for (pass, reading) in timed {
+            let times = self.resolve(&reading, &start)?;
+            record.passes.push(PassTime { pass, ..times });
+        }
+        let last = self.resolve(&optimizer, &start)?;
+        record.optimizer = last.end - last.start;
+        record.optimizer_processor = last.processor;
+        record.optimizer_communication = last.communication;
+        self.account()?;
         Ok(record)
+    }
+
+    /// Starts to time a pass: marks of the device, which goes on without waiting for the host.
+    fn meter(&self) -> Result<Meter<D::Mark>> {
+        Ok(Meter {
+            from: self.device.mark()?,
+            processor: thread_seconds(),
+            communication: self.comm.total(),
+            waited: self.comm.waited(Dimension::Pp),
+            spans: self.spans.borrow().len(),
+        })
+    }
+
+    fn read_meter(&self, meter: Meter<D::Mark>) -> Result<Reading<D::Mark>> {
+        Ok(Reading {
+            to: self.device.mark()?,
+            processor: thread_seconds() - meter.processor,
+            communication: self.comm.total() - meter.communication,
+            waited: self.comm.waited(Dimension::Pp) - meter.waited,
+            spans: meter.spans..self.spans.borrow().len(),
+            from: meter.from,
+        })
+    }
+
+    /// Seconds of what was timed, once the device is done.
+    fn resolve(&self, reading: &Reading<D::Mark>, start: &D::Mark) -> Result<PassTime> {
+        let (mut communication, mut pipeline_wait) = (reading.communication, reading.waited);
+        for span in &self.spans.borrow()[reading.spans.clone()] {
+            let seconds = self.device.between(&span.from, &span.to)?;
+            communication += seconds;
+            if span.dimension == Dimension::Pp {
+                pipeline_wait += span.wait.unwrap_or(seconds);
+            }
+        }
+        Ok(PassTime {
+            pass: Pass { kind: PassKind::Forward, micro_batch: 0, chunk: 0 },
+            start: self.device.between(start, &reading.from)?,
+            end: self.device.between(start, &reading.to)?,
+            communication,
+            pipeline_wait,
+            processor: reading.processor,
+        })
+    }
+
+    /// Adds the communication on the device's clock to the accounts.
+    fn account(&self) -> Result<()> {
+        for span in &*self.spans.borrow() {
+            let total = self.device.between(&span.from, &span.to)?;
+            let wait = span.wait.unwrap_or(total);
+            self.comm.add(span.dimension, Account { wait, total, sent: span.sent, calls: 1 });
+        }
+        Ok(())
     }
 
     fn peer(&self, spec: &PipelineSpec, chunk: u32) -> usize {
@@ -198,7 +280,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             saved.head = Some(head);
         } else {
             let to = self.peer(&program.spec, chunk + 1);
-            self.send_stage(to, Tag::Forward(chunk + 1, micro_batch), &x)?;
+            self.send_stage(to, Tag::Forward(chunk + 1, micro_batch), x)?;
         }
         Ok(saved)
     }
@@ -210,6 +292,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
         chunk: u32,
         micro_batch: u32,
         saved: Saved<D>,
+        last: bool,
     ) -> Result<()> {
         // Separate weight passes scatter the gradients.
         let whole = !program.order.split_backward;
@@ -237,12 +320,15 @@ impl<D: Device, T: Transport> Rank<D, T> {
             if whole {
                 self.scatter_gradients(buckets, unit)?;
             }
+            if last {
+                self.post_layer(buckets, ids.index)?;
+            }
         }
         match saved.ids {
             Some(ids) => self.embed_backward(&ids, dx)?,
             None => {
                 let to = self.peer(&program.spec, chunk - 1);
-                self.send_stage(to, Tag::Backward(chunk - 1, micro_batch), &dx)?;
+                self.send_stage(to, Tag::Backward(chunk - 1, micro_batch), dx)?;
             }
         }
         if whole {

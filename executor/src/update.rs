@@ -1,6 +1,6 @@
 //! Gradient reduction, sharded states and the optimizer step, bucket by bucket.
 //!
-//! ZeRO (Rajbhandari et al. 2020, section 5). Nothing sharded or stage 1: a bucket is posted as soon as its chunk's last
+//! ZeRO (Rajbhandari et al. 2020, section 5). Nothing sharded or stage 1: a bucket is posted as soon as its last
 //! gradient exists, so its parts are on their way while earlier layers still compute; sums and Adam follow at the end of
 //! the step. Stage 2: a bucket is a layer, its gradient exists only around the layer's backward pass, is posted after
 //! every micro-batch, and the owned part adds up. Stage 3: the layer's parameters too exist only around its passes; they
@@ -8,9 +8,10 @@
 
 use crate::comm::{Tag, Transport, part};
 use crate::error::Result;
+use crate::fabric::Use;
 use crate::mesh::Group;
 use crate::parameters::{Id, Role};
-use crate::rank::Rank;
+use crate::rank::{LANE_BESIDE, Rank, Span};
 use psim_hardware::DType;
 use psim_kernels::{Adam, Device, Strided};
 use psim_models::operator::{CollectiveKind, Dimension};
@@ -30,12 +31,17 @@ pub(crate) enum Unit {
     Table,
 }
 
+/// A reduction between devices: what is sent (none where it is summed in place), the sum, the end.
+type Flight<D> = (Option<<D as Device>::Buffer>, <D as Device>::Buffer, <D as Device>::Mark);
+
 /// Parameters that are reduced and updated together.
 pub(crate) struct Bucket<D: Device> {
     ids: Vec<Id>,
     len: usize,
     expert: bool,
     unit: Unit,
+    /// The layer whose backward pass completes the gradient, where it is complete before its chunk's last pass is.
+    completed_by: Option<usize>,
     /// Elements this rank updates.
     owned: Range<usize>,
     moments: [D::Buffer; 2],
@@ -43,6 +49,10 @@ pub(crate) struct Bucket<D: Device> {
     master: Option<D::Buffer>,
     /// Posted, and not yet received.
     posted: bool,
+    /// End of the wait that stands in for what was posted.
+    stand_in: Option<D::Mark>,
+    /// What is on its way between devices: the buffer being read, the sum being written, and its end.
+    flight: Option<Flight<D>>,
     /// Sum of the owned gradients that have been received.
     total: Option<D::Buffer>,
 }
@@ -118,7 +128,25 @@ impl<D: Device, T: Transport> Rank<D, T> {
             };
             // Sharded gradients add up over the micro-batches.
             let total = if self.shards_gradients() { Some(zeros()?) } else { None };
-            buckets.push(Bucket { ids, len, expert, unit, owned, moments, master, posted: false, total });
+            // Gradients come from the last layer to the first; what lies before the layers comes last of all.
+            let completed_by = match unit {
+                Unit::Chunk(_) => ids.first().and_then(|&id| self.store.infos[id].layer),
+                _ => None,
+            };
+            buckets.push(Bucket {
+                completed_by,
+                ids,
+                len,
+                expert,
+                unit,
+                owned,
+                moments,
+                master,
+                posted: false,
+                stand_in: None,
+                flight: None,
+                total,
+            });
         }
         for bucket in &buckets {
             if self.shards_parameters() {
@@ -135,20 +163,9 @@ impl<D: Device, T: Transport> Rank<D, T> {
         if expert { &self.mesh.expert_replicas } else { &self.mesh.replicas }
     }
 
-    /// The two ranks that share a tied embedding, when first and last chunk lie on different stages.
-    fn embedding_peers(&self) -> Option<Group> {
-        let last = self.layout.stage_of(self.layout.chunks.len().saturating_sub(1));
-        let first = self.layout.stage_of(0);
-        let stage = self.mesh.stage();
-        if !self.network.tied || first == last || (stage != first && stage != last) {
-            return None;
-        }
-        let ranks = vec![self.mesh.on_stage(first), self.mesh.on_stage(last)];
-        Some(Group { index: usize::from(stage == last), ranks })
-    }
-
     /// Tensors one behind another, in fp32.
     fn flatten(&self, ids: &[Id], len: usize, tensors: &[D::Buffer]) -> Result<D::Buffer> {
+        // Longer than its contents where a collective wants equal parts.
         let mut flat = self.device.alloc(DType::Fp32, len)?;
         let mut at = 0;
         for &id in ids {
@@ -210,11 +227,32 @@ impl<D: Device, T: Transport> Rank<D, T> {
     fn gather_parameters(&mut self, index: usize, bucket: &Bucket<D>, owned: &D::Buffer) -> Result<()> {
         let group = self.replica_group(bucket.expert).clone();
         let dimension = if bucket.expert { Dimension::Ep } else { Dimension::Dp };
+        if let Some(fabric) = self.over(&group, Use::Beside) {
+            // In the compute format, every part as long as the first.
+            let (parts, each) = (group.size(), bucket.len.div_ceil(group.size()));
+            let (mut own, mut whole) = (self.alloc(each)?, self.alloc(each * parts)?);
+            let len = bucket.owned.len();
+            self.device.copy(1, len, owned, Strided::new(0, len), &mut own, Strided::new(0, len))?;
+            self.spanned(dimension, (parts - 1) * each, || {
+                fabric.all_gather(&self.device, &group, Use::Beside, &own, &mut whole)
+            })?;
+            return self.put_parameters(&bucket.ids, &(0..bucket.len), &whole);
+        }
         if group.size() == 1 {
             return self.put_parameters(&bucket.ids, &bucket.owned, owned);
         }
         if self.comm.is_alone() {
-            self.pretend(dimension, CollectiveKind::AllGather, bucket.len, group.size(), || Ok(()))?;
+            let made =
+                self.pretend(dimension, CollectiveKind::AllGather, bucket.len, group.size(), || {
+                    if !self.shards_parameters() {
+                        return Ok(Vec::new());
+                    }
+                    // The parts of the others.
+                    bucket.ids.iter().map(|&id| self.made_up(self.dtype, self.param_len(id))).collect()
+                })?;
+            for (&id, made) in bucket.ids.iter().zip(made) {
+                self.store.values[id] = made;
+            }
             return self.put_parameters(&bucket.ids, &bucket.owned, owned);
         }
         let Self { comm, device, store, .. } = self;
@@ -237,12 +275,11 @@ impl<D: Device, T: Transport> Rank<D, T> {
             return Ok(());
         }
         for (index, bucket) in buckets.iter().enumerate().filter(|(_, b)| b.unit == unit) {
-            for &id in &bucket.ids {
-                self.store.values[id] = if self.comm.is_alone() {
-                    self.made_up(self.dtype, self.param_len(id))?
-                } else {
-                    self.alloc(self.param_len(id))?
-                };
+            // Without peers the parts that they would send are made up whole.
+            if !self.comm.is_alone() || self.replica_group(bucket.expert).size() == 1 {
+                for &id in &bucket.ids {
+                    self.store.values[id] = self.alloc(self.param_len(id))?;
+                }
             }
             if let Some(owned) = &bucket.master {
                 self.gather_parameters(index, bucket, owned)?;
@@ -270,9 +307,7 @@ impl<D: Device, T: Transport> Rank<D, T> {
             for &id in &bucket.ids {
                 let len = self.param_len(id);
                 if self.device.len(&self.store.gradients[id]) < len {
-                    let mut gradient = self.device.alloc(DType::Fp32, len)?;
-                    self.device.fill(&mut gradient, 0.0)?;
-                    self.store.gradients[id] = gradient;
+                    self.store.gradients[id] = self.zero_gradient(len)?;
                 }
             }
         }
@@ -293,14 +328,45 @@ impl<D: Device, T: Transport> Rank<D, T> {
 
     /// Posts the buckets of a unit; what they posted before is received first.
     pub(crate) fn post(&mut self, buckets: &mut [Bucket<D>], unit: Unit) -> Result<()> {
-        for (index, bucket) in buckets.iter_mut().enumerate().filter(|(_, b)| b.unit == unit) {
+        self.post_where(buckets, |bucket| {
+            // Its layer has posted it already.
+            let done = matches!(unit, Unit::Chunk(_)) && (bucket.posted || bucket.total.is_some());
+            bucket.unit == unit && !done
+        })
+    }
+
+    /// Posts the buckets that the last backward pass of a layer completes, so that they travel beside the layers before it.
+    pub(crate) fn post_layer(&mut self, buckets: &mut [Bucket<D>], layer: usize) -> Result<()> {
+        self.post_where(buckets, |bucket| bucket.completed_by == Some(layer))
+    }
+
+    fn post_where(&mut self, buckets: &mut [Bucket<D>], which: impl Fn(&Bucket<D>) -> bool) -> Result<()> {
+        for (index, bucket) in buckets.iter_mut().enumerate() {
+            if !which(bucket) {
+                continue;
+            }
             self.settle(index, bucket)?;
-            let mut flat = self.flatten(&bucket.ids, bucket.len, &self.store.gradients)?;
+            let group = self.replica_group(bucket.expert);
+            let parts = group.size();
+            let padded = match self.over(group, Use::Beside) {
+                Some(_) if self.plan.sharding != Sharding::None => bucket.len.div_ceil(parts) * parts,
+                _ => bucket.len,
+            };
+            let mut flat = self.flatten(&bucket.ids, padded, &self.store.gradients)?;
+            if self.gradients_stay(bucket.unit) {
+                // The sum takes their place.
+                self.drop_gradients(bucket)?;
+            }
+            let group = self.replica_group(bucket.expert);
             self.complete_replicated(bucket, &mut flat)?;
-            if unit == Unit::Table
-                && let Some(peers) = self.embedding_peers()
+            if bucket.unit == Unit::Table
+                && let Some(peers) = self.mesh.embedding_peers(&self.network, &self.layout)
             {
-                if self.comm.is_alone() {
+                if let Some(fabric) = self.over(&peers, Use::InLine) {
+                    self.spanned(Dimension::Pp, 2 * bucket.len, || {
+                        fabric.all_reduce(&self.device, &peers, Use::InLine, &mut flat)
+                    })?;
+                } else if self.comm.is_alone() {
                     self.pretend(Dimension::Pp, CollectiveKind::AllReduce, bucket.len, 2, || Ok(()))?;
                 } else {
                     self.comm.staged(Dimension::Pp, || {
@@ -310,10 +376,19 @@ impl<D: Device, T: Transport> Rank<D, T> {
                     })?;
                 }
             }
-            let group = self.replica_group(bucket.expert);
             let dimension = if bucket.expert { Dimension::Ep } else { Dimension::Dp };
             let tag = Tag::Bucket(index as u32);
-            if group.size() == 1 {
+            if let Some(fabric) = self.over(group, Use::Beside) {
+                bucket.flight = Some(if self.plan.sharding == Sharding::None {
+                    let done = fabric.all_reduce(&self.device, group, Use::Beside, &mut flat)?;
+                    (None, flat, done)
+                } else {
+                    let mut own = self.device.alloc(DType::Fp32, padded / parts)?;
+                    let done = fabric.reduce_scatter(&self.device, group, Use::Beside, &flat, &mut own)?;
+                    (Some(flat), own, done)
+                });
+                bucket.posted = true;
+            } else if group.size() == 1 {
                 self.add_total(bucket, flat)?;
             } else if self.comm.is_alone() {
                 let (bytes, ranks) = (4 * bucket.len as u64, group.size());
@@ -321,8 +396,8 @@ impl<D: Device, T: Transport> Rank<D, T> {
                     Sharding::None => CollectiveKind::AllReduce,
                     _ => CollectiveKind::ReduceScatter,
                 };
-                self.device.synchronize()?;
-                self.comm.pretend_posted(dimension, kind, tag, bytes, ranks);
+                let seconds = self.comm.price(dimension, kind, bytes, ranks);
+                bucket.stand_in = Some(self.device.pause_beside(LANE_BESIDE, seconds)?);
                 bucket.posted = true;
             } else {
                 self.comm.staged(dimension, || {
@@ -345,7 +420,30 @@ impl<D: Device, T: Transport> Rank<D, T> {
             }
             at += len;
         }
-        if self.mesh.tp.size() == 1 || partial.is_empty() {
+        if partial.is_empty() {
+            return Ok(());
+        }
+        if let Some(fabric) = self.over(&self.mesh.tp, Use::InLine) {
+            let len = partial.iter().map(|p| p.1).sum();
+            let mut packed = self.device.alloc(DType::Fp32, len)?;
+            let mut from = 0;
+            for &(at, len) in &partial {
+                let (at, to) = (Strided::new(at, len), Strided::new(from, len));
+                self.device.copy(1, len, flat, at, &mut packed, to)?;
+                from += len;
+            }
+            self.spanned(Dimension::Tp, 2 * len, || {
+                fabric.all_reduce(&self.device, &self.mesh.tp, Use::InLine, &mut packed)
+            })?;
+            let mut from = 0;
+            for &(at, len) in &partial {
+                let (at, to) = (Strided::new(from, len), Strided::new(at, len));
+                self.device.copy(1, len, &packed, at, flat, to)?;
+                from += len;
+            }
+            return Ok(());
+        }
+        if self.mesh.tp.size() == 1 {
             return Ok(());
         }
         self.comm.staged(Dimension::Tp, || {
@@ -382,12 +480,21 @@ impl<D: Device, T: Transport> Rank<D, T> {
         let tag = Tag::Bucket(index as u32);
         let dimension = if bucket.expert { Dimension::Ep } else { Dimension::Dp };
         let group = self.replica_group(bucket.expert);
-        let sum = if self.comm.is_alone() {
-            self.device.synchronize()?;
-            self.comm.staged(dimension, || {
-                self.comm.pretend_settled(dimension, tag)?;
-                self.made_up(DType::Fp32, bucket.owned.len())
-            })?
+        let sum = if let Some((sent, sum, done)) = bucket.flight.take() {
+            self.spanned(dimension, 2 * bucket.len, || Ok(self.device.join(&done)?))?;
+            // It was read until here.
+            drop(sent);
+            sum
+        } else if self.comm.is_alone() {
+            let from = self.device.mark()?;
+            let made = self.made_up(DType::Fp32, bucket.owned.len())?;
+            if let Some(end) = bucket.stand_in.take() {
+                self.device.join(&end)?;
+            }
+            let to = self.device.mark()?;
+            let sent = 4 * bucket.len as u64;
+            self.spans.borrow_mut().push(Span { dimension, from, to, wait: None, sent });
+            made
         } else {
             self.comm.staged(dimension, || {
                 let mut sum = self.comm.sum_parts(dimension, tag, group)?;
@@ -434,12 +541,27 @@ impl<D: Device, T: Transport> Rank<D, T> {
             }
             if self.shards_gradients() || self.keep_gradients {
                 bucket.total = Some(gradient);
+            } else {
+                drop(gradient);
             }
-            for &id in &bucket.ids {
-                self.device.fill(&mut self.store.gradients[id], 0.0)?;
+            if self.gradients_stay(bucket.unit) {
+                for &id in &bucket.ids {
+                    self.store.gradients[id] = self.zero_gradient(self.param_len(id))?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Gradients that exist all the time between the first backward pass and the reduction.
+    fn gradients_stay(&self, unit: Unit) -> bool {
+        !self.shards_gradients() || unit == Unit::Table
+    }
+
+    fn zero_gradient(&self, len: usize) -> Result<D::Buffer> {
+        let mut gradient = self.device.alloc(DType::Fp32, len)?;
+        self.device.fill(&mut gradient, 0.0)?;
+        Ok(gradient)
     }
 
     /// Before a step: forgets the gradients that were kept for a reader.

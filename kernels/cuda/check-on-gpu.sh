@@ -1,41 +1,135 @@
 #!/bin/bash
-# Runs on a machine with an NVIDIA GPU, from the repository root. First argument: a folder for the outputs.
-# Needs test binaries of the kernels crate and the psim binary (built elsewhere is fine, no CUDA is needed to build):
-#   CONFORMANCE=path RATES=path COMPILE=path PSIM=path kernels/cuda/check-on-gpu.sh OUT
-# where CONFORMANCE and RATES are the test binaries `conformance` and `gpu_rates`, and COMPILE is the crate's unit tests.
+# Everything that can only be checked on an NVIDIA GPU, in one script. Run it in the repository root:
 #
-# 1. NVRTC compiles every kernel for three architectures.
-# 2. Every operator is compared with float64.
-# 3. Rates of large products, copies and attention, and those of PyTorch in the same session.
-# 4. A calibration of at most 8 minutes writes profile and raw samples.
-# 5. A training step of a small model is executed and compared with its prediction.
+#   PSIM=… KERNELS=… CONFORMANCE=… RATES=… NUMERICS=… kernels/cuda/check-on-gpu.sh OUT [SECTION…]
+#
+# PSIM is the program (release build); KERNELS (unit tests of psim-kernels), CONFORMANCE, RATES (its `conformance` and
+# `gpu_rates`) and NUMERICS (psim-executor's `numerics`) are test binaries. `kernels/cuda/gather-binaries.sh` builds all of
+# them, no CUDA is needed for it. Sections, all of them by default, in this order:
+#
+#   machine      what the card and its driver say of themselves
+#   compile      NVRTC compiles every kernel
+#   conformance  every operator against float64
+#   numerics     whole steps against float64: NCCL in a world of one, rank threads on one card
+#   rates        large products, copies, attention; the same from PyTorch in the same session
+#   calibrate    a calibration of MINUTES (default 8): profile and raw samples
+#   train        training steps of 1B, 3B and 8B-slice models, dense and MoE, against their prediction from that profile
+#   shard        ranks of Llama-3-70B under TP8 PP8, alone
+#   nccl         a training step with its ranks over NCCL, world size 1
+#   loop         plan, run the best plans, rank again
+#   check        a random part of the calibration again
+#
+# Outputs lie under OUT: logs, JSON reports, profile.toml with its raw samples, summary.txt. PROFILE names a profile from an
+# earlier call where `calibrate` is not among the sections; a copy is also kept in target/gpu/.
+# DEVICE=cpu runs all that can run without a GPU with tiny models: a rehearsal of the script itself.
 set -u
 out=${1:?an output folder}
-mkdir -p "$out"
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active --format=csv | tee "$out/gpu.csv"
-for folder in $(python3 -c 'import site,glob,os
-for s in site.getsitepackages():
-    print(*[d for d in glob.glob(os.path.join(s,"nvidia","*","lib"))])' 2>/dev/null) /usr/local/cuda/lib64; do
-    LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"
-done
-export LD_LIBRARY_PATH
+shift
+sections=${*:-machine compile conformance numerics rates calibrate train shard nccl loop check}
+device=${DEVICE:-cuda:0}
+steps=${STEPS:-5}
+mkdir -p "$out" target/gpu
+out=$(cd "$out" && pwd)
 status=0
-if [ -n "${COMPILE:-}" ]; then
-    "$COMPILE" --nocapture every_module_compiles 2>&1 | tee "$out/compile.log" | tail -3
-    [ "${PIPESTATUS[0]}" = 0 ] || status=1
-    grep -q SKIP "$out/compile.log" && { echo "FAILED: NVRTC was not found"; status=1; }
-fi
-"${CONFORMANCE:?path of the conformance test binary}" --nocapture --test-threads=1 cuda > "$out/conformance.log" 2>&1 || status=1
-grep -q SKIP "$out/conformance.log" && { echo "FAILED: the suite skipped, see $out/conformance.log"; status=1; }
-tail -20 "$out/conformance.log"
-if [ -n "${RATES:-}" ]; then
-    "$RATES" --nocapture 2>&1 | tee "$out/rates.jsonl" || status=1
-fi
-if [ -n "${PSIM:-}" ]; then
-    "$PSIM" calibrate --device cuda:0 --minutes 8 --out "$out/profile.toml" 2>&1 | tee "$out/calibrate.log" | tail -5
-    [ "${PIPESTATUS[0]}" = 0 ] || status=1
-fi
-python3 - <<'PY' | tee "$out/pytorch.json" || true
+failed() { echo "FAILED: $*" | tee -a "$out/summary.txt"; status=1; }
+note() { echo "$*" | tee -a "$out/summary.txt"; }
+
+# NVIDIA's libraries as pip installs them, and where CUDA's installer puts them.
+for folder in $(python3 -c 'import glob, site, sys
+for s in site.getsitepackages() + sys.path:
+    print(*glob.glob(s + "/nvidia/*/lib"))' 2>/dev/null) /usr/local/cuda/lib64; do
+    [ -d "$folder" ] && LD_LIBRARY_PATH="$folder:${LD_LIBRARY_PATH:-}"
+done
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
+
+case $device in
+    cpu) cluster=target/gpu/profile.cluster.toml; default_minutes=0.1; precision=fp32 ;;
+    *)
+        default_minutes=8
+        precision=bf16
+        name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1)
+        case $name in *H200*) part=h200 ;; *A100*) part=a100 ;; *B200*) part=b200 ;; *) part=h100 ;; esac
+        cluster=${part}x1
+        ;;
+esac
+minutes=${MINUTES:-$default_minutes}
+profile=${PROFILE:-target/gpu/profile.toml}
+
+# A test binary; a test that skips on a GPU machine has failed.
+tests() { # name, binary, arguments
+    local name=$1 binary=$2
+    shift 2
+    [ -n "$binary" ] || { note "$name: no binary given, left out"; return; }
+    "$binary" --nocapture --test-threads=1 "$@" > "$out/$name.log" 2>&1 || failed "$name, see $name.log"
+    [ "$device" = cpu ] || ! grep -q SKIP "$out/$name.log" || failed "$name skipped: $(grep -m1 -B1 SKIP "$out/$name.log")"
+    grep -E "^test result|panicked|equal the reference" "$out/$name.log" | tail -5
+}
+
+# A llama-like config.json: name, hidden, layers, heads, key-value heads, inner width, vocabulary, tied.
+config() {
+    cat > "$out/$1.json" <<JSON
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": $2, "num_hidden_layers": $3,
+ "num_attention_heads": $4, "num_key_value_heads": $5, "intermediate_size": $6, "vocab_size": $7,
+ "tie_word_embeddings": $8, "rope_theta": 500000.0, "max_position_embeddings": 131072}
+JSON
+}
+moe() { # name, hidden, layers, heads, key-value heads, inner width, experts
+    cat > "$out/$1.json" <<JSON
+{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": $2, "num_hidden_layers": $3,
+ "num_attention_heads": $4, "num_key_value_heads": $5, "intermediate_size": $6, "vocab_size": 32000,
+ "num_local_experts": $7, "num_experts_per_tok": 2, "tie_word_embeddings": false, "max_position_embeddings": 32768}
+JSON
+}
+plan() { # file, lines
+    local file=$1
+    shift
+    { echo "schema = 1"; echo "precision = \"$precision\""; printf '%s\n' "$@"; } > "$out/$file"
+}
+profiles() { [ -f "$profile" ] && echo "--profile $profile"; }
+
+# One line of a report: error of the step, of the memory.
+summary='import json, sys
+name, path = sys.argv[1:3]
+try: d = json.load(open(path))
+except Exception as e: sys.exit(f"{name}: no report ({e})")
+ms = lambda s: f"{s * 1e3:.2f} ms"
+off = lambda p, m: f"{(p / m - 1) * 100:+.1f} %" if m else "?"
+gib = lambda b: f"{b / 2**30:.2f} GiB"
+if "shard" in d:
+    r = d["shard"]; m = sum(p["compute"] for p in r["phases"]); p = sum(p["predicted"] for p in r["phases"])
+    print(f"{name}: computes {ms(m)}, predicted {ms(p)} ({off(p, m)}), spread {r[\"spread\"] * 100:.1f} %; memory {gib(r[\"memory\"])}, ledger {gib(r[\"predicted_memory\"])} ({off(r[\"predicted_memory\"], r[\"memory\"])})")
+    rows = [(p["phase"], p["compute"], p["predicted"]) for p in r["phases"]]
+else:
+    r = d["report"]
+    print(f"{name}: step {ms(r[\"measured\"])}, predicted {ms(r[\"predicted\"])} ({off(r[\"predicted\"], r[\"measured\"])}), spread {r[\"spread\"] * 100:.1f} %; memory {gib(r[\"memory\"])}, predicted {gib(r[\"predicted_memory\"])} ({off(r[\"predicted_memory\"], r[\"memory\"])}); losses {r[\"losses\"][:3]}")
+    rows = [(p["phase"], p["measured"], p["predicted"]) for p in r["phases"] if p["phase"] != "wait"]
+for phase, m, p in rows: print(f"    {phase}: {ms(m)}, predicted {ms(p)} ({off(p, m)})")
+'
+execute() { # name, model, sequence length, plan, further arguments
+    local name=$1 model=$2 length=$3 file=$4
+    shift 4
+    # shellcheck disable=SC2046
+    "$PSIM" execute --model "$model" --cluster "${here:-$cluster}" --seq-len "$length" --plan "$out/$file" \
+        --device "$device" --steps "$steps" $(profiles) --json "$@" > "$out/$name.report.json" 2> "$out/$name.err" \
+        || failed "$name: $(tail -2 "$out/$name.err" | tr '\n' ' ')"
+    python3 -c "$summary" "$name" "$out/$name.report.json" 2>&1 | tee -a "$out/summary.txt"
+}
+
+for section in $sections; do
+    note "== $section $(date -u +%T)"
+    case $section in
+        machine)
+            { nvidia-smi; nvidia-smi -q -d CLOCK,POWER,TEMPERATURE,PERFORMANCE; uname -a; nproc; } > "$out/machine.txt" 2>&1
+            head -12 "$out/machine.txt"
+            "${PSIM:?the program}" --version | tee -a "$out/summary.txt"
+            ;;
+        compile) tests compile "${KERNELS:-}" every_module_compiles ;;
+        conformance) tests conformance "${CONFORMANCE:-}" "$([ "$device" = cpu ] && echo cpu || echo cuda)" ;;
+        numerics) tests numerics "${NUMERICS:-}" cuda::nccl_alone_on_a_gpu ;;
+        rates)
+            [ -z "${RATES:-}" ] || "$RATES" --nocapture > "$out/rates.jsonl" 2>&1 || failed "rates, see rates.jsonl"
+            grep '^{' "$out/rates.jsonl" 2>/dev/null
+            [ "$device" = cpu ] || python3 - > "$out/pytorch.jsonl" 2> "$out/pytorch.err" <<'PY' || failed "PyTorch: $(tail -1 "$out/pytorch.err")"
 import json, torch
 def median(f, n=30):
     for _ in range(3): f()
@@ -45,8 +139,83 @@ def median(f, n=30):
         a.record(); f(); b.record(); torch.cuda.synchronize(); times.append(a.elapsed_time(b) * 1e-3)
     return sorted(times)[n // 2]
 x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+print(json.dumps({"pytorch": "gemm 8192 bf16", "tflops": 2 * 8192**3 / median(lambda: x @ y) / 1e12}))
+del x, y
 s = torch.randn(1 << 30, device="cuda"); t = torch.empty_like(s)
-print(json.dumps({"gemm_tflops": 2 * 8192**3 / median(lambda: x @ y) / 1e12, "copy_tb_s": 8 * (1 << 30) / median(lambda: t.copy_(s)) / 1e12}))
+print(json.dumps({"pytorch": "copy 4 GiB", "tb_per_s": 8 * (1 << 30) / median(lambda: t.copy_(s)) / 1e12}))
+del s, t
+q, k, v = (torch.randn(1, 32, 8192, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+f = torch.nn.functional.scaled_dot_product_attention
+flops = 2 * 2 * 32 * 128 * 8192 * 8192 / 2
+print(json.dumps({"pytorch": "attention forward 8192 causal", "tflops": flops / median(lambda: f(q, k, v, is_causal=True)) / 1e12}))
 PY
-nvidia-smi --query-gpu=clocks.sm,power.draw,clocks_throttle_reasons.active --format=csv,noheader >> "$out/gpu.csv"
+            cat "$out/pytorch.jsonl" 2>/dev/null
+            ;;
+        calibrate)
+            "${PSIM:?}" calibrate --device "$device" --minutes "$minutes" --out "$out/profile.toml" > "$out/calibrate.log" 2>&1 \
+                || failed "calibrate: $(tail -2 "$out/calibrate.log" | tr '\n' ' ')"
+            tail -12 "$out/calibrate.log"
+            cp "$out"/profile* target/gpu/ 2>/dev/null
+            profile=$out/profile.toml
+            [ "$device" != cpu ] || cluster=$out/profile.cluster.toml
+            ;;
+        train)
+            if [ "$device" = cpu ]; then
+                config 1b 64 2 4 2 128 256 true; config 3b 96 2 4 2 192 256 true; config 8b-slice 128 2 4 2 256 256 false
+                moe moe 64 2 4 2 96 4
+                lengths="64 64 64 64"
+            else
+                config 1b 2048 16 32 8 8192 128256 true; config 3b 3072 28 24 8 8192 128256 true
+                config 8b-slice 4096 8 32 8 14336 128256 false; moe moe 2048 4 16 4 5632 8
+                lengths="4096 4096 8192 4096"
+            fi
+            read -r one three eight mixture <<< "$lengths"
+            plan train-1b.toml "micro_batch = 2" "global_batch = 8"
+            plan train-3b.toml "micro_batch = 1" "global_batch = 4" 'recompute = "full"'
+            plan train-8b.toml "micro_batch = 1" "global_batch = 4" 'recompute = "selective"'
+            plan train-moe.toml "micro_batch = 1" "global_batch = 4"
+            execute train-1b "$out/1b.json" "$one" train-1b.toml
+            execute train-3b "$out/3b.json" "$three" train-3b.toml
+            execute train-8b-slice "$out/8b-slice.json" "$eight" train-8b.toml
+            execute train-moe "$out/moe.json" "$mixture" train-moe.toml
+            ;;
+        shard)
+            if [ "$device" = cpu ]; then
+                plan shard.toml "tp = 2" "pp = 2" "micro_batch = 1" "global_batch = 8"
+                config shard 64 4 4 2 128 256 false
+                wide=$out/shard.cluster.toml
+                "$PSIM" calibrate --device cpu --minutes 0.05 --ranks 4 --out "$out/shard.toml.profile.toml" > /dev/null 2>&1
+                here=$(ls "$out"/shard.toml.profile*.cluster.toml 2>/dev/null | head -1) || wide=$cluster
+                here=${here:-$wide} execute shard-0 "$out/shard.json" 64 shard.toml --shard 0
+                here=${here:-$wide} execute shard-3 "$out/shard.json" 64 shard.toml --shard 3
+            else
+                plan shard.toml "tp = 8" "pp = 8" "micro_batch = 1" "global_batch = 16" 'recompute = "selective"'
+                here=${part}x64
+                # First stage, a middle one, the last with the output layer.
+                for rank in 0 24 63; do execute "shard-$rank" llama3-70b 8192 shard.toml --shard "$rank"; done
+            fi
+            unset here
+            ;;
+        nccl)
+            [ "$device" = cpu ] || { execute nccl "$out/1b.json" 4096 train-1b.toml --ranks nccl; }
+            ;;
+        loop)
+            length=4096 batch=8
+            [ "$device" != cpu ] || { length=64; batch=4; }
+            # shellcheck disable=SC2046
+            "$PSIM" plan --model "$out/1b.json" --cluster "$cluster" --seq-len "$length" --global-batch "$batch" \
+                --execute-top 3 --device "$device" --steps 3 --residuals "$out/residuals.toml" $(profiles) \
+                > "$out/loop.log" 2>&1 || failed "loop: $(tail -2 "$out/loop.log" | tr '\n' ' ')"
+            tail -30 "$out/loop.log"
+            ;;
+        check)
+            "$PSIM" calibrate --check "$profile" --device "$device" --points 24 > "$out/check.log" 2>&1 || failed "check: $(tail -1 "$out/check.log")"
+            tail -4 "$out/check.log"
+            ;;
+        *) failed "no section $section" ;;
+    esac
+done
+[ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active --format=csv >> "$out/machine.txt" 2>&1
+echo
+cat "$out/summary.txt"
 exit $status

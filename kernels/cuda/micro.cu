@@ -16,3 +16,8 @@ extern "C" __global__ void chase_shared(u32* out, i64 hops) {
     out[0] = at;
 }
 extern "C" __global__ void nothing() {}
+// Stands in for a peer that does not run.
+extern "C" __global__ void wait_nanoseconds(i64 nanoseconds) {
+    i64 start = device_nanoseconds();
+    while (device_nanoseconds() - start < nanoseconds) doze();
+}

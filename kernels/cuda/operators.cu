@@ -290,3 +290,17 @@ extern "C" __global__ void adam(const float* g, float* m, float* v, float* p, i6
         p[start + i] = x - rate * ((mi * first) / (sqrtf(vi * second) + epsilon) + decay * x);
     }
 }
+
+// SplitMix64 (Steele et al. 2014) of key and position, as crate::random has it: the same bits as on the host.
+__device__ __forceinline__ unsigned long long mix(unsigned long long z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+extern "C" __global__ void uniform_block(void* t, i64 format, i64 t0, i64 ts, i64 rows, i64 width, i64 key, i64 first, i64 pitch, float scale) {
+    ROWS_COLUMNS(r, c, rows, width) {
+        u32 bits = (u32)(mix((unsigned long long)key ^ mix((unsigned long long)(first + r * pitch + c))) >> 40);
+        st_any(t, format, t0 + r * ts + c, scale * ((float)bits * 1.1920929e-7f - 1.0f));
+    }
+}

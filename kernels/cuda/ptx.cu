@@ -49,6 +49,14 @@ __device__ __forceinline__ u32 load_past_l1(const u32* p) {
     return r;
 }
 
+// The device's clock, which does not change with the frequency of the multiprocessors.
+__device__ __forceinline__ i64 device_nanoseconds() {
+    i64 r;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(r));
+    return r;
+}
+__device__ __forceinline__ void doze() { asm volatile("nanosleep.u32 100;"); }
+
 // Four 8 × 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], shared_pointer row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

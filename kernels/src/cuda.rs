@@ -12,15 +12,18 @@
 #![expect(unsafe_code, reason = "driver calls and kernel launches are unsafe by nature")]
 
 mod attention;
+mod collectives;
 mod driver;
 mod matmul;
 mod micro;
+pub mod nccl;
 mod operators;
 pub mod runtime;
 pub mod sources;
 mod state;
 mod telemetry;
 
+pub use collectives::Message;
 pub use driver::Driver;
 pub use state::{CudaBuffer, CudaDevice, CudaIndex};
 
@@ -36,7 +39,7 @@ pub struct Probe {
     pub nvrtc: bool,
     /// Matrix products.
     pub cublas: bool,
-    /// Collectives between devices (not used yet).
+    /// Collectives between devices.
     pub nccl: bool,
     /// Devices, by name; empty when the driver finds none or refuses.
     pub devices: Vec<String>,

@@ -22,11 +22,12 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod micro;
+pub mod random;
 pub mod reference;
 
 pub use micro::{Micro, Telemetry};
 
 pub use device::{
     Activation, Adam, Attention, CrossEntropy, Device, DeviceError, Gemm, MemoryUse, Norm, PagedAttention,
-    Result, Rope, Strided,
+    Result, Rope, Strided, Uniform,
 };

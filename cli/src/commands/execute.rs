@@ -6,7 +6,7 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::job::Format;
 use crate::inputs::{CommonArguments, Job, JobArguments};
-use crate::machine::{MAX_RANKS, Machine, hinted};
+use crate::machine::{MAX_RANKS, Place, hinted};
 use crate::number::grouped;
 use crate::table::{Align, Table, wrap};
 use clap::{Args, ValueEnum};
@@ -65,16 +65,7 @@ fn supported(device: DeviceChoice, ranks: Ranks, shard: Option<u32>) -> Result<(
             "leave --ranks out, or leave --shard out",
         ));
     }
-    if let DeviceChoice::Cuda(_) = device
-        && shard.is_none()
-    {
-        let found = psim_kernels::cuda::probe();
-        if !found.usable() {
-            return Err(hinted(&found.to_string(), "`--device cpu` works everywhere"));
-        }
-        return Err(Failure::not_built("`psim execute --device cuda`", "use --device cpu, or --shard RANK"));
-    }
-    if ranks == Ranks::Nccl {
+    if ranks == Ranks::Nccl && device == DeviceChoice::Cpu {
         return Err(Failure::input(
             "NCCL connects GPUs, and the device is the CPU",
             "use --ranks threads or --ranks mpi with --device cpu",
@@ -103,31 +94,38 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         return shard::run(arguments, rank as usize, host);
     }
     let written = crate::inputs::job::read_plan(host, &arguments.plan)?;
-    let job = in_fp32(&arguments.job)?;
-    let (job, plan) = super::simulate::load(&job, &arguments.common, &arguments.plan, host)?;
+    let wanted = match arguments.device {
+        DeviceChoice::Cpu => in_fp32(&arguments.job)?,
+        DeviceChoice::Cuda(_) => arguments.job.clone(),
+    };
+    let (job, plan) = super::simulate::load(&wanted, &arguments.common, &arguments.plan, host)?;
     fits(&job, &plan)?;
-    if matches!(arguments.ranks, Ranks::Mpi | Ranks::Tcp) && arguments.common.profiles.is_empty() {
+    let processes = matches!(arguments.ranks, Ranks::Mpi | Ranks::Tcp);
+    if arguments.device == DeviceChoice::Cpu && processes && arguments.common.profiles.is_empty() {
         return Err(Failure::input(
             "every process would measure the machine at once",
             "run `psim calibrate --device cpu --out cpu.toml` first, then give --profile cpu.toml",
         ));
     }
-    let machine = Machine::load(&arguments.common, &job.software.library, host)?;
-    let mut notes: Vec<String> = machine.stand_in(&job.cluster).into_iter().collect();
-    if written.precision != Precision::Fp32 {
+    let place = match arguments.device {
+        DeviceChoice::Cpu => Place::processor(&arguments.common, &job, host)?,
+        DeviceChoice::Cuda(index) => Place::gpu(&arguments.common, &job, index)?,
+    };
+    let mut notes: Vec<String> = place.note.iter().cloned().collect();
+    if arguments.device == DeviceChoice::Cpu && written.precision != Precision::Fp32 {
         notes.push(format!("the plan says {}; the CPU computes in fp32", written.precision.name()));
     }
     // Where ranks are processes, the first one speaks.
-    let Some(report) = measured(&job, &plan, &machine, arguments)? else { return Ok(()) };
+    let Some(report) = measured(&job, &plan, &place, arguments)? else { return Ok(()) };
     notes.extend(report.notes.iter().cloned());
     if arguments.common.json {
         return host.json(&json!({
             "schema": 1, "model": job.model.name, "cluster": job.cluster.name, "plan": plan,
-            "profile": machine.origin, "error": report.error(), "factors": report.factors(),
+            "profile": place.origin, "error": report.error(), "factors": report.factors(),
             "report": report, "notes": notes,
         }));
     }
-    host.print(text(&job, &plan, &machine, &report, &notes))
+    host.print(text(&job, &plan, &place, arguments.ranks, &report, &notes))
 }
 
 /// The plan must have no more ranks than the cluster.
@@ -158,23 +156,22 @@ fn fits(job: &Job, plan: &Plan) -> Result<(), Failure> {
 fn measured(
     job: &Job,
     plan: &Plan,
-    machine: &Machine,
+    place: &Place,
     arguments: &Arguments,
 ) -> Result<Option<ExecuteReport>, Failure> {
-    let cluster = machine.cluster(plan.world());
-    let stack = machine.stack(&arguments.common)?;
+    let cluster = place.cluster(plan.world());
     let basis = Basis {
         cluster: &cluster,
-        stack: &stack,
-        library: &machine.library,
-        sharing: &machine.facts.sharing,
+        stack: &place.stack,
+        library: &place.library,
+        sharing: &place.sharing,
         factors: PhaseFactors::default(),
     };
     let request = ExecuteRequest {
         model: &job.model,
         plan,
         workload: &job.workload,
-        device: ExecuteDevice::Cpu,
+        device: place.device,
         ranks: match arguments.ranks {
             Ranks::Threads => RankMode::Threads,
             Ranks::Mpi => RankMode::Mpi,
@@ -227,13 +224,20 @@ pub(crate) fn phases(report: &ExecuteReport) -> String {
     table.render()
 }
 
-fn text(job: &Job, plan: &Plan, machine: &Machine, r: &ExecuteReport, notes: &[String]) -> String {
+fn text(job: &Job, plan: &Plan, place: &Place, ranks: Ranks, r: &ExecuteReport, notes: &[String]) -> String {
+    let on_gpu = matches!(place.device, ExecuteDevice::Cuda(_));
+    let kind = match ranks {
+        Ranks::Threads => "rank threads",
+        Ranks::Mpi => "ranks over MPI",
+        Ranks::Tcp => "ranks over TCP",
+        Ranks::Nccl => "ranks over NCCL",
+    };
+    let cores = if on_gpu { String::new() } else { format!(", {} cores", r.cores) };
     let mut out = format!(
-        "{} ({}) on {} rank threads, {} cores ({})\nplan: {}; sequences of {} tokens\n",
+        "{} ({}) on {} {kind}{cores} ({})\nplan: {}; sequences of {} tokens\n",
         job.model.name,
         crate::number::short(job.model.parameters().total as f64),
         r.ranks,
-        r.cores,
         r.device,
         plan_label(plan),
         grouped(job.workload.seq_len),
@@ -248,8 +252,9 @@ fn text(job: &Job, plan: &Plan, machine: &Machine, r: &ExecuteReport, notes: &[S
         off(predicted, r.measured)
     ));
     let processor = r.predicted_processor.unwrap_or(0.0);
+    let whose = if on_gpu { "time of the devices" } else { "processor time" };
     out.push_str(&format!(
-        "processor time of all ranks: measured {} ms (spread {:.0} %), predicted {} ms, error {} %\n\n",
+        "{whose} of all ranks: measured {} ms (spread {:.0} %), predicted {} ms, error {} %\n\n",
         ms(r.processor),
         r.processor_spread * 100.0,
         ms(processor),
@@ -271,9 +276,12 @@ fn text(job: &Job, plan: &Plan, machine: &Machine, r: &ExecuteReport, notes: &[S
         mib(r.memory),
         mib(r.predicted_memory.unwrap_or(0))
     ));
+    if let Some(taken) = r.device_memory {
+        out.push_str(&format!("memory taken on the device in the end: {:.1} MiB\n", mib(taken)));
+    }
     let losses: Vec<String> = r.losses.iter().take(8).map(|l| format!("{l:.4}")).collect();
     out.push_str(&format!("loss per step: {}\n", losses.join(" ")));
-    out.push_str(&format!("prediction from: {}\n", machine.origin));
+    out.push_str(&format!("prediction from: {}\n", place.origin));
     for note in notes {
         out.push_str(&wrap(&format!("note: {note}"), 100, "  "));
         out.push('\n');

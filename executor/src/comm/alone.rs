@@ -6,8 +6,6 @@
 use super::{Comm, Tag, Transport};
 use crate::error::{ExecutorError, Result};
 use psim_models::operator::{CollectiveKind, Dimension};
-use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +19,6 @@ const SPIN: f64 = 200e-6;
 /// What replaces the peers.
 pub(super) struct StandIn {
     price: Arc<Pricing>,
-    /// When reductions that run beside the computation were posted, and how long they take.
-    posted: RefCell<BTreeMap<Tag, VecDeque<(Instant, f64)>>>,
 }
 
 impl fmt::Debug for StandIn {
@@ -52,7 +48,7 @@ impl Transport for Absent {
 impl Comm<Absent> {
     /// Rank `rank` alone, with what the collectives would take.
     pub fn alone(rank: usize, price: Arc<Pricing>) -> Self {
-        let stand_in = StandIn { price, posted: RefCell::default() };
+        let stand_in = StandIn { price };
         Self { stand_in: Some(stand_in), ..Self::new(Absent { rank }) }
     }
 }
@@ -78,7 +74,8 @@ impl<T: Transport> Comm<T> {
         self.stand_in.is_some()
     }
 
-    fn price(&self, dimension: Dimension, kind: CollectiveKind, bytes: u64, ranks: usize) -> f64 {
+    /// Predicted seconds of a collective.
+    pub(crate) fn price(&self, dimension: Dimension, kind: CollectiveKind, bytes: u64, ranks: usize) -> f64 {
         let seconds = self.stand_in.as_ref().map_or(0.0, |s| (s.price)(dimension, kind, bytes, ranks));
         if seconds.is_finite() { seconds.max(0.0) } else { 0.0 }
     }
@@ -102,37 +99,6 @@ impl<T: Transport> Comm<T> {
             Ok(result)
         })
     }
-
-    /// In place of a reduction that runs beside the computation: starts its clock.
-    pub(crate) fn pretend_posted(
-        &self,
-        dimension: Dimension,
-        kind: CollectiveKind,
-        tag: Tag,
-        bytes: u64,
-        ranks: usize,
-    ) {
-        let seconds = self.price(dimension, kind, bytes, ranks);
-        if let Some(stand_in) = &self.stand_in {
-            stand_in.posted.borrow_mut().entry(tag).or_default().push_back((Instant::now(), seconds));
-        }
-    }
-
-    /// Waits for what is left of it.
-    pub(crate) fn pretend_settled(&self, dimension: Dimension, tag: Tag) -> Result<()> {
-        self.charge(dimension, |account| {
-            let posted = self
-                .stand_in
-                .as_ref()
-                .and_then(|s| s.posted.borrow_mut().get_mut(&tag).and_then(VecDeque::pop_front));
-            if let Some((start, seconds)) = posted {
-                let now = Instant::now();
-                wait_until(start, seconds);
-                account.wait += now.elapsed().as_secs_f64();
-            }
-            Ok(())
-        })
-    }
 }
 
 #[cfg(test)]
@@ -154,10 +120,5 @@ mod tests {
         assert!(start.elapsed().as_secs_f64() >= expected);
         assert!((comm.accounts()[&d].wait - expected).abs() < 1e-9);
         assert!(comm.receive(d, 0, Tag::Bucket(0)).is_err());
-        comm.pretend_posted(d, CollectiveKind::ReduceScatter, Tag::Bucket(1), 100, 3);
-        std::thread::sleep(Duration::from_secs_f64(4e-3));
-        let waited = comm.waited(d);
-        comm.pretend_settled(d, Tag::Bucket(1)).unwrap();
-        assert!(comm.waited(d) - waited < 1e-4, "it was over already");
     }
 }

@@ -27,6 +27,12 @@ impl Batch {
         self.tokens.is_empty()
     }
 
+    /// Places in the cache of the first `context` tokens of the sequence that `row` belongs to.
+    pub(super) fn places(&self, row: usize, context: usize, page: usize) -> Vec<u32> {
+        let pages = &self.tables[row * self.columns..][..self.columns];
+        (0..context).map(|position| pages[position / page] * page as u32 + (position % page) as u32).collect()
+    }
+
     /// Sequences that get a token, in the order of the samples.
     pub fn sampled(&self) -> impl Iterator<Item = usize> + '_ {
         self.samples.iter().map(|s| s.1 as usize)

@@ -9,9 +9,31 @@ use crate::network::Network;
 use crate::parameters::{Cut, Id, LayerIds, NormIds, Role, Shard, Store};
 use crate::rank::{EPSILON, activation};
 use psim_hardware::DType;
-use psim_kernels::{Device, Gemm, Norm, PagedAttention, Rope, Strided};
+use psim_kernels::{Attention, Device, Gemm, Norm, PagedAttention, Rope, Strided};
 use psim_models::operator::Dimension;
 use std::cell::RefCell;
+use std::ops::Range;
+
+/// Rows of the batch that belong together: tokens of one sequence, in order.
+fn parts(batch: &Batch) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rows = batch.tokens.len();
+        if start == rows {
+            return None;
+        }
+        let table = |row: usize| &batch.tables[row * batch.columns..][..batch.columns];
+        let mut end = start + 1;
+        // The next position of the same pages; no two sequences share a page.
+        while end < rows && batch.positions[end] == batch.positions[end - 1] + 1 && table(end) == table(start)
+        {
+            end += 1;
+        }
+        let part = start..end;
+        start = end;
+        Some(part)
+    })
+}
 
 /// One rank of a serving engine.
 pub(super) struct Engine<'a, D: Device, T: Transport> {
@@ -19,6 +41,8 @@ pub(super) struct Engine<'a, D: Device, T: Transport> {
     pub(super) comm: Comm<T>,
     network: &'a Network,
     settings: &'a ServeSettings,
+    /// Format of parameters, activations and cache.
+    dtype: DType,
     store: Store<D>,
     layers: Vec<LayerIds>,
     embedding: Id,
@@ -38,9 +62,10 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
         comm: Comm<T>,
         network: &'a Network,
         settings: &'a ServeSettings,
+        dtype: DType,
     ) -> Result<Self> {
         let (rank, tp) = (comm.rank(), settings.tp);
-        let mut store = Store::without_gradients(settings.seed, DType::Fp32);
+        let mut store = Store::without_gradients(settings.seed, dtype);
         let cut = Cut { tp: (rank, tp), ep: (0, 1), etp: (0, 1) };
         let per_rank = network.vocab.div_ceil(tp);
         let vocab = (rank * per_rank).min(network.vocab)..((rank + 1) * per_rank).min(network.vocab);
@@ -70,7 +95,7 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
             .iter()
             .map(|layer| {
                 let len = rows * layer.kv_heads / tp * layer.head_dim;
-                Ok([device.alloc(DType::Fp32, len)?, device.alloc(DType::Fp32, len)?])
+                Ok([device.alloc(dtype, len)?, device.alloc(dtype, len)?])
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
@@ -78,6 +103,7 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
             comm,
             network,
             settings,
+            dtype,
             store,
             layers,
             embedding,
@@ -91,7 +117,7 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
     }
 
     fn alloc(&self, len: usize) -> Result<D::Buffer> {
-        Ok(self.device.alloc(DType::Fp32, len)?)
+        Ok(self.device.alloc(self.dtype, len)?)
     }
 
     /// Sums partial results over the group, in place.
@@ -121,7 +147,7 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
     fn norm(&self, ids: NormIds, rows: usize, x: &D::Buffer) -> Result<D::Buffer> {
         let shape = Norm { rows, width: self.network.hidden, rms: self.network.rms, epsilon: EPSILON };
         let mut y = self.alloc(rows * self.network.hidden)?;
-        let mut stats = self.alloc(2 * rows)?;
+        let mut stats = self.device.alloc(DType::Fp32, 2 * rows)?;
         let bias = ids.bias.map(|id| &self.store.values[id]);
         self.device.norm_forward(&shape, x, &self.store.values[ids.weight], bias, &mut y, &mut stats)?;
         Ok(y)
@@ -222,18 +248,100 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
             self.device.copy(count, width, &v, from, values, to)?;
             row += count;
         }
+        let mut out = self.alloc(rows * heads * dim)?;
+        let scale = 1.0 / (dim as f32).sqrt();
+        if self.device.head_dims().is_empty() {
+            // One kernel for everything: a processor gains nothing from taking a prompt as a whole.
+            let (page, max_pages) = (self.settings.page, batch.columns);
+            let shape =
+                PagedAttention { batch: rows, heads, kv_heads, head_dim: dim, page, max_pages, scale };
+            self.device.paged_attention(&shape, &q, keys, values, tables, lengths, &mut out)?;
+            return Ok(out);
+        }
+        let mut lse = self.device.alloc(DType::Fp32, rows * heads)?;
+        for part in parts(batch) {
+            if part.len() > 1 {
+                self.prompt(batch, part, [&q, keys, values], &mut out, &mut lse, (heads, kv_heads, dim))?;
+            }
+        }
+        self.decode(batch, [&q, keys, values], &mut out, (heads, kv_heads, dim))?;
+        Ok(out)
+    }
+
+    /// Attention of a piece of a prompt over all of its sequence so far, on the kernels that take blocks of queries.
+    fn prompt(
+        &self,
+        batch: &Batch,
+        part: Range<usize>,
+        [q, keys, values]: [&D::Buffer; 3],
+        out: &mut D::Buffer,
+        lse: &mut D::Buffer,
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+    ) -> Result<()> {
+        let width = kv_heads * head_dim;
+        let context = batch.lengths[part.end - 1] as usize;
+        let index = self.device.upload_index(&batch.places(part.start, context, self.settings.page))?;
+        let (mut k, mut v) = (self.alloc(context * width)?, self.alloc(context * width)?);
+        self.device.gather_rows(context, width, &index, keys, &mut k)?;
+        self.device.gather_rows(context, width, &index, values, &mut v)?;
+        let shape = Attention {
+            seq_q: part.len(),
+            q_first: part.start,
+            q_pitch: 0,
+            seq_kv: context,
+            kv_pitch: 0,
+            causal: Some((context - part.len()) as isize),
+            ..Attention::causal(1, context, heads, kv_heads, head_dim)
+        };
+        Ok(self.device.attention_forward(&shape, q, &k, &v, out, lse)?)
+    }
+
+    /// Attention of the tokens that come alone over the pages of their sequences.
+    fn decode(
+        &self,
+        batch: &Batch,
+        [q, keys, values]: [&D::Buffer; 3],
+        out: &mut D::Buffer,
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+    ) -> Result<()> {
+        let alone: Vec<usize> = parts(batch).filter(|p| p.len() == 1).map(|p| p.start).collect();
+        if alone.is_empty() {
+            return Ok(());
+        }
+        let width = heads * head_dim;
+        let rows: Vec<u32> = alone.iter().map(|&row| row as u32).collect();
+        let lengths: Vec<u32> = alone.iter().map(|&row| batch.lengths[row]).collect();
+        let tables: Vec<u32> = alone
+            .iter()
+            .flat_map(|&row| batch.tables[row * batch.columns..][..batch.columns].to_vec())
+            .collect();
+        let (lengths, tables) = (self.device.upload_index(&lengths)?, self.device.upload_index(&tables)?);
         let shape = PagedAttention {
-            batch: rows,
+            batch: alone.len(),
             heads,
             kv_heads,
-            head_dim: dim,
+            head_dim,
             page: self.settings.page,
             max_pages: batch.columns,
-            scale: 1.0 / (dim as f32).sqrt(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
         };
-        let mut out = self.alloc(rows * heads * dim)?;
-        self.device.paged_attention(&shape, &q, keys, values, tables, lengths, &mut out)?;
-        Ok(out)
+        let mut own = self.alloc(alone.len() * width)?;
+        self.device.gather_rows(alone.len(), width, &self.device.upload_index(&rows)?, q, &mut own)?;
+        let mut attended = self.alloc(alone.len() * width)?;
+        self.device.paged_attention(&shape, &own, keys, values, &tables, &lengths, &mut attended)?;
+        // Back to their rows, neighbours at once.
+        let mut first = 0;
+        while first < alone.len() {
+            let mut count = 1;
+            while first + count < alone.len() && alone[first + count] == alone[first] + count {
+                count += 1;
+            }
+            let from = Strided::new(first * width, width);
+            let to = Strided::new(alone[first] * width, width);
+            self.device.copy(count, width, &attended, from, out, to)?;
+            first += count;
+        }
+        Ok(())
     }
 
     fn scores(&self, batch: &Batch, group: &Group, x: &D::Buffer) -> Result<Vec<Vec<f32>>> {
@@ -248,7 +356,7 @@ impl<'a, D: Device, T: Transport> Engine<'a, D, T> {
             Some(ids) => self.norm(ids, count, &last)?,
             None => last,
         };
-        let mut scores = self.alloc(count * self.vocab_rows)?;
+        let mut scores = self.device.alloc(DType::Fp32, count * self.vocab_rows)?;
         let shape = Gemm::new(count, self.vocab_rows, hidden).transposed_b();
         self.device.gemm(&shape, &normed, &self.store.values[self.head], &mut scores)?;
         let parts = self.comm.all_gather(Dimension::Tp, group, self.device.download(&scores)?)?;

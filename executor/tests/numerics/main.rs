@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, clippy::needless_pass_by_value, reason = "a test")]
 
+#[cfg(unix)]
+mod cuda;
 mod models;
 mod mpi;
 mod reference;

@@ -1,8 +1,9 @@
 //! The cases, one function per topic. Shapes are odd on purpose: tails of tiles, single rows, offsets.
 
-use super::Bench;
+use super::{Bench, Check};
 use crate::device::{
     Activation, Adam, Attention, CrossEntropy, Device, Gemm, Norm, PagedAttention, Result, Rope, Strided,
+    Uniform,
 };
 use crate::reference;
 use psim_hardware::DType;
@@ -21,7 +22,35 @@ pub fn copies<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     bench.check("copy", &y, &expected)?;
     let mut z = bench.output(7 * 5)?;
     bench.device.copy(1, 35, &y, Strided::new(0, 35), &mut z, Strided::new(0, 35))?;
-    bench.check("cast", &z, &expected)
+    bench.check("cast", &z, &expected)?;
+    // Two blocks of one tensor of 9 columns, side by side.
+    let mut block = bench.output(6 * 5)?;
+    let mut expected = vec![0.0; 6 * 5];
+    for (first, width, column) in [(100, 2, 0), (104, 3, 2)] {
+        let to = Strided::new(column, 5);
+        let shape = Uniform { key: 0xdead_beef, first, pitch: 9, rows: 6, width, to, scale: 0.25 };
+        bench.device.uniform(&shape, &mut block)?;
+        for (row, c) in (0..6).flat_map(|row| (0..width).map(move |c| (row, c))) {
+            let value = crate::random::uniform(shape.key, (first + 9 * row + c) as u64);
+            expected[row * 5 + column + c] = f64::from(0.25 * value);
+        }
+    }
+    bench.check("uniform", &block, &expected)?;
+    // A wait on the device's own clock, beside the work and then before it.
+    let from = bench.device.mark()?;
+    let end = bench.device.pause_beside(0, 2e-3)?;
+    bench.device.scale(1.0, &mut block)?;
+    bench.device.join(&end)?;
+    let to = bench.device.mark()?;
+    let seconds = bench.device.between(&from, &to)?;
+    if !(2e-3..0.5).contains(&seconds) || !bench.device.reached(&from)? {
+        bench.checks.push(Check {
+            name: format!("a wait of 2 ms took {seconds} s"),
+            error: 1.0,
+            tolerance: 0.0,
+        });
+    }
+    Ok(())
 }
 
 /// Sum, factor, bias.

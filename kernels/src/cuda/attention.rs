@@ -2,7 +2,7 @@
 
 use super::runtime::{Arg, Format, Kernel, Runtime};
 use super::state::{BLOCK, CudaBuffer, CudaDevice, CudaIndex, block_args, kernel, n};
-use crate::device::{Attention, Device, PagedAttention, Result, need};
+use crate::device::{Attention, Device, PagedAttention, Result, lengths};
 use psim_hardware::DType;
 
 /// Query heads that one block of the decode kernel serves (`HEADS_AT_ONCE` of `paged.cu`).
@@ -29,15 +29,9 @@ impl<R: Runtime> CudaDevice<R> {
         out: &CudaBuffer<R::Memory>,
         lse: &CudaBuffer<R::Memory>,
     ) -> Result<()> {
+        lengths::attention(shape, [q.len, k.len, v.len, out.len, lse.len])?;
         let name = "attention";
         let dim = self.head_dim(shape.head_dim)?;
-        let (q_len, kv_len) =
-            (shape.q_tokens() * shape.heads * dim, shape.kv_tokens() * shape.kv_heads * dim);
-        for (what, buffer, len) in [("q", q, q_len), ("k", k, kv_len), ("v", v, kv_len), ("out", out, q_len)]
-        {
-            need(name, what, len, buffer.len)?;
-        }
-        need(name, "lse", shape.q_tokens() * shape.heads, lse.len)?;
         self.fp32(name, &[lse])?;
         let format = self.same(name, &[q, k, v, out])?;
         let mut args = vec![self.p(q), self.p(k), self.p(v), self.p(out), self.p(lse)];
@@ -59,23 +53,10 @@ impl<R: Runtime> CudaDevice<R> {
         dout: &CudaBuffer<R::Memory>,
         [dq, dk, dv]: [&CudaBuffer<R::Memory>; 3],
     ) -> Result<()> {
+        let inputs = [q, k, v, out, lse].map(|b| b.len);
+        lengths::attention_backward(shape, inputs, dout.len, [dq.len, dk.len, dv.len])?;
         let name = "attention backward";
         let dim = self.head_dim(shape.head_dim)?;
-        let (q_len, kv_len) =
-            (shape.q_tokens() * shape.heads * dim, shape.kv_tokens() * shape.kv_heads * dim);
-        for (what, buffer, len) in [
-            ("q", q, q_len),
-            ("out", out, q_len),
-            ("dout", dout, q_len),
-            ("dq", dq, q_len),
-            ("k", k, kv_len),
-            ("v", v, kv_len),
-            ("dk", dk, kv_len),
-            ("dv", dv, kv_len),
-        ] {
-            need(name, what, len, buffer.len)?;
-        }
-        need(name, "lse", shape.q_tokens() * shape.heads, lse.len)?;
         self.fp32(name, &[lse])?;
         let format = self.same(name, &[q, k, v, out, dout, dq, dk, dv])?;
         let rows = shape.batch * shape.heads * shape.seq_q;
@@ -125,19 +106,11 @@ impl<R: Runtime> CudaDevice<R> {
         lengths: &CudaIndex<R::Memory>,
         out: &CudaBuffer<R::Memory>,
     ) -> Result<()> {
+        let own = [q.len, k_cache.len, v_cache.len, out.len];
+        lengths::paged_attention(shape, own, &block_table.host, &lengths.host)?;
         let name = "paged attention";
         let dim = self.head_dim(shape.head_dim)?;
         let rows = shape.batch * shape.heads;
-        need(name, "q", rows * dim, q.len)?;
-        need(name, "out", rows * dim, out.len)?;
-        need(name, "lengths", shape.batch, lengths.host.len())?;
-        need(name, "block table", shape.batch * shape.max_pages, block_table.host.len())?;
-        for &length in lengths.host.iter().take(shape.batch) {
-            need(name, "block table row", (length as usize).div_ceil(shape.page.max(1)), shape.max_pages)?;
-        }
-        let cache = (block_table.largest as usize + 1) * shape.page * shape.kv_heads * dim;
-        need(name, "k cache", cache, k_cache.len)?;
-        need(name, "v cache", cache, v_cache.len)?;
         let format = self.same(name, &[q, k_cache, v_cache, out])?;
         if rows == 0 || shape.kv_heads == 0 {
             return Ok(());

@@ -1,13 +1,13 @@
 //! [`Runtime`] on NVIDIA's driver: modules compiled by NVRTC when first used, products in cuBLASLt.
 
 use super::matmul::Multiplier;
-use super::runtime::{Arg, Format, Kernel, Launch, Product, Runtime};
+use super::runtime::{Arg, Format, Kernel, Lane, Launch, Product, Runtime};
 use super::{sources, telemetry};
 use crate::device::{DeviceError, Result};
 use crate::micro::Telemetry;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
-    result, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig,
+    PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use std::collections::BTreeMap;
@@ -29,13 +29,15 @@ pub(super) fn compile(format: Format, dim: usize, architecture: &'static str) ->
         .map_err(|error| DeviceError::Driver { call: "NVRTC", message: format!("{error:?}") })
 }
 
-/// One device, its default stream and what was compiled for it.
+/// One device, its streams and what was compiled for it.
 pub struct Driver {
     index: u32,
     name: String,
     units: u32,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Streams beside the main one, made when first used.
+    sides: Mutex<BTreeMap<u32, Arc<CudaStream>>>,
     architecture: &'static str,
     functions: Mutex<BTreeMap<Kernel, CudaFunction>>,
     modules: Mutex<BTreeMap<(Format, usize), Arc<CudaModule>>>,
@@ -45,11 +47,12 @@ pub struct Driver {
 impl Driver {
     pub(super) fn new(index: usize) -> Result<Self> {
         let context = CudaContext::new(index).map_err(failed("opening the device"))?;
-        // Everything of a device runs on this one stream: nothing has to be ordered across streams, and recording that
-        // order would break the capture of graphs.
-        // SAFETY: no memory of this context is used on any other stream.
+        // Recording who uses which memory on which stream would break the capture of graphs, and nearly everything runs
+        // on one stream.
+        // SAFETY: whoever uses another lane orders it with the main one by events, and gives buffers back only behind them.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("stream"))?;
+        keep_freed_memory(&context)?;
         let (major, minor) = context.compute_capability().map_err(failed("compute capability"))?;
         let architecture = match (major, minor) {
             (8, 0) => "compute_80",
@@ -76,11 +79,23 @@ impl Driver {
             units: units.max(1) as u32,
             context,
             stream,
+            sides: Mutex::default(),
             architecture,
             functions: Mutex::default(),
             modules: Mutex::default(),
             multiplier,
         })
+    }
+
+    fn lane(&self, lane: Lane) -> Result<Arc<CudaStream>> {
+        let Lane::Side(index) = lane else { return Ok(Arc::clone(&self.stream)) };
+        let mut sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = sides.get(&index) {
+            return Ok(Arc::clone(stream));
+        }
+        let stream = self.context.new_stream().map_err(failed("stream"))?;
+        sides.insert(index, Arc::clone(&stream));
+        Ok(stream)
     }
 
     fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
@@ -105,8 +120,27 @@ impl Driver {
     }
 }
 
+/// Freed memory stays in the driver's pool: by default it goes back to the system at every synchronisation, and mapping
+/// it again costs more than most kernels (CUDA driver API, stream ordered memory allocator).
+fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<()> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut all = u64::MAX;
+    // SAFETY: the device exists, and the attribute is a 64-bit number that is copied.
+    unsafe {
+        let pool =
+            result::device::get_default_mem_pool(context.cu_device()).map_err(failed("memory pool"))?;
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut all).cast())
+            .result()
+            .map_err(failed("memory pool"))
+    }
+}
+
 impl Runtime for Driver {
     type Memory = CudaSlice<u8>;
+    type Event = CudaEvent;
 
     fn name(&self) -> String {
         self.name.clone()
@@ -141,6 +175,30 @@ impl Runtime for Driver {
     }
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("synchronize"))
+    }
+    fn record(&self, lane: Lane) -> Result<CudaEvent> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.lane(lane)?.record_event(flags).map_err(failed("event"))
+    }
+    fn wait(&self, lane: Lane, event: &CudaEvent) -> Result<()> {
+        self.lane(lane)?.wait(event).map_err(failed("event"))
+    }
+    fn reached(&self, event: &CudaEvent) -> Result<bool> {
+        event.try_is_complete().map_err(failed("event"))
+    }
+    fn between(&self, from: &CudaEvent, to: &CudaEvent) -> Result<f64> {
+        // In milliseconds, resolved to half a microsecond.
+        Ok(f64::from(from.elapsed_ms(to).map_err(failed("event"))?) * 1e-3)
+    }
+    fn stream(&self, lane: Lane) -> Result<u64> {
+        Ok(self.lane(lane)?.cu_stream() as u64)
+    }
+    fn device_bytes(&self) -> Option<[u64; 2]> {
+        let (free, total) = self.context.mem_get_info().ok()?;
+        Some([total.saturating_sub(free) as u64, total as u64])
+    }
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("context"))
     }
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let event = || {
@@ -185,7 +243,7 @@ impl Runtime for Driver {
     fn telemetry(&self) -> Option<Telemetry> {
         telemetry::read(self.index)
     }
-    fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()> {
+    fn launch(&self, lane: Lane, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.0 == 0 || launch.grid.1 == 0 || launch.grid.2 == 0 {
             return Ok(());
         }
@@ -194,7 +252,8 @@ impl Runtime for Driver {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, launch.shared as i32).map_err(failed("shared memory"))?;
         }
-        let mut builder = self.stream.launch_builder(&function);
+        let stream = self.lane(lane)?;
+        let mut builder = stream.launch_builder(&function);
         for arg in args {
             match arg {
                 Arg::Pointer(pointer) => builder.arg(pointer),

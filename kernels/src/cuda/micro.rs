@@ -1,6 +1,6 @@
 //! [`Micro`] on CUDA.
 
-use super::runtime::{Format, Kernel, Launch, Runtime};
+use super::runtime::{Format, Kernel, Lane, Launch, Runtime};
 use super::state::{CudaDevice, kernel, n};
 use crate::device::{Device, Result};
 use crate::micro::{Micro, Telemetry, lines};
@@ -9,7 +9,7 @@ impl<R: Runtime> CudaDevice<R> {
     fn one_block(&self, name: &'static str, threads: u32, args: &[super::runtime::Arg]) -> Result<()> {
         let kernel = Kernel { format: Format::Fp32, dim: 0, name };
         let launch = Launch { grid: (1, 1, 1), block: (threads, 1, 1), shared: 0 };
-        self.runtime.launch(kernel, launch, args)
+        self.runtime.launch(Lane::Main, kernel, launch, args)
     }
 }
 

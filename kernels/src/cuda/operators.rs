@@ -1,10 +1,10 @@
 //! [`Device`] on CUDA: lengths are checked, then each operator is one or two launches on the device's stream.
 
-use super::runtime::{Arg, Format, Kernel, Operand, Product, Runtime};
+use super::runtime::{Arg, Format, Kernel, Lane, Launch, Operand, Product, Runtime};
 use super::state::{CudaBuffer, CudaDevice, CudaIndex, HEAD_DIMS, kernel, n};
 use crate::device::{
     Activation, Adam, Attention, CrossEntropy, Device, Gemm, MemoryUse, Norm, PagedAttention, Result, Rope,
-    Strided, need,
+    Strided, Uniform, lengths, need,
 };
 use psim_hardware::DType;
 use std::ops::Range;
@@ -12,6 +12,7 @@ use std::ops::Range;
 impl<R: Runtime> Device for CudaDevice<R> {
     type Buffer = CudaBuffer<R::Memory>;
     type Index = CudaIndex<R::Memory>;
+    type Mark = R::Event;
 
     fn name(&self) -> String {
         self.title()
@@ -25,6 +26,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
     }
     fn memory(&self) -> MemoryUse {
         self.memory_use()
+    }
+    fn taken(&self) -> Option<u64> {
+        self.runtime.device_bytes().map(|[taken, _]| taken)
     }
     fn reset_peak(&self) {
         self.start_new_peak();
@@ -64,6 +68,45 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.runtime.time(work)
     }
 
+    fn mark(&self) -> Result<R::Event> {
+        self.runtime.record(Lane::Main)
+    }
+    fn between(&self, from: &R::Event, to: &R::Event) -> Result<f64> {
+        self.runtime.between(from, to)
+    }
+    fn reached(&self, mark: &R::Event) -> Result<bool> {
+        self.runtime.reached(mark)
+    }
+    fn join(&self, mark: &R::Event) -> Result<()> {
+        self.runtime.wait(Lane::Main, mark)
+    }
+    fn pause_beside(&self, lane: u32, seconds: f64) -> Result<R::Event> {
+        let lane = Lane::Side(lane);
+        self.runtime.wait(lane, &self.runtime.record(Lane::Main)?)?;
+        // One thread that watches the device's own clock.
+        let kernel = Kernel { format: Format::Fp32, dim: 0, name: kernel!("wait_nanoseconds") };
+        let launch = Launch { grid: (1, 1, 1), block: (1, 1, 1), shared: 0 };
+        let nanoseconds = Arg::Int((seconds.clamp(0.0, 1e6) * 1e9) as i64);
+        self.runtime.launch(lane, kernel, launch, &[nanoseconds])?;
+        self.runtime.record(lane)
+    }
+
+    fn uniform(&self, shape: &Uniform, target: &mut Self::Buffer) -> Result<()> {
+        need("uniform", "target", shape.to.extent(shape.rows, shape.width), target.len)?;
+        let args = [
+            self.p(target),
+            target.code(),
+            n(shape.to.offset),
+            n(shape.to.stride),
+            n(shape.rows),
+            n(shape.width),
+            Arg::Int(shape.key as i64),
+            n(shape.first),
+            n(shape.pitch),
+            Arg::Float(shape.scale),
+        ];
+        self.run(Format::Fp32, kernel!("uniform_block"), self.grid_rows(shape.rows, shape.width), &args)
+    }
     fn fill(&self, buffer: &mut Self::Buffer, value: f32) -> Result<()> {
         let args = [self.p(buffer), buffer.code(), n(buffer.len), Arg::Float(value)];
         self.run(Format::Fp32, kernel!("fill"), self.grid(buffer.len), &args)
@@ -77,8 +120,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         target: &mut Self::Buffer,
         to: Strided,
     ) -> Result<()> {
-        need("copy", "source", from.extent(rows, width), source.len)?;
-        need("copy", "target", to.extent(rows, width), target.len)?;
+        lengths::copy(rows, width, [from, to], [source.len, target.len])?;
         if rows == 0 || width == 0 {
             return Ok(());
         }
@@ -113,10 +155,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.run(Format::Fp32, kernel!("scale"), self.grid(buffer.len), &args)
     }
     fn gemm(&self, shape: &Gemm, a: &Self::Buffer, b: &Self::Buffer, c: &mut Self::Buffer) -> Result<()> {
-        let extents = shape.extents();
-        need("gemm", "a", extents[0], a.len)?;
-        need("gemm", "b", extents[1], b.len)?;
-        need("gemm", "c", extents[2], c.len)?;
+        lengths::gemm(shape, [a.len, b.len, c.len])?;
         if a.format != b.format || c.format == Format::Fp8 {
             return Err(self.unsupported("products of different formats, or written as fp8".to_owned()));
         }
@@ -151,8 +190,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         bias: &Self::Buffer,
         x: &mut Self::Buffer,
     ) -> Result<()> {
-        need("bias", "bias", width, bias.len)?;
-        need("bias", "x", rows * width, x.len)?;
+        lengths::bias("bias", rows, width, [x.len, bias.len])?;
         let format = self.same("bias", &[bias, x])?;
         let args = [self.p(bias), self.p(x), n(rows), n(width)];
         self.run(format, kernel!("bias_forward"), self.grid_rows(rows, width), &args)
@@ -164,8 +202,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dy: &Self::Buffer,
         dbias: &mut Self::Buffer,
     ) -> Result<()> {
-        need("bias backward", "dy", rows * width, dy.len)?;
-        need("bias backward", "dbias", width, dbias.len)?;
+        lengths::bias("bias backward", rows, width, [dy.len, dbias.len])?;
         self.fp32("bias backward", &[dbias])?;
         let args = [self.p(dy), self.p(dbias), n(rows), n(width)];
         let key =
@@ -181,12 +218,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         y: &mut Self::Buffer,
         stats: &mut Self::Buffer,
     ) -> Result<()> {
-        let (name, total) = ("norm", shape.rows * shape.width);
-        need(name, "x", total, x.len)?;
-        need(name, "y", total, y.len)?;
-        need(name, "weight", shape.width, weight.len)?;
-        need(name, "bias", shape.width, bias.map_or(shape.width, |b| b.len))?;
-        need(name, "stats", 2 * shape.rows, stats.len)?;
+        lengths::norm(shape, [x.len, weight.len, y.len, stats.len], bias.map(|b| b.len))?;
+        let name = "norm";
         self.fp32(name, &[stats])?;
         let format = self.same(name, &[x, weight, y, bias.unwrap_or(weight)])?;
         let args = [
@@ -213,14 +246,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dweight: &mut Self::Buffer,
         dbias: Option<&mut Self::Buffer>,
     ) -> Result<()> {
-        let (name, total) = ("norm backward", shape.rows * shape.width);
-        for (what, buffer) in [("x", x), ("dy", dy), ("dx", &*dx)] {
-            need(name, what, total, buffer.len)?;
-        }
-        need(name, "weight", shape.width, weight.len)?;
-        need(name, "dweight", shape.width, dweight.len)?;
-        need(name, "dbias", shape.width, dbias.as_ref().map_or(shape.width, |b| b.len))?;
-        need(name, "stats", 2 * shape.rows, stats.len)?;
+        let own = [x.len, weight.len, stats.len, dy.len, dx.len, dweight.len];
+        lengths::norm_backward(shape, own, dbias.as_ref().map(|b| b.len))?;
+        let name = "norm backward";
         self.fp32(name, &[stats, dweight])?;
         let format = self.same(name, &[x, weight, dy, dx])?;
         let rms = Arg::Int(i64::from(shape.rms));
@@ -250,10 +278,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         target: &mut Self::Buffer,
         to: Strided,
     ) -> Result<()> {
-        let width = shape.heads * shape.head_dim;
-        need("rope", "positions", shape.tokens, positions.host.len())?;
-        need("rope", "source", from.extent(shape.tokens, width), source.len)?;
-        need("rope", "target", to.extent(shape.tokens, width), target.len)?;
+        lengths::rope(shape, [from, to], [positions.host.len(), source.len, target.len])?;
         let format = self.same("rope", &[source, target])?;
         let args = [
             self.i(positions),
@@ -279,8 +304,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         x: &Self::Buffer,
         y: &mut Self::Buffer,
     ) -> Result<()> {
-        need("activation", "x", rows * kind.input_width(width), x.len)?;
-        need("activation", "y", rows * width, y.len)?;
+        lengths::activation(kind, rows, width, [x.len, y.len])?;
         let format = self.same("activation", &[x, y])?;
         let (grid, rows_grid) = (self.grid(rows * width), self.grid_rows(rows, width));
         match kind {
@@ -304,10 +328,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dy: &Self::Buffer,
         dx: &mut Self::Buffer,
     ) -> Result<()> {
+        lengths::activation_backward(kind, rows, width, [x.len, dy.len, dx.len])?;
         let name = "activation backward";
-        need(name, "x", rows * kind.input_width(width), x.len)?;
-        need(name, "dy", rows * width, dy.len)?;
-        need(name, "dx", rows * kind.input_width(width), dx.len)?;
         let format = self.same(name, &[x, dy, dx])?;
         let (grid, rows_grid) = (self.grid(rows * width), self.grid_rows(rows, width));
         let (x, dy, dx) = (self.p(x), self.p(dy), self.p(dx));
@@ -330,9 +352,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         table: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()> {
-        need("embedding", "ids", rows, ids.host.len())?;
-        need("embedding", "table", rows_of_table * width, table.len)?;
-        need("embedding", "out", rows * width, out.len)?;
+        let sizes = [rows, width, rows_of_table];
+        lengths::embedding("embedding", sizes, [ids.host.len(), table.len, out.len])?;
         let format = self.same("embedding", &[table, out])?;
         let args = [self.i(ids), self.p(table), self.p(out), n(rows), n(width), n(first), n(rows_of_table)];
         self.run(format, kernel!("embedding_forward"), self.grid_rows(rows, width), &args)
@@ -347,10 +368,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dy: &Self::Buffer,
         dtable: &mut Self::Buffer,
     ) -> Result<()> {
+        let sizes = [rows, width, rows_of_table];
+        lengths::embedding("embedding backward", sizes, [ids.host.len(), dtable.len, dy.len])?;
         let name = "embedding backward";
-        need(name, "ids", rows, ids.host.len())?;
-        need(name, "dy", rows * width, dy.len)?;
-        need(name, "dtable", rows_of_table * width, dtable.len)?;
         self.fp32(name, &[dtable])?;
         let args = [self.i(ids), self.p(dy), self.p(dtable), n(rows), n(width), n(first), n(rows_of_table)];
         self.run(
@@ -367,10 +387,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         targets: &Self::Index,
         stats: &mut Self::Buffer,
     ) -> Result<()> {
+        lengths::cross_entropy("cross entropy", shape, [logits.len, targets.host.len(), stats.len])?;
         let name = "cross entropy";
-        need(name, "targets", shape.rows, targets.host.len())?;
-        need(name, "logits", shape.rows * shape.vocab, logits.len)?;
-        need(name, "stats", 3 * shape.rows, stats.len)?;
         self.fp32(name, &[stats])?;
         let args = [self.p(logits), self.i(targets), self.p(stats), n(shape.vocab), n(shape.first)];
         self.run(
@@ -388,10 +406,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
         stats: &Self::Buffer,
         logits: &mut Self::Buffer,
     ) -> Result<()> {
-        let (name, total) = ("cross entropy backward", shape.rows * shape.vocab);
-        need(name, "targets", shape.rows, targets.host.len())?;
-        need(name, "stats", 3 * shape.rows, stats.len)?;
-        need(name, "logits", total, logits.len)?;
+        let own = [logits.len, targets.host.len(), stats.len];
+        lengths::cross_entropy("cross entropy backward", shape, own)?;
+        let name = "cross entropy backward";
         self.fp32(name, &[stats])?;
         let args = [
             self.i(targets),
@@ -451,8 +468,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         source: &Self::Buffer,
         target: &mut Self::Buffer,
     ) -> Result<()> {
-        need("gather", "source", Self::rows_needed("gather", rows, count)? * width, source.len)?;
-        need("gather", "target", count * width, target.len)?;
+        lengths::gather(count, width, &rows.host, [source.len, target.len])?;
         let format = self.same("gather", &[source, target])?;
         let args = [self.i(rows), self.p(source), self.p(target), n(count), n(width)];
         self.run(format, kernel!("gather_rows"), self.grid_rows(count, width), &args)
@@ -466,9 +482,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         source: &Self::Buffer,
         target: &mut Self::Buffer,
     ) -> Result<()> {
-        need("scatter", "target", Self::rows_needed("scatter", rows, count)? * width, target.len)?;
-        need("scatter", "source", count * width, source.len)?;
-        need("scatter", "weights", count, weights.map_or(count, |w| w.len))?;
+        let own = [source.len, target.len];
+        lengths::scatter(count, width, &rows.host, own, weights.map(|w| w.len))?;
         self.fp32("scatter", &[target, weights.unwrap_or(target)])?;
         let args = [
             self.i(rows),
@@ -497,12 +512,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dsource: &mut Self::Buffer,
         dweights: &mut Self::Buffer,
     ) -> Result<()> {
+        let own = [weights.len, source.len, dtarget.len, dsource.len, dweights.len];
+        lengths::scatter_backward(count, width, &rows.host, own)?;
         let name = "scatter backward";
-        need(name, "dtarget", Self::rows_needed(name, rows, count)? * width, dtarget.len)?;
-        need(name, "weights", count, weights.len)?;
-        need(name, "source", count * width, source.len)?;
-        need(name, "dsource", count * width, dsource.len)?;
-        need(name, "dweights", count, dweights.len)?;
         self.fp32(name, &[weights, dweights])?;
         let format = self.same(name, &[source, dtarget, dsource])?;
         let args = [
@@ -524,11 +536,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         [m, v]: [&mut Self::Buffer; 2],
         parameters: &mut Self::Buffer,
     ) -> Result<()> {
+        lengths::adam(&range, [gradient.len, m.len, v.len, parameters.len])?;
         let len = range.len();
-        need("adam", "gradient", len, gradient.len)?;
-        need("adam", "first moment", len, m.len)?;
-        need("adam", "second moment", len, v.len)?;
-        need("adam", "parameters", range.end, parameters.len)?;
         self.fp32("adam", &[gradient, m, v, parameters])?;
         let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(settings.step as i32))) as f32;
         let args = [

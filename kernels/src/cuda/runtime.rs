@@ -106,10 +106,21 @@ pub struct Product {
     pub accumulate: bool,
 }
 
-/// Memory, launches, matrix products and a clock, in order on one stream.
+/// A stream: work on one runs in order, beside that of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Where operators run, and whose order allocations follow.
+    Main,
+    /// Another one.
+    Side(u32),
+}
+
+/// Memory, launches, matrix products and a clock; in order on the main stream unless a lane is named.
 pub trait Runtime {
     /// An allocation.
     type Memory: Send + Sync;
+    /// A point in the work of a lane.
+    type Event;
 
     /// What it is.
     fn name(&self) -> String;
@@ -127,6 +138,24 @@ pub trait Runtime {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Waits for all work.
     fn synchronize(&self) -> Result<()>;
+    /// The point at which the work issued to a lane so far is done.
+    fn record(&self, lane: Lane) -> Result<Self::Event>;
+    /// Later work of a lane waits for the point.
+    fn wait(&self, lane: Lane, event: &Self::Event) -> Result<()>;
+    /// The point is reached.
+    fn reached(&self, event: &Self::Event) -> Result<bool>;
+    /// Seconds between two points; waits until both are reached.
+    fn between(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
+    /// The stream of a lane, as NVIDIA's libraries take it.
+    fn stream(&self, lane: Lane) -> Result<u64>;
+    /// Bytes of the device that this process holds, and of the device in all; `None` where nobody says.
+    fn device_bytes(&self) -> Option<[u64; 2]> {
+        None
+    }
+    /// Makes the device the calling thread's own, as libraries that take no handle expect.
+    fn bind(&self) -> Result<()> {
+        Ok(())
+    }
     /// Seconds that the work takes on the device.
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
     /// Seconds that the work takes when it is captured once and replayed as a graph; `None` where there are no graphs.
@@ -141,8 +170,8 @@ pub trait Runtime {
     fn telemetry(&self) -> Option<Telemetry> {
         None
     }
-    /// Launches a kernel with the arguments that its source declares, in order.
-    fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// Launches a kernel on a lane with the arguments that its source declares, in order.
+    fn launch(&self, lane: Lane, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<()>;
     /// A matrix product; dimensions are not zero.
     fn multiply(&self, product: &Product) -> Result<()>;
 }

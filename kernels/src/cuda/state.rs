@@ -1,7 +1,7 @@
 //! Buffers in device memory, the ledger that counts them, and what every operator needs to launch a kernel.
 
 use super::driver::Driver;
-use super::runtime::{Arg, Format, Kernel, Launch, Runtime};
+use super::runtime::{Arg, Format, Kernel, Lane, Launch, Runtime};
 use crate::device::{Attention, DeviceError, MemoryUse, Result, need};
 use half::{bf16, f16};
 use psim_hardware::DType;
@@ -43,6 +43,10 @@ impl<M> Drop for CudaBuffer<M> {
 }
 
 impl<M> CudaBuffer<M> {
+    /// Format of the elements.
+    pub fn format(&self) -> Format {
+        self.format
+    }
     /// The format as an argument of kernels that take any.
     pub(super) fn code(&self) -> Arg {
         Arg::Int(self.format.code())
@@ -53,7 +57,6 @@ impl<M> CudaBuffer<M> {
 pub struct CudaIndex<M> {
     memory: M,
     pub(super) host: Vec<u32>,
-    pub(super) largest: u32,
 }
 
 /// One CUDA device, on NVIDIA's driver or on a stand-in for it.
@@ -140,6 +143,15 @@ impl<R: Runtime> CudaDevice<R> {
         Self { runtime, name, ledger: Arc::default() }
     }
 
+    /// The runtime, for libraries that work on its streams.
+    pub fn runtime(&self) -> &R {
+        &self.runtime
+    }
+    /// Where a buffer's element lies.
+    pub fn element_address(&self, buffer: &CudaBuffer<R::Memory>, element: usize) -> u64 {
+        self.address(buffer) + (element * buffer.format.bytes()) as u64
+    }
+
     pub(super) fn title(&self) -> String {
         self.name.clone()
     }
@@ -186,7 +198,7 @@ impl<R: Runtime> CudaDevice<R> {
         shared: u32,
         args: &[Arg],
     ) -> Result<()> {
-        self.runtime.launch(kernel, Launch { grid, block, shared }, args)
+        self.runtime.launch(Lane::Main, kernel, Launch { grid, block, shared }, args)
     }
 
     /// The one format of all these buffers, which a kernel can compute in.
@@ -218,14 +230,6 @@ impl<R: Runtime> CudaDevice<R> {
         } else {
             Err(self.unsupported(format!("head width {dim} (it has {HEAD_DIMS:?})")))
         }
-    }
-    pub(super) fn rows_needed(
-        operator: &'static str,
-        rows: &CudaIndex<R::Memory>,
-        count: usize,
-    ) -> Result<usize> {
-        need(operator, "rows", count, rows.host.len())?;
-        Ok(if count == 0 { 0 } else { rows.largest as usize + 1 })
     }
 
     pub(super) fn memory_use(&self) -> MemoryUse {
@@ -277,7 +281,7 @@ impl<R: Runtime> CudaDevice<R> {
         if !bytes.is_empty() {
             self.runtime.to_device(&bytes, &mut memory, 0)?;
         }
-        Ok(CudaIndex { memory, host: values.to_vec(), largest: values.iter().copied().max().unwrap_or(0) })
+        Ok(CudaIndex { memory, host: values.to_vec() })
     }
 }
 

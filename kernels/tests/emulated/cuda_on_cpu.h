@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -85,7 +86,20 @@ static void run_thread() {
     release(block);
     _longjmp(scheduler, 1);
 }
+// Threads of the kernel at hand wait for nobody.
+static bool alone;
+static void place(int t) {
+    current = t;
+    threadIdx = {(u32)t % blockDim.x, (u32)t / blockDim.x % blockDim.y, (u32)t / blockDim.x / blockDim.y};
+}
 static int run_block(int threads) {
+    if (alone) {
+        for (int t = 0; t < threads; ++t) {
+            place(t);
+            entry(kernel, arguments);
+        }
+        return 0;
+    }
     fibers.resize(threads);
     warps.assign((threads + 31) / 32, Meeting());
     for (auto& set : slots) set.assign((threads + 31) / 32 * 32, Slot());
@@ -103,8 +117,7 @@ static int run_block(int threads) {
         volatile long before = progress;
         for (volatile int t = 0; t < threads; t = t + 1) {
             if (fibers[t].done) continue;
-            current = t;
-            threadIdx = {(u32)t % blockDim.x, (u32)t / blockDim.x % blockDim.y, (u32)t / blockDim.x / blockDim.y};
+            place(t);
             if (!_setjmp(scheduler)) {
                 Fiber& f = fibers[t];
                 if (f.started) _longjmp(f.resume, 1);
@@ -152,6 +165,12 @@ static inline float from_fp16(u16 x) { _Float16 h; memcpy(&h, &x, 2); return (fl
 static inline u32 pack_bf16(float low, float high) { return to_bf16(low) | (u32)to_bf16(high) << 16; }
 static inline u32 pack_fp16(float low, float high) { return to_fp16(low) | (u32)to_fp16(high) << 16; }
 static inline u32 load_past_l1(const u32* p) { return *p; }
+static inline i64 device_nanoseconds() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (i64)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+static inline void doze() {}
 static inline float power_of_two(float x) { return exp2f(x); }
 
 // Row `lane / 4` of each matrix, columns `2·(lane % 4)` and the next; transposed: the other way round.

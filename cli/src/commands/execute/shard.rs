@@ -3,7 +3,7 @@
 use super::{Arguments, in_fp32, ms, off};
 use crate::Host;
 use crate::failure::Failure;
-use crate::machine::{Machine, hinted};
+use crate::machine::{Machine, Place, hinted};
 use crate::number::grouped;
 use crate::table::{Align, Table, wrap};
 use psim_calibration::measure::DeviceChoice;
@@ -57,11 +57,14 @@ pub(super) fn run(arguments: &Arguments, rank: usize, host: &mut Host<'_>) -> Re
             }
             let device = psim_kernels::cuda::open(index)
                 .map_err(|e| hinted(&e.to_string(), "`--device cpu` works everywhere"))?;
+            let place = Place::gpu(common, &job, index)?;
+            notes.push(format!("prediction from: {}", place.origin));
+            notes.extend(place.note.clone());
             let basis = ShardBasis {
                 cluster: &job.cluster,
                 network: &job.cluster,
-                stack: &job.software.stack,
-                library: &job.software.library,
+                stack: &place.stack,
+                library: &place.library,
             };
             let settings = Settings { dtype: DType::Bf16, ..settings };
             shard(&job.model, &plan, &job.workload, &settings, basis, device, rank)

@@ -9,7 +9,7 @@ use crate::commands::execute::in_fp32;
 use crate::failure::Failure;
 use crate::files::{read_text, write_atomically};
 use crate::inputs::Job;
-use crate::machine::{MAX_RANKS, Machine, hinted};
+use crate::machine::{MAX_RANKS, Place, hinted};
 use crate::number::grouped;
 use crate::progress::Bar;
 use crate::table::{Align, Table, wrap};
@@ -87,7 +87,7 @@ enum Entry {
 /// Everything that predicting and running a plan needs.
 struct Bench<'a> {
     job: &'a Job,
-    machine: &'a Machine,
+    place: &'a Place,
     steps: u32,
     seed: u64,
 }
@@ -95,12 +95,12 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Seconds of a step with the given factors.
     fn predict(&self, plan: &Plan, factors: PhaseFactors) -> Result<f64, Failure> {
-        let cluster = self.machine.cluster(plan.world());
+        let cluster = self.place.cluster(plan.world());
         let basis = Basis {
             cluster: &cluster,
-            stack: &self.job.software.stack,
-            library: &self.machine.library,
-            sharing: &self.machine.facts.sharing,
+            stack: &self.place.stack,
+            library: &self.place.library,
+            sharing: &self.place.sharing,
             factors,
         };
         let defect = "this is a defect of psim: the planner chose the plan";
@@ -126,19 +126,19 @@ impl Bench<'_> {
 
     /// Runs a plan; the observation is relative to the prediction without residuals.
     fn run(&self, plan: &Plan, residuals: &Residuals, question: u32) -> Result<Ran, Failure> {
-        let cluster = self.machine.cluster(plan.world());
+        let cluster = self.place.cluster(plan.world());
         let basis = Basis {
             cluster: &cluster,
-            stack: &self.job.software.stack,
-            library: &self.machine.library,
-            sharing: &self.machine.facts.sharing,
+            stack: &self.place.stack,
+            library: &self.place.library,
+            sharing: &self.place.sharing,
             factors: PhaseFactors::default(),
         };
         let request = ExecuteRequest {
             model: &self.job.model,
             plan,
             workload: &self.job.workload,
-            device: ExecuteDevice::Cpu,
+            device: self.place.device,
             ranks: RankMode::Threads,
             steps: self.steps,
             seed: self.seed,
@@ -183,15 +183,11 @@ pub(super) fn run(
     search: &SearchArguments,
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
-    if let DeviceChoice::Cuda(_) = arguments.device {
-        let found = psim_kernels::cuda::probe();
-        if !found.usable() {
-            return Err(hinted(&found.to_string(), "`--device cpu` works everywhere"));
-        }
-        return Err(Failure::not_built("`--execute-top` on CUDA", "use --device cpu"));
-    }
-    let search =
-        SearchArguments { job: in_fp32(&search.job)?, top: search.top.max(CANDIDATES), ..search.clone() };
+    let wanted = match arguments.device {
+        DeviceChoice::Cpu => in_fp32(&search.job)?,
+        DeviceChoice::Cuda(_) => search.job.clone(),
+    };
+    let search = SearchArguments { job: wanted, top: search.top.max(CANDIDATES), ..search.clone() };
     let mut job = search.job.load(&search.common, host)?;
     let ranks = job.cluster.accelerators();
     if ranks > MAX_RANKS {
@@ -200,14 +196,22 @@ pub(super) fn run(
             "name a smaller cluster, such as the one that `psim calibrate` writes",
         ));
     }
-    let machine = Machine::load(&search.common, &job.software.library, host)?;
-    let stand_in = machine.stand_in(&job.cluster);
-    job.cluster = machine.cluster(ranks);
-    job.software.library = machine.library.clone();
+    let place = match arguments.device {
+        DeviceChoice::Cpu => Place::processor(&search.common, &job, host)?,
+        DeviceChoice::Cuda(_) if ranks > 1 => {
+            return Err(Failure::input(
+                format!("the cluster has {ranks} accelerators, and --execute-top runs plans on one GPU"),
+                "name a cluster of one GPU, or run a plan with `psim execute --device cuda --ranks nccl`",
+            ));
+        }
+        DeviceChoice::Cuda(index) => Place::gpu(&search.common, &job, index)?,
+    };
+    job.cluster = place.cluster(ranks);
+    job.software.library = place.library.clone();
     if search.common.stack.is_none() {
-        job.software.stack = machine.stack(&search.common)?;
+        job.software.stack = place.stack.clone();
     }
-    let before = load_residuals(&arguments.residuals, &machine.accelerator.name, host)?;
+    let before = load_residuals(&arguments.residuals, &place.accelerator, host)?;
     let report = super::search(&job, &search, host)?;
     if let Some(why) = &report.infeasible {
         return Err(super::infeasible(why));
@@ -226,10 +230,10 @@ pub(super) fn run(
             "`psim execute` with a plan says what it does not run",
         ));
     }
-    let bench = Bench { job: &job, machine: &machine, steps: arguments.steps, seed: search.common.seed };
+    let bench = Bench { job: &job, place: &place, steps: arguments.steps, seed: search.common.seed };
     let ranked = bench.rank(&plans, &before)?;
     let top = arguments.execute_top.unwrap_or(1) as usize;
-    let question = fingerprint(&job, &machine, arguments, &search)?;
+    let question = fingerprint(&job, &place, arguments, &search)?;
     let (rans, resumed, mut journal) = execute_top(arguments, &bench, &ranked, top, question, &before, host)?;
 
     let mut after = before.clone();
@@ -238,11 +242,11 @@ pub(super) fn run(
     write_atomically(host, &arguments.residuals, text.as_bytes())?;
     journal.finish().map_err(|e| Failure::input(e.to_string(), "check the free space"))?;
     let again = bench.rank(&plans, &after)?;
-    let answer = Answer { rans, resumed, before: ranked, after: again, found, stand_in };
+    let answer = Answer { rans, resumed, before: ranked, after: again, found };
     if search.common.json {
         return host.json(&answer.json(&job, arguments));
     }
-    host.print(answer.text(&job, &machine, arguments))
+    host.print(answer.text(&job, &place, arguments))
 }
 
 /// Runs what the loop chose and has not run yet.
@@ -302,13 +306,13 @@ fn journal_path(residuals: &Path, question: u32) -> PathBuf {
 /// Names the question, so that a killed loop is continued by the same question only.
 fn fingerprint(
     job: &Job,
-    machine: &Machine,
+    place: &Place,
     arguments: &LoopArguments,
     search: &SearchArguments,
 ) -> Result<u32, Failure> {
     let question = json!({
         "model": job.model, "workload": job.workload, "batch": job.global_batch,
-        "ranks": job.cluster.accelerators(), "machine": machine.accelerator.name, "top": arguments.execute_top,
+        "ranks": job.cluster.accelerators(), "machine": place.accelerator, "top": arguments.execute_top,
         "steps": arguments.steps, "seed": search.common.seed, "settings": search.common.settings,
         "objective": format!("{:?}", search.objective),
     });
@@ -347,7 +351,6 @@ struct Answer {
     before: Vec<(Plan, f64)>,
     after: Vec<(Plan, f64)>,
     found: usize,
-    stand_in: Option<String>,
 }
 
 /// A plan and its predicted step time, seconds.
@@ -370,16 +373,18 @@ impl Answer {
         })
     }
 
-    fn text(&self, job: &Job, machine: &Machine, arguments: &LoopArguments) -> String {
+    fn text(&self, job: &Job, place: &Place, arguments: &LoopArguments) -> String {
+        let ranks = match place.device {
+            ExecuteDevice::Cpu => {
+                format!("{} rank threads, {} cores", job.cluster.accelerators(), place.sharing.cores)
+            }
+            ExecuteDevice::Cuda(index) => format!("cuda:{index}"),
+        };
         let mut out = format!(
-            "{} on {} rank threads, {} cores ({}); prediction from: {}\n",
-            job.model.name,
-            job.cluster.accelerators(),
-            machine.facts.sharing.cores,
-            machine.accelerator.name,
-            machine.origin,
+            "{} on {ranks} ({}); prediction from: {}\n",
+            job.model.name, place.accelerator, place.origin,
         );
-        if let Some(note) = &self.stand_in {
+        if let Some(note) = &place.note {
             out.push_str(&format!("{}\n", wrap(&format!("note: {note}"), 100, "  ")));
         }
         out.push_str(&format!(
