@@ -143,7 +143,8 @@ impl Place {
                 job.cluster.name
             )),
         };
-        let mut stack = if job.software.stack_chosen { job.software.stack.clone() } else { cuda_stack(threads_stack()) };
+        let mut stack =
+            if job.software.stack_chosen { job.software.stack.clone() } else { cuda_stack(threads_stack()) };
         for setting in &common.settings {
             stack = settings::apply(&stack, setting)?;
         }
