@@ -10,5 +10,6 @@ mod machine;
 mod output;
 #[path = "cli_suite/serving.rs"]
 mod serving;
+mod serving_files;
 #[path = "cli_suite/snapshots.rs"]
 mod snapshots;
