@@ -2,6 +2,7 @@
 
 use super::math::{sigmoid, tanh};
 use crate::device::{Activation, Adam, Rope, Strided};
+use std::cell::RefCell;
 
 pub(super) fn add(source: &[f32], target: &mut [f32]) {
     pulp::Arch::new().dispatch(
@@ -105,6 +106,44 @@ pub(super) fn activation_backward(
     );
 }
 
+/// Sines and cosines of one kind of rotation, by position; computed once, as inference and training engines keep them.
+struct Turns {
+    base: f32,
+    head_dim: usize,
+    frequencies: Vec<f64>,
+    /// `[position][head_dim / 2]`.
+    rows: Vec<(f32, f32)>,
+}
+
+/// Positions that are kept (16 MiB at a head width of 128); those beyond are computed each time.
+const KEPT_POSITIONS: usize = 1 << 15;
+
+thread_local! {
+    static TURNS: RefCell<Vec<Turns>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Turns {
+    fn new(base: f32, head_dim: usize) -> Self {
+        let power = |i: usize| f64::from(base).powf(-2.0 * i as f64 / head_dim as f64);
+        Self { base, head_dim, frequencies: (0..head_dim / 2).map(power).collect(), rows: Vec::new() }
+    }
+
+    fn compute(&self, position: usize) -> impl Iterator<Item = (f32, f32)> + '_ {
+        self.frequencies.iter().map(move |frequency| {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            (sin as f32, cos as f32)
+        })
+    }
+
+    /// Keeps the rows of all positions up to this one.
+    fn reach(&mut self, position: usize) {
+        for next in self.rows.len() / (self.head_dim / 2).max(1)..=position.min(KEPT_POSITIONS - 1) {
+            let row: Vec<_> = self.compute(next).collect();
+            self.rows.extend(row);
+        }
+    }
+}
+
 pub(super) fn rope(
     shape: &Rope,
     positions: &[u32],
@@ -114,24 +153,48 @@ pub(super) fn rope(
     to: Strided,
 ) {
     let half = shape.head_dim / 2;
-    let frequencies: Vec<f64> =
-        (0..half).map(|i| f64::from(shape.base).powf(-2.0 * i as f64 / shape.head_dim as f64)).collect();
-    let mut turns = vec![(0.0_f32, 0.0_f32); half];
-    for token in 0..shape.tokens {
-        let position = f64::from(positions[token]);
-        for (turn, frequency) in turns.iter_mut().zip(&frequencies) {
-            let (sin, cos) = (position * frequency).sin_cos();
-            *turn = (if shape.inverse { -sin } else { sin } as f32, cos as f32);
-        }
-        for head in 0..shape.heads {
-            let x = &source[from.offset + token * from.stride + head * shape.head_dim..][..shape.head_dim];
-            let y = &mut target[to.offset + token * to.stride + head * shape.head_dim..][..shape.head_dim];
-            for (i, &(sin, cos)) in turns.iter().enumerate() {
-                y[i] = x[i] * cos - x[i + half] * sin;
-                y[i + half] = x[i] * sin + x[i + half] * cos;
-            }
-        }
+    if half == 0 {
+        return;
     }
+    TURNS.with_borrow_mut(|kept| {
+        let known = kept.iter().position(|t| t.base == shape.base && t.head_dim == shape.head_dim);
+        let index = known.unwrap_or_else(|| {
+            kept.push(Turns::new(shape.base, shape.head_dim));
+            kept.len() - 1
+        });
+        let turns = &mut kept[index];
+        turns.reach(positions.iter().take(shape.tokens).copied().max().unwrap_or(0) as usize);
+        let turns = &kept[index];
+        let sign = if shape.inverse { -1.0_f32 } else { 1.0 };
+        let mut far = Vec::new();
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (token, &position) in positions[..shape.tokens].iter().enumerate() {
+                    let position = position as usize;
+                    let row = match turns.rows.get(position * half..(position + 1) * half) {
+                        Some(row) => row,
+                        None => {
+                            far.clear();
+                            far.extend(turns.compute(position));
+                            &far
+                        }
+                    };
+                    for head in 0..shape.heads {
+                        let at = token * from.stride + head * shape.head_dim + from.offset;
+                        let (x, above) = source[at..at + shape.head_dim].split_at(half);
+                        let at = token * to.stride + head * shape.head_dim + to.offset;
+                        let (y, y_above) = target[at..at + shape.head_dim].split_at_mut(half);
+                        for i in 0..half {
+                            let (sin, cos) = (sign * row[i].0, row[i].1);
+                            y[i] = x[i] * cos - above[i] * sin;
+                            y_above[i] = x[i] * sin + above[i] * cos;
+                        }
+                    }
+                }
+            },
+        );
+    });
 }
 
 pub(super) fn adam(settings: &Adam, gradient: &[f32], m: &mut [f32], v: &mut [f32], parameters: &mut [f32]) {

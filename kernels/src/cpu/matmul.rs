@@ -1,6 +1,7 @@
 //! Matrix products through the `gemm` crate.
 #![expect(unsafe_code, reason = "the gemm crate takes raw pointers")]
 
+use super::math::dot;
 use crate::device::Gemm;
 
 /// A matrix inside a slice: strides in elements along columns and rows.
@@ -75,7 +76,33 @@ pub(super) fn product(
     }
 }
 
+/// Rows up to which a product with a transposed B is taken as scalar products: the library would transpose all of B
+/// first, which is most of the time of so few rows (an output layer while decoding).
+const FEW_ROWS: usize = 16;
+
+/// `C = keep·C + A·Bᵀ` by scalar products of stored rows.
+fn scalar_products(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let [a_from, b_from, c_from] = shape.offset;
+    let [a_stride, b_stride, c_stride] = shape.stride;
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for column in 0..shape.n {
+                let b = &b[b_from + column * b_stride..][..shape.k];
+                for row in 0..shape.m {
+                    let sum = dot(&a[a_from + row * a_stride..][..shape.k], b);
+                    let c = &mut c[c_from + row * c_stride + column];
+                    *c = if shape.accumulate { *c + sum } else { sum };
+                }
+            }
+        },
+    );
+}
+
 pub(super) fn gemm(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
+    if shape.transpose_b && !shape.transpose_a && shape.m <= FEW_ROWS {
+        return scalar_products(shape, a, b, c);
+    }
     product(
         [shape.m, shape.n, shape.k],
         1.0,
