@@ -106,6 +106,7 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
             launch_us: 1.8,
             efficiency,
             half_bytes: 2e6,
+            working_sets: None,
             fit: GUESS,
         })
         .collect(),

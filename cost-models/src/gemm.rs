@@ -34,6 +34,10 @@ const TILES: [(f64, f64, i32); 8] = [
 /// Arithmetic time in seconds of `batch` products under a law: the best tile and split of the reduction.
 pub fn compute_seconds(law: &GemmLaw, rates: Rates, m: f64, n: f64, k: f64, batch: f64) -> f64 {
     let unit_rate = rates.peak * law.compute / rates.units;
+    // One unit takes one tile after another, and its own tiles are registers: a few rows.
+    if rates.units <= 1.0 {
+        return 2.0 * m * n * (k + law.prologue) * batch / unit_rate;
+    }
     let mut best = f64::INFINITY;
     let mut halving_rate = [1.0; 5];
     for i in 1..5 {

@@ -22,11 +22,13 @@ pub const CLASS_NAMES: [(MemoryClass, &str); CLASSES] = [
 ];
 
 /// Bandwidth law of one class.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct MemoryLaw {
     launch: f64,
     efficiency: f64,
     half_bytes: f64,
+    /// Logarithms of bytes per kernel and of the share reached, ascending; empty where one rate holds for all.
+    shares: Vec<(f64, f64)>,
     /// Error of the table.
     pub sigma: f64,
 }
@@ -38,12 +40,59 @@ impl MemoryLaw {
             launch: table.launch_us * 1e-6,
             efficiency: table.efficiency,
             half_bytes: table.half_bytes,
+            shares: table.working_sets.as_ref().map_or_else(Vec::new, |sets| {
+                let positive = |v: &f64| v.max(1e-12).ln();
+                sets.bytes.iter().map(positive).zip(sets.share.iter().map(positive)).collect()
+            }),
             sigma: table.fit.sigma,
         }
     }
 
-    /// Seconds to move `bytes` with `kernels` launches at `bandwidth` bytes/s: launches + (bytes + half_bytes·kernels) / rate.
+    /// Share of the bandwidth that kernels of so many bytes reach, where it depends on them.
+    fn share(&self, bytes: f64) -> Option<f64> {
+        let (first, last) = (self.shares.first()?, self.shares.last()?);
+        let x = bytes.max(1.0).ln();
+        let at = self.shares.partition_point(|s| s.0 <= x);
+        Some(match (at.checked_sub(1).and_then(|i| self.shares.get(i)), self.shares.get(at)) {
+            (Some(low), Some(high)) => (low.1 + (high.1 - low.1) * (x - low.0) / (high.0 - low.0)).exp(),
+            (None, _) => first.1.exp(),
+            (_, None) => last.1.exp(),
+        })
+    }
+
+    /// Seconds to move `bytes` with `kernels` launches at `bandwidth` bytes/s: launches + (bytes + half_bytes·kernels) / rate;
+    /// with the rate of the bytes of one kernel where it was measured by working set.
     pub fn seconds(&self, bandwidth: f64, bytes: f64, kernels: f64) -> f64 {
+        if let Some(share) = self.share(bytes / kernels.max(1.0)) {
+            return kernels * self.launch + bytes / (bandwidth * share);
+        }
         kernels * self.launch + (bytes + kernels * self.half_bytes) / (bandwidth * self.efficiency)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use psim_hardware::profile::accelerator::{FitQuality, WorkingSets};
+
+    #[test]
+    fn rates_by_working_set_pass_through_their_points_and_never_fall_in_time() {
+        let table = MemoryTable {
+            class: "norm".to_owned(),
+            launch_us: 1.0,
+            efficiency: 0.5,
+            half_bytes: 0.0,
+            working_sets: Some(WorkingSets { bytes: vec![1e3, 1e5, 1e7], share: vec![0.5, 1.0, 0.1] }),
+            fit: FitQuality { points: 3, sigma: 0.1 },
+        };
+        let law = MemoryLaw::new(&table);
+        for (bytes, share) in
+            [(1e2, 0.5), (1e3, 0.5), (1e4, 0.5_f64.sqrt()), (1e5, 1.0), (1e7, 0.1), (1e9, 0.1)]
+        {
+            let expected = 2.0e-6 + 2.0 * bytes / (1e9 * share);
+            assert!((law.seconds(1e9, 2.0 * bytes, 2.0) / expected - 1.0).abs() < 1e-9, "{bytes}");
+        }
+        let times: Vec<f64> = (0..80).map(|i| law.seconds(1e9, 10.0 * 1.3_f64.powi(i), 1.0)).collect();
+        assert!(times.windows(2).all(|w| w[0] <= w[1]));
     }
 }

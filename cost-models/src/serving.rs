@@ -15,4 +15,4 @@ pub mod step;
 pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
-pub use step::{DecodeRun, KINDS, Lane, PromptChunk, StepCost, StepCostError, StepPieces};
+pub use step::{DecodeRun, KINDS, Lane, PricedStep, PromptChunk, StepCost, StepCostError, StepPieces};

@@ -26,7 +26,7 @@ mod pricing;
 mod table;
 
 pub use decode_run::DecodeRun;
-pub use pieces::StepPieces;
+pub use pieces::{PricedStep, StepPieces};
 use table::Table;
 
 /// Largest number of different attention kinds in one model.

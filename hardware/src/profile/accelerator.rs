@@ -202,8 +202,23 @@ pub struct MemoryTable {
     pub efficiency: f64,
     /// Bytes per kernel at which half of that share is reached, launch excluded.
     pub half_bytes: f64,
+    /// Reached share by bytes, where caches of several levels make it rise and fall again; then `efficiency` and
+    /// `half_bytes` are not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_sets: Option<WorkingSets>,
     /// Quality.
     pub fit: FitQuality,
+}
+
+/// Share of the datasheet bandwidth that a class reaches by the bytes that one kernel moves: linear in the logarithms
+/// between the points, constant outside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSets {
+    /// Bytes per kernel, ascending.
+    pub bytes: Vec<f64>,
+    /// Shares, one per size; none grows faster than the bytes, so that more bytes never take less time.
+    pub share: Vec<f64>,
 }
 
 /// Measured times of one collective inside a scale-up domain.

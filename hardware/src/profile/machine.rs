@@ -30,8 +30,29 @@ pub struct MachineFacts {
     /// Copies between host and device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_copies: Vec<HostCopy>,
+    /// Steps of a serving engine of next to no arithmetic: what its loop costs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engine_steps: Vec<EngineStep>,
+    /// Time of a product of a few rows with a matrix that lies transposed (an output layer that shares the embedding),
+    /// relative to the usual layout; 0 when it was not measured.
+    #[serde(default)]
+    pub transposed: f64,
     /// What the profile's factors are relative to.
     pub datasheet: Accelerator,
+}
+
+/// A measured step of a serving engine with a network of next to no arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineStep {
+    /// Layers of the network.
+    pub layers: u32,
+    /// Sequences that decode, one token each.
+    pub sequences: u32,
+    /// Vocabulary.
+    pub vocab: u32,
+    /// Microseconds of processor time.
+    pub time_us: f64,
 }
 
 /// A copy between host and device.

@@ -24,10 +24,29 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Flops (causal part, window applied) and bytes of one chunk in one layer.
-    pub(super) fn chunk(&self, chunk: &PromptChunk) -> (f64, f64) {
+    /// A kind whose only kernel is priced by `seconds(query tokens, cached tokens read by each)` for one layer.
+    pub(super) fn rows(
+        core: &AttentionCore,
+        rates: Datasheet,
+        kv_size: f64,
+        seconds: impl Fn(f64, f64) -> f64,
+    ) -> Self {
+        Self {
+            core: *core,
+            decode: DecodeTable::new(seconds),
+            prompt: PromptLaw { launch_us: 0.0, compute: 1.0, half_length: 0.0, memory: 1.0, sigma: 0.0 },
+            prompt_residual: Residual::default(),
+            prompt_rates: rates,
+            index_bytes: 0.0,
+            group: 1.0,
+            kv_size,
+        }
+    }
+
+    /// Tokens that the tokens of a chunk read, summed (causal part, window applied).
+    fn pairs(&self, chunk: &PromptChunk) -> f64 {
         let (n, before) = (f64::from(chunk.tokens), f64::from(chunk.before));
-        let pairs = match self.core.reads_at_most {
+        match self.core.reads_at_most {
             None => n * (before + (n + 1.0) / 2.0),
             Some(w) => {
                 let w = w as f64;
@@ -37,7 +56,13 @@ impl Kind {
                 let rising = (end - start) * (start + end + 1.0) / 2.0;
                 rising + (n - (end - start)) * w
             }
-        };
+        }
+    }
+
+    /// Flops (causal part, window applied) and bytes of one chunk in one layer.
+    pub(super) fn chunk(&self, chunk: &PromptChunk) -> (f64, f64) {
+        let (n, before) = (f64::from(chunk.tokens), f64::from(chunk.before));
+        let pairs = self.pairs(chunk);
         let width = (self.core.head_dim + self.core.head_dim_v) as f64;
         let q = self.core.q_heads as f64;
         let flops = 2.0 * pairs * q * width;
@@ -77,6 +102,13 @@ impl StepCost {
 
     /// Accelerator time of the attention of prompt chunks, and its roofline.
     pub(super) fn prompt_seconds(&self, chunks: &[PromptChunk]) -> (f64, f64) {
+        if self.pieces.rows {
+            let tokens = chunks.iter().map(|c| c.tokens).sum();
+            let one = |k: &Kind| {
+                k.core.layers * k.decode.row(tokens).seconds(chunks.iter().map(|c| k.pairs(c)).sum())
+            };
+            return (self.pieces.kinds.iter().map(one).sum(), 0.0);
+        }
         let (mut total, mut roofline) = (0.0, 0.0);
         for kind in &self.pieces.kinds {
             let (mut work, mut launch) = (0.0, 0.0f64);

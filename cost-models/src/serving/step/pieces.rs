@@ -8,9 +8,9 @@ use crate::serving::engine::{EngineParameters, EngineProfile};
 use crate::serving::kernels::Datasheet;
 use crate::serving::tables::Lookup;
 use crate::{CostModel, ProfileLibrary, stacks};
-use psim_hardware::{Cluster, DType, GroupShape, Node};
+use psim_hardware::{Accelerator, Cluster, DType, GroupShape, Node};
 use psim_models::Model;
-use psim_models::serving::lower::ServingShape;
+use psim_models::serving::lower::{AttentionCore, ServingShape};
 use psim_models::serving::{Deployment, lower};
 
 /// Tables of one deployment before an engine's efficiencies.
@@ -41,6 +41,8 @@ pub struct StepPieces {
     pub(super) sigma: f64,
     /// Tokens of the batches that prompts run in.
     pub(super) micro_batch: Option<u32>,
+    /// Every prompt token attends by itself through the kernel of decoding.
+    pub(super) rows: bool,
     /// `kv_reuse` and `expert_imbalance` that they were made with.
     shaped_by: [f64; 2],
 }
@@ -48,6 +50,23 @@ pub struct StepPieces {
 /// Engine numbers that shape the tables themselves.
 fn shaping(p: &EngineParameters) -> [f64; 2] {
     [p.kv_reuse, p.expert_imbalance]
+}
+
+/// Prices of the parts of a step, seconds.
+#[derive(Clone, Copy)]
+pub struct PricedStep<'a> {
+    /// Everything that follows the tokens of the step, attention excepted, over all layers.
+    pub tokens: &'a dyn Fn(f64) -> f64,
+    /// Everything that follows the sequences that get a token.
+    pub ends: &'a dyn Fn(f64) -> f64,
+    /// Attention of one layer in which so many tokens, of prompts or decoding, read so many cached tokens each.
+    pub attention: &'a dyn Fn(&AttentionCore, f64, f64) -> f64,
+    /// Bytes of an element of the cache.
+    pub kv_size: f64,
+    /// Tokens that the cache holds.
+    pub cache_tokens: f64,
+    /// Standard deviation of the logarithmic error of the prices.
+    pub sigma: f64,
 }
 
 impl StepPieces {
@@ -149,7 +168,56 @@ impl StepPieces {
             own_laws,
             sigma,
             micro_batch: engine.prompt_micro_batch.filter(|m| *m > 0),
+            rows: false,
             shaped_by: shaping(&parameters),
+        })
+    }
+
+    /// Tables steps whose parts somebody else prices: an engine with kernels of its own, measured on its machine.
+    ///
+    /// # Errors
+    /// A deployment that does not fit the model; more kinds of attention than are tracked.
+    pub fn priced(
+        model: &Model,
+        deployment: &Deployment,
+        accelerator: &Accelerator,
+        step: &PricedStep<'_>,
+    ) -> Result<Self, StepCostError> {
+        let shape = lower(model, deployment)?;
+        if shape.attention.len() > KINDS {
+            return Err(StepCostError::Kinds(shape.attention.len()));
+        }
+        let peak = accelerator.peak.values().map(|p| p.0).fold(1.0, f64::max);
+        let rates = Datasheet { half: peak, peak, bandwidth: accelerator.memory_bandwidth.0 };
+        let price =
+            |core| Kind::rows(core, rates, step.kv_size, |rows, each| (step.attention)(core, rows, each));
+        let nothing = || Table::new(|_| 0.0);
+        Ok(Self {
+            kinds: shape.attention.iter().map(price).collect(),
+            rates,
+            products: Table::new(step.tokens),
+            head: Table::new(step.ends),
+            small: nothing(),
+            reduces: nothing(),
+            experts: nothing(),
+            exchanges: nothing(),
+            sampling: nothing(),
+            // The prices are at least their own rooflines.
+            roofline_local: nothing(),
+            roofline_shared: nothing(),
+            roofline_head: nothing(),
+            kernels: 0.0,
+            lanes: deployment.lanes(),
+            stages: deployment.pp,
+            stage_hop: (0.0, 0.0),
+            link: (0.0, accelerator.memory_bandwidth.0),
+            cache_bytes: step.cache_tokens * shape.kv_bytes_per_token,
+            shape,
+            own_laws: true,
+            sigma: step.sigma,
+            micro_batch: None,
+            rows: true,
+            shaped_by: shaping(&EngineParameters::default()),
         })
     }
 
