@@ -3,6 +3,7 @@
 pub mod fit;
 pub mod fit_serving;
 pub mod import;
+pub mod learned;
 pub mod measure;
 pub mod tables;
 pub mod validate;

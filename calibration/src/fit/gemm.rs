@@ -196,6 +196,34 @@ fn errors(
         .collect()
 }
 
+/// Law and surface of some samples, to be tried on others.
+#[derive(Debug)]
+pub struct Trial {
+    law: GemmLaw,
+    grid: psim_cost_models::grid::Residual,
+    rates: Rates,
+    dtype: DType,
+}
+
+impl Trial {
+    /// Fits the samples.
+    pub fn new(samples: &[Sample], rates: Rates, dtype: DType) -> Self {
+        let (law, _, axes, values) = model(samples, rates, dtype, None);
+        let grid = psim_cost_models::grid::Residual::new(Some(&surface::to_grid(&values, &axes)));
+        Self { law, grid, rates, dtype }
+    }
+
+    /// Seconds of the law alone.
+    pub fn law_seconds(&self, s: &Sample) -> f64 {
+        law_time(&self.law, self.rates, self.dtype, s)
+    }
+
+    /// Seconds with the surface.
+    pub fn seconds(&self, s: &Sample) -> f64 {
+        self.law_seconds(s) * self.grid.at([s.m, s.n, s.k]).exp()
+    }
+}
+
 /// Fits one table. `cast_launch_us` is the launch time of the same machine's kernel without a cast, given when the
 /// measured kernels include the dynamic quantisation of A.
 pub fn fit(

@@ -1,18 +1,21 @@
 //! From samples to an accelerator profile: a simple law per table and a residual grid over what was measured.
 //!
-//! Grid nodes that were not measured take the residual of their neighbours, weighted by inverse squared distance in
-//! doublings. The error of a table is that of predicting each measured point from the others (robust standard
+//! Grid nodes that were not measured lie on the plane that fits their neighbours best, weighted by the inverse fourth
+//! power of the distance in doublings. The error of a table is that of predicting each measured point from the others (robust standard
 //! deviation of ln(measured / predicted)).
 
+mod memory;
+
 use super::point::{Point, Record, Role, median, memory_traffic};
+use super::sweep::FEW_ROWS;
 use super::{MeasureError, machine};
 use psim_cost_models::attention::{AttentionShape, law_seconds as attention_law_seconds};
 use psim_cost_models::gemm::{Rates, law_seconds};
 use psim_hardware::profile::accelerator::{
     ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable,
-    CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, MemoryTable, ResidualGrid,
+    CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, ResidualGrid,
 };
-use psim_hardware::profile::machine::{HostCopy, LoadLatency, MachineFacts, Sharing, Together};
+use psim_hardware::profile::machine::{EngineStep, HostCopy, LoadLatency, MachineFacts, Sharing, Together};
 use psim_hardware::profile::stack::AttentionKernel;
 use psim_hardware::{Accelerator, DType, Scaling};
 use psim_kernels::Device;
@@ -85,7 +88,7 @@ pub fn fit<D: Device>(
         fit: gemm.fit,
     };
     let attention = attention_tables(dtype, rates, records);
-    let memory = memory_tables(dtype, rates, records);
+    let memory = memory::tables(&memory_samples(records, dtype), rates.bandwidth);
     let collectives = collective_curves(records);
     let machine = machine_facts(&accelerator, records, &mut notes);
     let profile = AcceleratorProfile {
@@ -116,6 +119,45 @@ pub fn tables(profile: &AcceleratorProfile) -> Vec<(String, u32, f64)> {
     rows
 }
 
+/// Shapes and median seconds of the products in the forward layout.
+pub fn gemm_shapes(records: &[Record]) -> Vec<([f64; 3], f64)> {
+    gemm_samples(records, Role::Forward)
+}
+
+/// Law and interpolation of some measured products of a processor, to be tried on others.
+#[derive(Debug)]
+pub struct GemmTrial {
+    model: psim_cost_models::gemm::GemmModel,
+    law: GemmLaw,
+    rates: Rates,
+}
+
+impl GemmTrial {
+    /// Fits (shape, seconds).
+    pub fn new(samples: &[([f64; 3], f64)]) -> Self {
+        let flops = samples.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t);
+        let bytes = samples.iter().map(|(s, t)| gemm_bytes(DType::Fp32.size(), *s) / t);
+        let rates = Rates {
+            peak: flops.fold(1.0, f64::max) * HEADROOM,
+            bandwidth: bytes.fold(1.0, f64::max) * HEADROOM,
+            units: 1.0,
+        };
+        let table = gemm_table(DType::Fp32, rates, samples, &[]);
+        Self { model: psim_cost_models::gemm::GemmModel::new(&table), law: table.law, rates }
+    }
+
+    /// Seconds of the law alone.
+    pub fn law_seconds(&self, [m, n, k]: [f64; 3]) -> f64 {
+        law_seconds(&self.law, self.rates, m, n, k, 1.0, gemm_bytes(DType::Fp32.size(), [m, n, k]))
+    }
+
+    /// Seconds with the interpolated residual.
+    pub fn seconds(&self, shape: [f64; 3]) -> f64 {
+        let bytes = gemm_bytes(DType::Fp32.size(), shape);
+        self.model.seconds(self.rates, shape, 1.0, bytes, psim_models::operator::GemmRole::Forward).0
+    }
+}
+
 fn gemm_samples(records: &[Record], wanted: Role) -> Vec<([f64; 3], f64)> {
     records
         .iter()
@@ -128,28 +170,72 @@ fn gemm_samples(records: &[Record], wanted: Role) -> Vec<([f64; 3], f64)> {
         .collect()
 }
 
+/// Weight that pulls the slopes of a local plane to zero: little beside one measured point two doublings away (0.24).
+const SLOPE_RIDGE: f64 = 0.02;
+
+/// Solves a symmetric, positive system by elimination.
+fn eliminate(mut matrix: [[f64; 4]; 4], mut right: [f64; 4]) -> [f64; 4] {
+    for column in 0..4 {
+        let pivot = matrix[column][column].max(1e-300);
+        for row in column + 1..4 {
+            let factor = matrix[row][column] / pivot;
+            let above = matrix[column];
+            matrix[row].iter_mut().zip(above).for_each(|(x, y)| *x -= factor * y);
+            right[row] -= factor * right[column];
+        }
+    }
+    for column in (0..4).rev() {
+        right[column] /= matrix[column][column].max(1e-300);
+        for row in 0..column {
+            right[row] -= matrix[row][column] * right[column];
+        }
+    }
+    right
+}
+
 /// Residuals at measured points, in natural units of three coordinates.
 struct Scatter {
     points: Vec<([f64; 3], f64)>,
 }
 
 impl Scatter {
-    /// Inverse-distance mean of the residuals, without point `skip`.
+    /// The residual at a point, without point `skip`: the plane through the measured ones that fits those nearby best,
+    /// kept within what the nearest ones say.
     fn at(&self, point: [f64; 3], skip: Option<usize>) -> f64 {
-        let (mut sum, mut weight) = (0.0, 0.0);
+        // Weighted normal equations of value ≈ c0 + Σ c·distance, slopes held back a little where nothing fixes them.
+        let (mut matrix, mut right) = ([[0.0; 4]; 4], [0.0; 4]);
+        let mut nearest: Vec<(f64, f64)> = Vec::new();
         for (i, (p, value)) in self.points.iter().enumerate() {
             if Some(i) == skip {
                 continue;
             }
-            let distance: f64 = p.iter().zip(point).map(|(a, b)| (a / b).log2().powi(2)).sum();
+            let d: [f64; 3] = std::array::from_fn(|axis| (p[axis] / point[axis]).log2());
+            let distance: f64 = d.iter().map(|d| d * d).sum();
             if distance < 1e-12 {
                 return *value;
             }
-            let w = distance.powi(-2);
-            sum += w * value;
-            weight += w;
+            nearest.push((distance, *value));
+            let w = (distance + 0.1).powi(-2);
+            let row = [1.0, d[0], d[1], d[2]];
+            for a in 0..4 {
+                for b in 0..4 {
+                    matrix[a][b] += w * row[a] * row[b];
+                }
+                right[a] += w * row[a] * value;
+            }
         }
-        if weight > 0.0 { sum / weight } else { 0.0 }
+        if nearest.is_empty() {
+            return 0.0;
+        }
+        for (axis, row) in matrix.iter_mut().enumerate().skip(1) {
+            row[axis] += SLOPE_RIDGE;
+        }
+        nearest.sort_by(|a, b| a.0.total_cmp(&b.0));
+        nearest.truncate(8);
+        let low = nearest.iter().map(|n| n.1).fold(f64::INFINITY, f64::min);
+        let high = nearest.iter().map(|n| n.1).fold(f64::NEG_INFINITY, f64::max);
+        let room = 0.25 * (high - low);
+        eliminate(matrix, right)[0].clamp(low - room, high + room)
     }
 
     fn quality(&self) -> FitQuality {
@@ -203,6 +289,7 @@ fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: 
     let ratio = |role: Role| {
         let ratios: Vec<f64> = gemm_samples(records, role)
             .into_iter()
+            .filter(|(s, _)| s[0] > FEW_ROWS as f64)
             .map(|(s, t)| t / (expected(s) * scatter.at(s, None).exp()))
             .collect();
         if ratios.is_empty() { 1.0 } else { round(median(&ratios)) }
@@ -312,49 +399,15 @@ fn memory_samples(records: &[Record], dtype: DType) -> Vec<(String, f64, u32, f6
         .collect()
 }
 
-/// `time = kernels·launch + bytes / rate` with least relative error, both parameters not negative.
-fn memory_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<MemoryTable> {
-    let mut classes: BTreeMap<String, Vec<(f64, f64, f64)>> = BTreeMap::new();
-    for (class, bytes, kernels, time) in memory_samples(records, dtype) {
-        classes.entry(class).or_default().push((bytes, f64::from(kernels), time));
-    }
-    classes
+/// Products of few rows with a transposed matrix against the same in the usual layout; 0 where neither was measured.
+fn transposed(records: &[Record]) -> f64 {
+    let forward = gemm_samples(records, Role::Forward);
+    let ratios: Vec<f64> = gemm_samples(records, Role::InputGradient)
         .into_iter()
-        .map(|(class, samples)| {
-            // Normal equations of Σ ((a·kernels + b·bytes) / time − 1)².
-            let (mut kk, mut kb, mut bb, mut k1, mut b1) = (0.0, 0.0, 0.0, 0.0, 0.0);
-            for &(bytes, kernels, time) in &samples {
-                let (k, b) = (kernels / time, bytes / time);
-                kk += k * k;
-                kb += k * b;
-                bb += b * b;
-                k1 += k;
-                b1 += b;
-            }
-            let determinant = kk * bb - kb * kb;
-            let (mut launch, mut per_byte) = if determinant > 1e-12 * kk * bb {
-                ((k1 * bb - b1 * kb) / determinant, (b1 * kk - k1 * kb) / determinant)
-            } else {
-                (0.0, b1 / bb)
-            };
-            if launch < 0.0 {
-                (launch, per_byte) = (0.0, b1 / bb);
-            }
-            let fastest = 1.0 / rates.bandwidth;
-            per_byte = per_byte.max(fastest);
-            let errors: Vec<f64> = samples
-                .iter()
-                .map(|&(bytes, kernels, time)| (time / (launch * kernels + per_byte * bytes)).ln().abs())
-                .collect();
-            MemoryTable {
-                class,
-                launch_us: round(launch * 1e6),
-                efficiency: (fastest / per_byte).clamp(1e-6, 1.0),
-                half_bytes: 0.0,
-                fit: FitQuality { points: samples.len() as u32, sigma: round(1.4826 * median(&errors)) },
-            }
-        })
-        .collect()
+        .filter(|(s, _)| s[0] <= FEW_ROWS as f64)
+        .filter_map(|(shape, time)| Some(time / forward.iter().find(|f| f.0 == shape)?.1))
+        .collect();
+    round(median(&ratios))
 }
 
 /// The machine itself.
@@ -368,6 +421,8 @@ fn machine_facts(accelerator: &Accelerator, records: &[Record], notes: &mut Vec<
         launch_us: None,
         graph_launch_us: None,
         host_copies: Vec::new(),
+        engine_steps: Vec::new(),
+        transposed: transposed(records),
         datasheet: accelerator.clone(),
     };
     let mut threads: BTreeMap<u32, f64> = BTreeMap::new();
@@ -380,6 +435,9 @@ fn machine_facts(accelerator: &Accelerator, records: &[Record], notes: &mut Vec<
             }
             Point::Chase { bytes } => {
                 latency.insert(*bytes, round(time * 1e9));
+            }
+            &Point::EngineStep { layers, sequences, vocab } => {
+                facts.engine_steps.push(EngineStep { layers, sequences, vocab, time_us: round(time * 1e6) });
             }
             Point::Shared => facts.shared_nanoseconds = Some(round(time * 1e9)),
             Point::Launch { graph: false } => facts.launch_us = Some(round(time * 1e6)),
@@ -415,6 +473,7 @@ fn machine_facts(accelerator: &Accelerator, records: &[Record], notes: &mut Vec<
     }
     facts.latency =
         latency.into_iter().map(|(bytes, nanoseconds)| LoadLatency { bytes, nanoseconds }).collect();
+    facts.engine_steps.sort_by_key(|s| (s.layers, s.sequences, s.vocab));
     facts.host_copies.sort_by_key(|c| (c.to_device, c.bytes));
     facts
 }
