@@ -28,6 +28,19 @@ use sweep::{Limits, Sweep};
 /// Runs a collective among rank threads: operation, ranks, bytes (nccl-tests size) → seconds of each repeat.
 pub type CollectiveRunner = Arc<dyn Fn(&str, u32, u64) -> Result<Vec<f64>, String> + Send + Sync>;
 
+/// Runs steps of a serving engine with a network of next to no arithmetic: layers, decoding sequences, vocabulary →
+/// processor seconds of each step.
+pub type EngineRunner = Arc<dyn Fn(u32, u32, u32) -> Result<Vec<f64>, String> + Send + Sync>;
+
+/// What is measured beside a device: the executor that will run there.
+#[derive(Clone)]
+pub struct Runners {
+    /// Collectives among its ranks.
+    pub collective: CollectiveRunner,
+    /// Steps of its serving engine.
+    pub engine: EngineRunner,
+}
+
 /// Which machine to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -62,8 +75,8 @@ pub struct Options {
     pub minutes: f64,
     /// Seed of random inputs.
     pub seed: u64,
-    /// How collectives are run; without it the profile has none.
-    pub collectives: Option<CollectiveRunner>,
+    /// How collectives and serving steps are run; without it the profile has none.
+    pub runners: Option<Runners>,
     /// Datasheet of the device, if known; the CPU's is made from its best measured rates.
     pub accelerator: Option<Accelerator>,
 }
@@ -174,7 +187,7 @@ fn on_device<D: Micro>(
     let (mut journal, records) = Journal::<Record>::open(&path, &header)?;
     let resumed = records.len();
     let spent: f64 = records.iter().map(|r| r.spent).sum();
-    let limits = Limits::new(device, budget, options.collectives.is_some());
+    let limits = Limits::new(device, budget, options.runners.is_some());
     let mut sweep = Sweep::new(&limits, records);
     let mut stopped = false;
     loop {
@@ -190,7 +203,7 @@ fn on_device<D: Micro>(
         }
         let start = Instant::now();
         let allowance = sweep.allowance(budget - elapsed);
-        let seconds = point::measure(device, &point, options.seed, allowance, options.collectives.as_ref())?;
+        let seconds = point::measure(device, &point, options.seed, allowance, options.runners.as_ref())?;
         let mut record = Record::new(point, seconds, start.elapsed().as_secs_f64());
         record.state = device.telemetry().map(State::from);
         journal.append(&record)?;
@@ -256,7 +269,7 @@ pub fn check(
     device: DeviceChoice,
     count: usize,
     seed: u64,
-    collectives: Option<&CollectiveRunner>,
+    runners: Option<&Runners>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Drift>, MeasureError> {
     let text = std::fs::read_to_string(profile)
@@ -264,9 +277,9 @@ pub fn check(
     toml::from_str::<AcceleratorProfile>(&text)
         .map_err(|e| MeasureError::Profile { path: profile.to_owned(), message: e.to_string() })?;
     match device {
-        DeviceChoice::Cpu => check_on(&CpuDevice::new(), profile, count, seed, collectives, progress),
+        DeviceChoice::Cpu => check_on(&CpuDevice::new(), profile, count, seed, runners, progress),
         DeviceChoice::Cuda(index) => {
-            check_on(&psim_kernels::cuda::open(index)?, profile, count, seed, collectives, progress)
+            check_on(&psim_kernels::cuda::open(index)?, profile, count, seed, runners, progress)
         }
     }
 }
@@ -276,13 +289,13 @@ fn check_on<D: Micro>(
     profile: &Path,
     count: usize,
     seed: u64,
-    collectives: Option<&CollectiveRunner>,
+    runners: Option<&Runners>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Drift>, MeasureError> {
     let path = samples_path(profile);
     let mut records: Vec<Record> = journal::read(&path, &Header::new(&device.name()))?;
-    if collectives.is_none() {
-        records.retain(|r| !matches!(r.point, Point::Collective { .. }));
+    if runners.is_none() {
+        records.retain(|r| !matches!(r.point, Point::Collective { .. } | Point::EngineStep { .. }));
     }
     let chosen = sweep::choose(records.len(), count, seed);
     let mut drifts = Vec::with_capacity(chosen.len());
@@ -291,7 +304,7 @@ fn check_on<D: Micro>(
         if !progress.update(done as f64 / chosen.len() as f64, &record.point.to_string()) {
             break;
         }
-        let seconds = point::measure(device, &record.point, seed, 0.2, collectives)?;
+        let seconds = point::measure(device, &record.point, seed, 0.2, runners)?;
         let now = point::median(&seconds);
         // What the device does not have cannot drift.
         if !(now.is_finite() && record.median() > 0.0) {

@@ -20,7 +20,7 @@ fn options(out: &Path, minutes: f64) -> Options {
         out: out.to_owned(),
         minutes,
         seed: 3,
-        collectives: None,
+        runners: None,
         accelerator: None,
     }
 }

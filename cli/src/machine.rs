@@ -177,9 +177,12 @@ impl Place {
     }
 }
 
-/// How collectives among rank threads are measured.
-pub(crate) fn collectives() -> measure::CollectiveRunner {
-    Arc::new(psim_executor::bench::collective)
+/// How collectives among rank threads and the steps of the serving engine are measured.
+pub(crate) fn runners() -> measure::Runners {
+    measure::Runners {
+        collective: Arc::new(psim_executor::bench::collective),
+        engine: Arc::new(psim_executor::bench::engine_step),
+    }
 }
 
 /// A short calibration of the processor, kept nowhere.
@@ -190,7 +193,7 @@ fn quick(host: &Host<'_>) -> Result<AcceleratorProfile, Failure> {
         out: folder.0.join("cpu.toml"),
         minutes: QUICK_MINUTES,
         seed: 1,
-        collectives: Some(collectives()),
+        runners: Some(runners()),
         accelerator: None,
     };
     let bar = Bar::new(host.progress);

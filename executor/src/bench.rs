@@ -4,6 +4,11 @@
 //! executor does it) and the hand-overs between threads that it cannot do without. Both are what a machine of one's own
 //! would show, even where other programs take turns on the cores.
 
+mod engine;
+
+pub use engine::engine_step;
+pub(crate) use engine::narrow;
+
 use crate::comm::{Comm, Hub, Tag};
 use crate::mesh::Group;
 use psim_kernels::cpu::thread_seconds;

@@ -6,22 +6,27 @@
 //! heads and the widths of each layer (tensor parallelism); rank 0 decides what a step runs and tells the others.
 
 mod batch;
+mod clock;
 mod forward;
+mod predict;
 mod scheduler;
 
 pub use batch::Batch;
+pub use clock::Clock;
+pub use predict::{ServeBasis, engine_profile, predict, step_cost};
 pub use scheduler::{Scheduler, State};
 
 use crate::comm::{Comm, Hub, Transport};
 use crate::error::{ExecutorError, Result, unsupported};
 use crate::mesh::Group;
 use crate::network::Network;
+use clock::Watch;
 use forward::Engine;
 use psim_hardware::DType;
 use psim_kernels::Device;
 use psim_models::Model;
 use psim_models::operator::Dimension;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +56,10 @@ pub struct ServeSettings {
     pub seed: u64,
     /// Keep the scores of every generated token.
     pub scores: bool,
+    /// What time is.
+    pub clock: Clock,
+    /// Serve the requests once before, unmeasured, so that memory and caches are as in an engine that has been running.
+    pub warm_up: bool,
 }
 
 /// What became of a request; seconds after the start.
@@ -89,7 +98,7 @@ impl Served {
 pub struct ServeStep {
     /// When it began, seconds after the start.
     pub start: f64,
-    /// How long it took, seconds.
+    /// How long it took by the run's clock, seconds.
     pub seconds: f64,
     /// Prompt tokens computed.
     pub prompt: usize,
@@ -190,7 +199,16 @@ pub fn serve_in<D: Device>(
                     let comm = Comm::new(hub.endpoint(rank));
                     let outcome = device(rank)
                         .and_then(|d| Engine::new(d, comm, network, settings, dtype))
-                        .and_then(|engine| run(&engine, requests, settings));
+                        .and_then(|engine| {
+                            if settings.warm_up {
+                                run(
+                                    &engine,
+                                    requests,
+                                    &ServeSettings { clock: Clock::Processor, ..*settings },
+                                )?;
+                            }
+                            run(&engine, requests, settings)
+                        });
                     if let Err(error) = &outcome {
                         hub.stop(&error.to_string());
                     }
@@ -230,14 +248,14 @@ fn run<D: Device, T: Transport>(
     settings: &ServeSettings,
 ) -> Result<ServeRun> {
     let group = Group { ranks: (0..settings.tp).collect(), index: engine.comm.rank() };
-    let begin = Instant::now();
+    let mut watch = Watch::new(settings.clock);
     let mut scheduler = Scheduler::new(requests, settings);
     let mut out = ServeRun {
         requests: requests.iter().map(|r| Served { arrival: r.arrival, ..Served::default() }).collect(),
         ..ServeRun::default()
     };
     loop {
-        let start = begin.elapsed().as_secs_f64();
+        let start = watch.now();
         let batch = if group.index == 0 {
             scheduler.arrive(start);
             scheduler.next_batch()
@@ -248,14 +266,24 @@ fn run<D: Device, T: Transport>(
         let Some(batch) = batch else { break };
         if batch.is_empty() {
             // Nothing to do before the next arrival.
-            std::thread::sleep(Duration::from_micros(200));
+            match settings.clock {
+                Clock::Wall => std::thread::sleep(Duration::from_micros(200)),
+                Clock::Processor => watch.jump(scheduler.next_arrival()),
+            }
             continue;
         }
         let scores = engine.step(&batch, &group)?;
+        if settings.clock == Clock::Processor {
+            // The slowest rank sets the step.
+            let own = watch.lap();
+            let all = engine.comm.all_gather(Dimension::Tp, &group, vec![own as f32])?;
+            let slowest = all.iter().flatten().fold(0.0_f32, |a, &b| a.max(b));
+            watch.add(if group.size() == 1 { own } else { f64::from(slowest) });
+        }
         if group.index > 0 {
             continue;
         }
-        let end = begin.elapsed().as_secs_f64();
+        let end = watch.now();
         out.steps.push(ServeStep {
             start,
             seconds: end - start,

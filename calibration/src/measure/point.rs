@@ -3,7 +3,7 @@
 //! Inputs are random and rotate among several sets when they would fit in a cache; the first call is a warm-up; times
 //! are medians of repeats, and every repeat is kept.
 
-use super::{CollectiveRunner, MeasureError, host};
+use super::{MeasureError, Runners, host};
 use psim_hardware::DType;
 use psim_kernels::{
     Activation, Adam, Attention, CrossEntropy, Device, Gemm, Micro, Norm, PagedAttention, Rope, Strided,
@@ -92,6 +92,15 @@ pub enum Point {
         /// nccl-tests size.
         bytes: u64,
     },
+    /// A step of the executor's serving engine with next to no arithmetic.
+    EngineStep {
+        /// Layers.
+        layers: u32,
+        /// Sequences that decode.
+        sequences: u32,
+        /// Vocabulary.
+        vocab: u32,
+    },
     /// Dependent loads in a working set.
     Chase {
         /// Working set.
@@ -146,6 +155,9 @@ impl fmt::Display for Point {
             }
             Self::HostCopy { bytes, to_device } => {
                 write!(f, "copy of {bytes} B {} the device", if *to_device { "to" } else { "from" })
+            }
+            Self::EngineStep { layers, sequences, vocab } => {
+                write!(f, "engine step of {sequences} sequences, {layers} layers, vocabulary {vocab}")
             }
             Self::Together { threads } => write!(f, "{threads} threads at once"),
             Self::Sustained { milliseconds } => write!(f, "sustained clocks over {milliseconds} ms"),
@@ -285,7 +297,7 @@ pub fn measure<D: Micro>(
     point: &Point,
     seed: u64,
     allowance: f64,
-    collectives: Option<&CollectiveRunner>,
+    runners: Option<&Runners>,
 ) -> Result<Vec<f64>, MeasureError> {
     let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
     let mut setup = Setup { device, dtype, random: Random(seed | 1) };
@@ -301,9 +313,12 @@ pub fn measure<D: Micro>(
             memory(&mut setup, class, *rows as usize, *width as usize, allowance)
         }
         Point::Collective { operation, ranks, bytes } => {
-            let run =
-                collectives.ok_or_else(|| MeasureError::Collective("no ranks to run them on".to_owned()))?;
-            run(operation, *ranks, *bytes).map_err(MeasureError::Collective)
+            let runners = runners.ok_or_else(no_runner)?;
+            (runners.collective)(operation, *ranks, *bytes).map_err(MeasureError::Collective)
+        }
+        Point::EngineStep { layers, sequences, vocab } => {
+            let runners = runners.ok_or_else(no_runner)?;
+            (runners.engine)(*layers, *sequences, *vocab).map_err(MeasureError::Collective)
         }
         // Enough hops that the clock does not matter, and one lap at least.
         Point::Chase { bytes } => micro(|| device.load_latency(*bytes as usize, 50_000).map(Some)),
@@ -313,6 +328,10 @@ pub fn measure<D: Micro>(
         Point::Together { threads } => host::together(*threads),
         Point::Sustained { milliseconds } => host::sustained(*milliseconds),
     }
+}
+
+fn no_runner() -> MeasureError {
+    MeasureError::Collective("no ranks to run them on".to_owned())
 }
 
 /// Five repeats after one warm-up; an empty list where the device has no such thing.

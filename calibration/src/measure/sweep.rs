@@ -9,10 +9,10 @@ use psim_kernels::Device;
 
 /// Tables of a sweep, with their share of the time.
 const TABLES: [(&str, f64); 7] = [
-    ("gemm", 0.35),
+    ("gemm", 0.32),
     ("gemm-roles", 0.05),
     ("attention", 0.2),
-    ("decode", 0.05),
+    ("decode", 0.08),
     ("memory", 0.15),
     ("collective", 0.15),
     ("machine", 0.05),
@@ -27,8 +27,12 @@ pub struct Limits {
     pub attention: [Vec<u64>; 2],
     /// Rows and widths of memory-bound operators.
     pub memory: [Vec<u64>; 2],
+    /// Cache lengths and sequences of decoding.
+    pub decode: [Vec<u64>; 2],
     /// Sizes of collectives; empty without ranks.
     pub collective: Vec<u64>,
+    /// (layers, sequences, vocabulary) of serving steps; empty without an engine.
+    pub engine: Vec<[u32; 3]>,
     /// Working sets of the pointer chase.
     pub chase: Vec<u64>,
     /// Numbers of threads that compute at once.
@@ -43,7 +47,7 @@ pub struct Limits {
 
 impl Limits {
     /// For a device and a budget in seconds: a fiftieth of it must pay for the largest call, several times over.
-    pub fn new<D: Device>(device: &D, budget: f64, collectives: bool) -> Self {
+    pub fn new<D: Device>(device: &D, budget: f64, runners: bool) -> Self {
         let gpu = device.formats().contains(&DType::Bf16);
         let powers =
             |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(|p| 1_u64 << p).collect();
@@ -53,7 +57,9 @@ impl Limits {
                 gemm: [powers(4, 14, 1), powers(9, 15, 1), powers(9, 14, 1)],
                 attention: [powers(9, 14, 1), head_dims],
                 memory: [powers(8, 14, 2), powers(10, 14, 2)],
+                decode: [powers(9, 14, 1), vec![1, 8, 64]],
                 collective: Vec::new(),
+                engine: Vec::new(),
                 chase: powers(14, 29, 1),
                 together: Vec::new(),
                 sustained: 0,
@@ -62,10 +68,18 @@ impl Limits {
             };
         }
         Self {
-            gemm: [powers(4, 10, 2), powers(5, 11, 2), powers(5, 11, 2)],
+            // Serving runs few rows at a time.
+            gemm: [powers(0, 10, 2), powers(5, 11, 2), powers(5, 11, 2)],
             attention: [powers(5, 10, 1), powers(4, 7, 1)],
-            memory: [powers(5, 11, 2), powers(5, 11, 2)],
-            collective: if collectives {
+            decode: [powers(2, 12, 2), vec![1, 16, 256]],
+            // Narrower rows than a head or two do not occur.
+            memory: [powers(3, 11, 2), powers(7, 11, 2)],
+            engine: if runners {
+                vec![[1, 1, 64], [4, 1, 64], [1, 8, 64], [4, 8, 64], [1, 1, 2048], [1, 8, 2048]]
+            } else {
+                Vec::new()
+            },
+            collective: if runners {
                 vec![1 << 10, 16 << 10, 256 << 10, 1 << 20, 4 << 20]
             } else {
                 Vec::new()
@@ -116,6 +130,9 @@ fn coordinates(point: &Point) -> [f64; 3] {
         Point::Shared => [0.0, 300.0, 0.0],
         Point::Launch { graph } => [f64::from(u8::from(*graph)), 400.0, 0.0],
         Point::HostCopy { bytes, to_device } => [log(*bytes), 500.0, 100.0 * f64::from(u8::from(*to_device))],
+        Point::EngineStep { layers, sequences, vocab } => {
+            [600.0 + log(u64::from(*layers)), log(u64::from(*sequences)), log(u64::from(*vocab))]
+        }
         Point::Together { threads } => [f64::from(*threads), 100.0, 0.0],
         Point::Sustained { milliseconds } => [log(*milliseconds), 200.0, 0.0],
     }
@@ -182,6 +199,17 @@ fn coarse(lines: &[u64]) -> Vec<u64> {
     }
 }
 
+/// Rows up to which a product counts as one of few rows.
+pub(super) const FEW_ROWS: u64 = 16;
+
+/// Heads of measured decoding: the kernel's work is sequences times heads.
+const DECODE_HEADS: u64 = 1;
+
+/// Columns and reduction of the product that is also measured with a transposed matrix.
+fn transposed_shape(ns: &[u64], ks: &[u64]) -> [u64; 2] {
+    [ns.last().copied().unwrap_or(64), ks.get(ks.len() / 2).copied().unwrap_or(64)]
+}
+
 fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
     let mut lists: Vec<(Vec<Point>, Vec<Point>)> = vec![Default::default(); TABLES.len()];
     let [ms, ns, ks] = &limits.gemm;
@@ -200,7 +228,11 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
                 .flatten()
                 .sum::<usize>();
                 let point = Point::Gemm { m, n, k, role: Role::Forward };
-                if base && parity % 2 == 0 { lists[0].0.push(point) } else { lists[0].1.push(point) }
+                // Few rows against the wide matrix of an output layer, beside the same with the matrix transposed.
+                let few = ms.first().is_some_and(|&m| m == 1)
+                    && m <= FEW_ROWS
+                    && transposed_shape(ns, ks) == [n, k];
+                if few || (base && parity % 2 == 0) { lists[0].0.push(point) } else { lists[0].1.push(point) }
             }
         }
     }
@@ -211,6 +243,10 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
         lists[1].0.push(Point::Gemm { m: last(ms), n: last(ns), k: middle(ks), role });
         lists[1].0.push(Point::Gemm { m: middle(ms), n: last(ns), k: last(ks), role });
     }
+    for &m in ms.iter().filter(|&&m| ms.first() == Some(&1) && m <= FEW_ROWS) {
+        let [n, k] = transposed_shape(ns, ks);
+        lists[1].0.push(Point::Gemm { m, n, k, role: Role::InputGradient });
+    }
     let [seqs, dims] = &limits.attention;
     for &seq in seqs {
         for &head_dim in dims {
@@ -219,9 +255,16 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
                 let point = Point::Attention { batch: 1, seq, heads: 4, head_dim, backward };
                 if base { lists[2].0.push(point) } else { lists[2].1.push(point) }
             }
-            for batch in [1, 8] {
-                let point = Point::Decode { batch, length: seq, heads: 4, head_dim };
-                if base && batch == 1 { lists[3].0.push(point) } else { lists[3].1.push(point) }
+        }
+    }
+    let [lengths, batches] = &limits.decode;
+    for &length in lengths {
+        for &head_dim in dims {
+            let base = coarse(lengths).contains(&length) && coarse(dims).contains(&head_dim);
+            for &batch in batches {
+                let point = Point::Decode { batch, length, heads: DECODE_HEADS, head_dim };
+                let middle = batch == batches[batches.len() / 2];
+                if base && middle { lists[3].0.push(point) } else { lists[3].1.push(point) }
             }
         }
     }
@@ -250,6 +293,9 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
     let known = coarse(&limits.chase);
     for &threads in &limits.together {
         lists[6].0.push(Point::Together { threads });
+    }
+    for &[layers, sequences, vocab] in &limits.engine {
+        lists[6].0.push(Point::EngineStep { layers, sequences, vocab });
     }
     for &bytes in &limits.chase {
         let point = Point::Chase { bytes };
@@ -419,7 +465,7 @@ mod tests {
         // The rate halves below m = 64 and is flat elsewhere.
         let slow = |p: &Point| matches!(p, Point::Gemm { m, .. } if *m < 64);
         let mut refined = Vec::new();
-        for _ in 0..120 {
+        for _ in 0..240 {
             let Some(point) = sweep.next(1e9) else { break };
             if sweep.base.iter().all(|&b| b == 0) && table(&point) == 0 {
                 refined.push(point.clone());

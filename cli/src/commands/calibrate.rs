@@ -3,7 +3,7 @@
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::write_atomically;
-use crate::machine::{collectives, hinted};
+use crate::machine::{hinted, runners};
 use crate::number::three;
 use crate::progress::Bar;
 use crate::table::{Align, Table};
@@ -105,7 +105,7 @@ fn calibrate(
         out: host.path(out),
         minutes: arguments.minutes,
         seed: arguments.seed,
-        collectives: cpu.then(collectives),
+        runners: cpu.then(runners),
         accelerator,
     };
     let bar = Bar::new(host.progress);
@@ -205,13 +205,13 @@ fn check(arguments: &Arguments, profile: &Path, host: &mut Host<'_>) -> Result<(
         bar.show(message, done);
         true
     };
-    let runner = collectives();
+    let runners = runners();
     let measured = measure::check(
         &host.path(profile),
         arguments.device,
         arguments.points as usize,
         arguments.seed,
-        Some(&runner),
+        Some(&runners),
         &mut progress,
     );
     bar.finish();

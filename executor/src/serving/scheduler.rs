@@ -82,6 +82,11 @@ impl Scheduler {
         }
     }
 
+    /// When the next request arrives, of those that have not.
+    pub fn next_arrival(&self) -> Option<f64> {
+        self.ahead.front().map(|&next| self.sequences[next].arrival)
+    }
+
     /// Every request is answered.
     pub fn finished(&self) -> bool {
         self.ahead.is_empty() && self.waiting.is_empty() && self.running.is_empty()
@@ -214,9 +219,20 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::Clock;
 
     fn settings(pages: usize, tokens: usize) -> ServeSettings {
-        ServeSettings { tp: 1, page: 4, pages, tokens, sequences: 8, seed: 1, scores: false }
+        ServeSettings {
+            tp: 1,
+            page: 4,
+            pages,
+            tokens,
+            sequences: 8,
+            seed: 1,
+            scores: false,
+            clock: Clock::Wall,
+            warm_up: false,
+        }
     }
 
     fn request(prompt: usize, output: usize) -> ServeRequest {

@@ -9,7 +9,7 @@ use emulation::{Emulation, device};
 use psim_executor::comm::{Comm, Hub, Process, Tcp};
 use psim_executor::fabric::{Fabric, Nccl};
 use psim_executor::launch::Launch;
-use psim_executor::serving::{ServeRequest, ServeSettings, serve, serve_in};
+use psim_executor::serving::{Clock, ServeRequest, ServeSettings, serve, serve_in};
 use psim_executor::{Job, Run, Settings, run_threads};
 use psim_hardware::DType;
 use psim_kernels::conformance::relative_error;
@@ -303,7 +303,7 @@ fn serving_on_emulated_devices_gives_the_same_scores() {
         .collect();
     // Room for all at once; and prompts in pieces, sequences that lose their pages.
     for (tp, pages, tokens) in [(1, 64, 64), (1, 9, 8), (2, 64, 16)] {
-        let settings = ServeSettings { tp, page: 4, pages, tokens, sequences: 4, seed: SEED, scores: true };
+        let settings = ServeSettings { tp, page: 4, pages, tokens, sequences: 4, seed: SEED, scores: true, clock: Clock::Wall, warm_up: false };
         let exact = serve(&model, &requests, &settings, |_| Ok(psim_kernels::cpu::CpuDevice::new())).unwrap();
         for (dtype, limit) in [(DType::Fp32, 1e-5), (DType::Bf16, 0.05)] {
             let make = |_| Ok(CudaDevice::on(Emulation));

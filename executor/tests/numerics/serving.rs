@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::{SEED, models, settings};
 use psim_executor::network::Network;
 use psim_executor::run_threads;
-use psim_executor::serving::{ServeRequest, ServeSettings, serve};
+use psim_executor::serving::{Clock, ServeRequest, ServeSettings, serve};
 use psim_kernels::conformance::relative_error;
 use psim_kernels::cpu::CpuDevice;
 use psim_models::Model;
@@ -37,8 +37,17 @@ fn served_tokens_equal_whole_attention() {
         let mut reference = Reference::new(&network, 0, SEED, &shapes(&model));
         // Room for all; and so little that prompts are cut and sequences thrown out.
         for (tp, pages, tokens) in [(1, 64, 64), (1, 12, 7), (1, 9, 24), (2, 64, 16)] {
-            let settings =
-                ServeSettings { tp, page: 4, pages, tokens, sequences: 5, seed: SEED, scores: true };
+            let settings = ServeSettings {
+                tp,
+                page: 4,
+                pages,
+                tokens,
+                sequences: 5,
+                seed: SEED,
+                scores: true,
+                clock: Clock::Wall,
+                warm_up: false,
+            };
             let requests = requests();
             let run = serve(&model, &requests, &settings, |_| Ok(CpuDevice::poisoning())).unwrap();
             let mut worst: f64 = 0.0;
@@ -76,8 +85,17 @@ fn served_tokens_equal_whole_attention() {
 
 #[test]
 fn impossible_requests_are_refused() {
-    let settings =
-        ServeSettings { tp: 1, page: 4, pages: 2, tokens: 8, sequences: 2, seed: 1, scores: false };
+    let settings = ServeSettings {
+        tp: 1,
+        page: 4,
+        pages: 2,
+        tokens: 8,
+        sequences: 2,
+        seed: 1,
+        scores: false,
+        clock: Clock::Wall,
+        warm_up: false,
+    };
     let one = |prompt: Vec<u32>, output| [ServeRequest { arrival: 0.0, prompt, output }];
     let refuse = |model: &Model, requests: &[ServeRequest], settings: &ServeSettings| {
         serve(model, requests, settings, |_| Ok(CpuDevice::new())).unwrap_err().to_string()

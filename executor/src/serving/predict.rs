@@ -1,0 +1,367 @@
+//! The prediction for this engine on a machine that `psim calibrate` measured.
+//!
+//! The step costs of the serving simulator are made from what one step of this engine really runs ([`super::forward`]):
+//! its matrix products, memory-bound operators, attention row by row over the paged cache, collectives among rank
+//! threads, each from the machine's profile; and from what the loop around them costs, which is what measured steps of a
+//! network of next to no arithmetic take beyond the prices of their operators.
+
+use super::{Clock, ServeRequest, ServeSettings};
+use crate::bench::{hand_over, narrow};
+use crate::error::{ExecutorError, Result};
+use crate::network::Network;
+use psim_cost_models::serving::{EngineParameters, EngineProfile, PricedStep, StepCost, StepPieces};
+use psim_cost_models::{CostModel, ProfileLibrary};
+use psim_hardware::profile::StackProfile;
+use psim_hardware::profile::machine::MachineFacts;
+use psim_hardware::{Cluster, DType, GroupShape, Scaling, Seconds, Time};
+use psim_models::operator::{CollectiveKind, GemmRole, MemoryClass};
+use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, Traffic};
+use psim_models::{Model, OperatorKind};
+use psim_sim::serving::{FleetOptions, ServingInput, ServingRun, simulate};
+
+/// What a prediction is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct ServeBasis<'a> {
+    /// Rank threads on the machine.
+    pub cluster: &'a Cluster,
+    /// The executor as a stack.
+    pub stack: &'a StackProfile,
+    /// With the machine's profile.
+    pub library: &'a ProfileLibrary,
+    /// The machine.
+    pub facts: &'a MachineFacts,
+}
+
+/// Bytes of an element.
+const SIZE: f64 = 4.0;
+
+/// What the loop costs around its operators, seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct LoopCost {
+    step: f64,
+    layer: f64,
+    /// A token in a layer.
+    row: f64,
+    /// A score of a token.
+    score: f64,
+}
+
+/// Prices of one network's steps.
+struct Prices<'a> {
+    costs: &'a CostModel,
+    network: &'a Network,
+    tp: u64,
+    group: GroupShape,
+    /// Of the product with the output layer's matrix, which lies transposed.
+    transposed: f64,
+    /// Seconds of each hand-over between threads that the run's clock does not see.
+    unseen: f64,
+    around: LoopCost,
+}
+
+impl Prices<'_> {
+    fn memory(&self, class: MemoryClass, elements: f64) -> f64 {
+        self.costs.memory(class, (SIZE * elements) as u64, 1, 0.0).time.0
+    }
+
+    fn gemm(&self, rows: f64, n: u64, k: u64) -> f64 {
+        let (m, role) = (rows.round().max(1.0) as u64, GemmRole::Forward);
+        self.costs.gemm(m, n, k, 1, DType::Fp32, Scaling::None, SIZE, role).time.0
+    }
+
+    fn collective(&self, kind: CollectiveKind, elements: f64) -> f64 {
+        if self.tp == 1 {
+            return 0.0;
+        }
+        let trips = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
+        let time = self.costs.collective(kind, (SIZE * elements) as u64, &self.group).time.0;
+        (time - trips * self.unseen).max(0.0)
+    }
+
+    /// One token of each row against so many cached tokens, in one layer.
+    fn attention(&self, layer: &crate::network::Layer, rows: f64, each: f64) -> f64 {
+        let heads = layer.heads as u64 / self.tp;
+        // The kernel reads a key once for every query head.
+        let op = OperatorKind::Attention {
+            batch: rows.round().max(1.0) as u64,
+            q_heads: heads,
+            kv_heads: heads,
+            head_dim: layer.head_dim as u64,
+            head_dim_v: layer.head_dim as u64,
+            seq_q: 1,
+            seq_kv: each.round().max(1.0) as u64,
+            density: 1.0,
+            backward: false,
+            dtype: DType::Fp32,
+        };
+        self.costs.attention(&op).time.0
+    }
+
+    /// Everything but attention for the tokens of a step.
+    fn tokens(&self, rows: f64) -> f64 {
+        let hidden = self.network.hidden as f64;
+        let residual = rows * hidden;
+        let norm = self.memory(MemoryClass::Norm, 2.0 * residual);
+        let add = self.memory(MemoryClass::Elementwise, 3.0 * residual);
+        let reduce = self.collective(CollectiveKind::AllReduce, residual);
+        let bias = |yes: bool, width: f64| {
+            if yes { self.memory(MemoryClass::Elementwise, 2.0 * rows * width) } else { 0.0 }
+        };
+        let copy = |width: f64| self.memory(MemoryClass::Elementwise, 2.0 * rows * width);
+        let position = |width: f64| {
+            let class = if self.network.rope { MemoryClass::Rope } else { MemoryClass::Elementwise };
+            self.memory(class, 2.0 * rows * width)
+        };
+        let mut total = self.around.step + self.memory(MemoryClass::Embedding, 2.0 * residual) + reduce;
+        if self.network.learned_positions.is_some() {
+            total += self.memory(MemoryClass::Embedding, 2.0 * residual) + add;
+        }
+        for layer in &self.network.layers {
+            let (q, kv) = (layer.heads as u64 / self.tp, layer.kv_heads as u64 / self.tp);
+            let dim = layer.head_dim as u64;
+            let packed = (q + 2 * kv) * dim;
+            let (q_width, kv_width) = ((q * dim) as f64, (kv * dim) as f64);
+            total += self.around.layer + self.around.row * rows;
+            total += norm + self.gemm(rows, packed, self.network.hidden as u64);
+            total += bias(layer.qkv_bias, packed as f64) + position(q_width) + position(kv_width);
+            // Values out of the packed product, then keys and values into the cache.
+            total += 3.0 * copy(kv_width);
+            total += self.gemm(rows, self.network.hidden as u64, q * dim) + reduce;
+            total += bias(layer.out_bias, hidden) + add;
+            if let Some(dense) = layer.dense {
+                let width = dense.hidden as u64 / self.tp;
+                let up = if dense.gated { 2 * width } else { width };
+                total += norm + self.gemm(rows, up, self.network.hidden as u64);
+                total += bias(dense.bias, up as f64);
+                total += self.memory(MemoryClass::Activation, rows * (up + width) as f64);
+                total += self.gemm(rows, self.network.hidden as u64, width) + reduce;
+                total += bias(dense.bias, hidden) + add;
+            }
+        }
+        total
+    }
+
+    /// The output layer for the sequences that get a token.
+    fn ends(&self, rows: f64) -> f64 {
+        let (hidden, vocab) = (self.network.hidden as f64, self.network.vocab as f64);
+        let norm =
+            if self.network.final_norm { self.memory(MemoryClass::Norm, 2.0 * rows * hidden) } else { 0.0 };
+        self.memory(MemoryClass::Embedding, 2.0 * rows * hidden)
+            + norm
+            + self.gemm(rows, self.network.vocab as u64 / self.tp, self.network.hidden as u64)
+                * self.transposed
+            + self.collective(CollectiveKind::AllGather, rows * vocab)
+            + self.around.score * rows * vocab
+    }
+}
+
+/// Times that are not negative with the least relative error: `Σ coefficients · terms ≈ time`.
+fn least_squares<const N: usize>(samples: &[([f64; N], f64)], scale: &[f64]) -> [f64; N] {
+    let mut used = [true; N];
+    loop {
+        let (mut matrix, mut right) = ([[0.0; N]; N], [0.0; N]);
+        for ((terms, time), scale) in samples.iter().zip(scale) {
+            for i in 0..N {
+                for j in 0..N {
+                    matrix[i][j] += terms[i] * terms[j] / (scale * scale);
+                }
+                right[i] += terms[i] * time / (scale * scale);
+            }
+        }
+        for i in (0..N).filter(|&i| !used[i]) {
+            (matrix[i], right[i]) = ([0.0; N], 0.0);
+            matrix[i][i] = 1.0;
+            (0..N).filter(|&j| j != i).for_each(|j| matrix[j][i] = 0.0);
+        }
+        let solved = solve(matrix, right);
+        match (0..N).filter(|&i| used[i] && solved[i] < 0.0).min_by(|&a, &b| solved[a].total_cmp(&solved[b]))
+        {
+            Some(worst) => used[worst] = false,
+            None => return solved,
+        }
+    }
+}
+
+/// Gaussian elimination; a singular direction gets zero.
+fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64; N] {
+    let size = (0..N).map(|i| matrix[i][i].abs()).fold(f64::MIN_POSITIVE, f64::max);
+    for column in 0..N {
+        let pivot = (column..N).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()));
+        matrix.swap(column, pivot.unwrap_or(column));
+        right.swap(column, pivot.unwrap_or(column));
+        if matrix[column][column].abs() < 1e-12 * size {
+            continue;
+        }
+        for row in (0..N).filter(|&row| row != column) {
+            let factor = matrix[row][column] / matrix[column][column];
+            let above = matrix[column];
+            matrix[row].iter_mut().zip(above).for_each(|(x, y)| *x -= factor * y);
+            right[row] -= factor * right[column];
+        }
+    }
+    std::array::from_fn(|i| if matrix[i][i].abs() < 1e-12 * size { 0.0 } else { right[i] / matrix[i][i] })
+}
+
+/// What measured steps of narrow networks take beyond the prices of their operators.
+fn loop_cost(costs: &CostModel, group: GroupShape, facts: &MachineFacts) -> Result<LoopCost> {
+    let (mut samples, mut scale) = (Vec::new(), Vec::new());
+    for step in &facts.engine_steps {
+        let network = Network::new(&narrow(step.layers, step.vocab))?;
+        let prices = Prices {
+            costs,
+            network: &network,
+            tp: 1,
+            group,
+            transposed: transposed(facts),
+            unseen: 0.0,
+            around: LoopCost::default(),
+        };
+        let (layers, rows) = (f64::from(step.layers), f64::from(step.sequences));
+        // Half way through the answers, about twenty tokens are cached.
+        let attention: f64 = network.layers.iter().map(|l| prices.attention(l, rows, 20.0)).sum();
+        let priced = prices.tokens(rows) + prices.ends(rows) + attention;
+        let measured = step.time_us * 1e-6;
+        samples.push(([1.0, layers, layers * rows, rows * f64::from(step.vocab)], measured - priced));
+        scale.push(measured);
+    }
+    let [step, layer, row, score] = least_squares(&samples, &scale);
+    Ok(LoopCost { step, layer, row, score })
+}
+
+fn transposed(facts: &MachineFacts) -> f64 {
+    if facts.transposed > 0.0 { facts.transposed } else { 1.0 }
+}
+
+/// The step costs of this engine with a model on a measured machine.
+///
+/// # Errors
+/// When the engine does not serve the model so.
+pub fn step_cost(model: &Model, settings: &ServeSettings, basis: ServeBasis<'_>) -> Result<StepCost> {
+    let network = Network::new(model)?;
+    super::check(&network, &[], settings)?;
+    let node = basis.cluster.first_node();
+    let costs = CostModel::new(basis.cluster, node, basis.stack, basis.library);
+    let tp = settings.tp as u32;
+    let group = GroupShape::place(basis.cluster, node, tp, 1);
+    let prices = Prices {
+        costs: &costs,
+        network: &network,
+        tp: u64::from(tp),
+        group,
+        transposed: transposed(basis.facts),
+        unseen: if settings.clock == Clock::Processor && tp > 1 { hand_over() } else { 0.0 },
+        around: loop_cost(&costs, group, basis.facts)?,
+    };
+    // Ranks that compute at once slow each other down, and take turns where cores are short.
+    let speed = match settings.clock {
+        Clock::Wall => basis.facts.sharing.speed(tp),
+        Clock::Processor => basis.facts.sharing.contention(tp),
+    }
+    .max(1e-6);
+    let failed = |e: &dyn std::fmt::Display| ExecutorError::Prediction(e.to_string());
+    let deployment = Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16));
+    let layers = network.layers.len() as f64;
+    let step = PricedStep {
+        tokens: &|rows| prices.tokens(rows) / speed,
+        ends: &|rows| prices.ends(rows) / speed,
+        attention: &|_, rows, each| {
+            // A mean over the layers: kinds of attention that this engine runs differ in widths at most.
+            network.layers.iter().map(|l| prices.attention(l, rows, each)).sum::<f64>() / (layers * speed)
+        },
+        kv_size: SIZE,
+        cache_tokens: (settings.pages * settings.page) as f64,
+        sigma: 0.1,
+    };
+    let pieces = StepPieces::priced(model, &deployment, &node.accelerator, &step).map_err(|e| failed(&e))?;
+    Ok(StepCost::from_pieces(std::sync::Arc::new(pieces), engine_profile(settings).parameters))
+}
+
+/// This engine as the serving simulator knows engines: chunked prefill, no time beyond its step costs.
+pub fn engine_profile(settings: &ServeSettings) -> EngineProfile {
+    let parameters = EngineParameters {
+        step_us: 0.0,
+        sequence_us: 0.0,
+        prompt_us: 0.0,
+        layer_us: 0.0,
+        overlap_us: 0.0,
+        loop_us: 0.0,
+        loop_sequence_us: 0.0,
+        eager_layer_us: 0.0,
+        graph_tokens: 0,
+        ttft_ms: 0.0,
+        gemm: 1.0,
+        decode: 1.0,
+        prompt: 1.0,
+        moe: 1.0,
+        all_reduce: 1.0,
+        ..EngineParameters::default()
+    };
+    EngineProfile {
+        schema: 1,
+        name: "psim-executor".to_owned(),
+        era: "this program".to_owned(),
+        library: "psim-executor".to_owned(),
+        policy: psim_cost_models::serving::Policy::ChunkedPrefill,
+        max_sequences: settings.sequences as u32,
+        token_budget: settings.tokens as u32,
+        memory_share: 1.0,
+        reserve_gib: 0.0,
+        block_tokens: settings.page as u32,
+        prompt_wait_steps: None,
+        prompt_micro_batch: None,
+        parameters,
+        accelerator: Vec::new(),
+    }
+}
+
+/// Simulates the requests as [`super::serve`] would serve them.
+///
+/// # Errors
+/// When the engine does not serve the model so, or the simulator refuses.
+pub fn predict(
+    model: &Model,
+    requests: &[ServeRequest],
+    settings: &ServeSettings,
+    basis: ServeBasis<'_>,
+) -> Result<ServingRun> {
+    let cost = step_cost(model, settings, basis)?;
+    let engine = engine_profile(settings);
+    let requests = requests
+        .iter()
+        .map(|r| Request {
+            arrival: Time::from(Seconds(r.arrival)),
+            input: r.prompt.len() as u32,
+            output: r.output as u32,
+            ..Request::default()
+        })
+        .collect();
+    let traffic = Traffic { requests, clients: None };
+    let options = FleetOptions::default();
+    let input = ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options };
+    simulate(&input).map_err(|e| ExecutorError::Prediction(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_squares_finds_what_made_the_times_and_nothing_negative() {
+        let terms = |l: f64, r: f64| [1.0, l, l * r];
+        let make = |a: f64, b: f64, c: f64| -> Vec<([f64; 3], f64)> {
+            [(1.0, 1.0), (4.0, 1.0), (1.0, 8.0), (4.0, 8.0)]
+                .into_iter()
+                .map(|(l, r)| (terms(l, r), a + b * l + c * l * r))
+                .collect()
+        };
+        let scale = [1.0, 2.0, 1.5, 3.0];
+        let found = least_squares(&make(2.0, 0.5, 0.1), &scale);
+        assert!(found.iter().zip([2.0, 0.5, 0.1]).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
+        let found = least_squares(&make(2.0, -0.5, 0.4), &scale);
+        assert!(found.iter().all(|&c| c >= 0.0) && found[1] == 0.0, "{found:?}");
+        // Times that two terms cannot be told apart from are given to one of them.
+        let same: Vec<_> = (0..3).map(|_| (terms(1.0, 1.0), 3.0)).collect();
+        let found = least_squares(&same, &[1.0; 3]);
+        assert!((found.iter().sum::<f64>() - 3.0).abs() < 1e-9, "{found:?}");
+    }
+}
