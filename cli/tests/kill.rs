@@ -7,7 +7,8 @@ use psim_hardware::profile::AcceleratorProfile;
 use psim_sim::residual::Residuals;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Moments between zero and `most` milliseconds, more of them early.
 struct Moments(u64);
@@ -47,9 +48,46 @@ fn samples(lines: &[u8]) -> usize {
     lines.iter().filter(|&&b| b == b'\n').count()
 }
 
-/// Kills `arguments` at `count` random moments, then lets it finish. `journal` finds the journal; `check` looks at every
-/// file that a reader could see after a kill.
+/// Kills `arguments` at `count` random moments, then lets it finish. `journal` finds the journal; `check` reads every
+/// file that a reader could see: after each kill, and again and again while the program runs.
 fn kill(
+    folder: &Path,
+    arguments: &[&str],
+    count: usize,
+    most: u64,
+    journal: impl Fn() -> Option<PathBuf>,
+    check: impl Fn() + Sync,
+) {
+    let over = AtomicBool::new(false);
+    let reads = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                check();
+                reads += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            reads
+        });
+        // The reader ends whether or not the kills go well.
+        let _end = End(&over);
+        kill_and_finish(folder, arguments, count, most, journal, &check);
+        over.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    println!("read {reads} times meanwhile, always whole");
+}
+
+/// Tells the reader to end.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn kill_and_finish(
     folder: &Path,
     arguments: &[&str],
     count: usize,
@@ -57,6 +95,7 @@ fn kill(
     journal: impl Fn() -> Option<PathBuf>,
     check: impl Fn(),
 ) {
+    let begin = Instant::now();
     let mut moments = Moments(0x9E37_79B9_7F4A_7C15);
     let mut before: Vec<u8> = Vec::new();
     let (mut killed, mut ran_out) = (0, 0);
@@ -88,7 +127,11 @@ fn kill(
     if !finished(&before) {
         assert!(last.starts_with(&before), "the last run lost samples");
     }
-    println!("{killed} kills ({ran_out} runs ended by themselves), {} lines in the journal", samples(&last));
+    println!(
+        "{killed} kills in {:.0} s ({ran_out} runs ended by themselves), {} lines in the journal",
+        begin.elapsed().as_secs_f64(),
+        samples(&last)
+    );
 }
 
 fn calibration(count: usize) {
@@ -155,17 +198,17 @@ fn closed_loop(count: usize) {
 
 #[test]
 fn a_killed_calibration_goes_on() {
-    calibration(5);
+    calibration(50);
 }
 
 #[test]
 fn a_killed_closed_loop_goes_on() {
-    closed_loop(5);
+    closed_loop(15);
 }
 
+/// `cargo test -p psim --test kill -- --ignored --nocapture`
 #[test]
-#[ignore = "a minute or more: the long form of the two above"]
-fn fifty_kills() {
-    calibration(25);
-    closed_loop(25);
+#[ignore = "more than a minute: all fifty kills of the closed loop"]
+fn fifty_kills_of_the_closed_loop() {
+    closed_loop(50);
 }

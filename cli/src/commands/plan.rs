@@ -1,6 +1,7 @@
 //! `psim plan`: the best plans for a model on a cluster.
 
 mod closed_loop;
+mod labels;
 
 use crate::Host;
 use crate::failure::Failure;

@@ -4,6 +4,7 @@
 //! residual profile appears whole or not at all.
 
 use super::SearchArguments;
+use super::labels::{canonical, labels};
 use crate::Host;
 use crate::commands::execute::in_fp32;
 use crate::failure::Failure;
@@ -223,7 +224,13 @@ pub(super) fn run(
         .into_iter()
         .map(|p| p.plan)
         .filter(|plan| network.check(plan, &job.workload).is_ok())
-        .collect();
+        .fold(Vec::new(), |mut kept: Vec<Plan>, plan| {
+            // Running the same program twice teaches nothing.
+            if !kept.iter().any(|k| canonical(k) == canonical(&plan)) {
+                kept.push(plan);
+            }
+            kept
+        });
     if plans.is_empty() {
         return Err(Failure::input(
             format!("the executor runs none of the {found} best plans"),
@@ -357,19 +364,35 @@ struct Answer {
 type Ranked = (Plan, f64);
 
 impl Answer {
+    /// What each plan of the answer is called: the ranked ones, and those that an interrupted loop ran.
+    fn names(&self) -> Vec<(Plan, String)> {
+        let mut plans: Vec<Plan> = self.before.iter().map(|(plan, _)| plan.clone()).collect();
+        for ran in &self.rans {
+            if !plans.contains(&ran.observation.plan) {
+                plans.push(ran.observation.plan.clone());
+            }
+        }
+        let labels = labels(&plans);
+        plans.into_iter().zip(labels).collect()
+    }
+
     fn winners(&self) -> Option<(&Ranked, &Ranked)> {
         self.before.first().zip(self.after.first())
     }
 
     fn json(&self, job: &Job, arguments: &LoopArguments) -> serde_json::Value {
+        let names = self.names();
+        let name = |plan: &Plan| name_of(&names, plan);
         let list = |plans: &[(Plan, f64)]| -> Vec<_> {
-            plans.iter().take(10).map(|(plan, step)| json!({ "plan": plan, "predicted_s": step })).collect()
+            let one = |(plan, step): &(Plan, f64)| json!({ "label": name(plan), "plan": plan, "predicted_s": step });
+            plans.iter().take(10).map(one).collect()
         };
         let changed = self.winners().map(|(a, b)| a.0 != b.0);
         json!({
             "schema": 1, "model": job.model.name, "ranks": job.cluster.accelerators(), "executed": self.rans,
             "resumed": self.resumed, "ranking_before": list(&self.before), "ranking_after": list(&self.after),
-            "winner_changed": changed, "residuals": arguments.residuals,
+            "winner_changed": changed, "winner_before": self.before.first().map(|b| name(&b.0)),
+            "winner_after": self.after.first().map(|a| name(&a.0)), "residuals": arguments.residuals,
         })
     }
 
@@ -398,6 +421,7 @@ impl Answer {
                 String::new()
             },
         ));
+        let names = self.names();
         let right = Align::Right;
         let mut table = Table::new(&[
             ("plan", Align::Left),
@@ -418,7 +442,7 @@ impl Answer {
         };
         for ran in &self.rans {
             let o = &ran.observation;
-            row(plan_label(&o.plan), String::new(), "step", o.measured, ran.predicted_before_s);
+            row(name_of(&names, &o.plan), String::new(), "step", o.measured, ran.predicted_before_s);
             for p in &ran.phases {
                 row(String::new(), p.stage.to_string(), &p.phase, p.measured_s, p.predicted_s);
             }
@@ -434,19 +458,32 @@ impl Answer {
             let at = self.before.iter().position(|(p, _)| p == plan);
             let old = at.and_then(|i| self.before.get(i)).map_or(0.0, |b| b.1);
             let was = at.map_or(String::new(), |i| format!("#{}", i + 1));
-            ranking.row([plan_label(plan), format!("{:.2}", step * 1e3), format!("{:.2}", old * 1e3), was]);
+            ranking.row([
+                name_of(&names, plan),
+                format!("{:.2}", step * 1e3),
+                format!("{:.2}", old * 1e3),
+                was,
+            ]);
         }
         out.push('\n');
         out.push_str(&ranking.render());
         if let Some((first, last)) = self.winners() {
             let sentence = if first.0 == last.0 {
-                format!("the winner stays: {}", plan_label(&first.0))
+                format!("the winner stays: {}", name_of(&names, &first.0))
             } else {
-                format!("the winner changed: {} instead of {}", plan_label(&last.0), plan_label(&first.0))
+                format!(
+                    "the winner changed: {} instead of {}",
+                    name_of(&names, &last.0),
+                    name_of(&names, &first.0)
+                )
             };
             out.push_str(&format!("{sentence}\n"));
         }
         out.push_str(&format!("updated {}\n", arguments.residuals.display()));
         out
     }
+}
+
+fn name_of(names: &[(Plan, String)], plan: &Plan) -> String {
+    names.iter().find(|(p, _)| p == plan).map_or_else(|| plan_label(plan), |(_, name)| name.clone())
 }
