@@ -71,7 +71,10 @@ fn calibrate_predict_execute_compare() {
         out: folder.path().join("cpu.toml"),
         minutes: 0.3,
         seed: 5,
-        collectives: Some(Arc::new(psim_executor::bench::collective)),
+        runners: Some(measure::Runners {
+            collective: Arc::new(psim_executor::bench::collective),
+            engine: Arc::new(psim_executor::bench::engine_step),
+        }),
         accelerator: None,
     };
     let calibration = measure::calibrate(&options, &mut |_: f64, _: &str| true).unwrap();
@@ -99,7 +102,7 @@ fn calibrate_predict_execute_compare() {
             workload: &workload,
             device: ExecuteDevice::Cpu,
             ranks: RankMode::Threads,
-            steps: 2,
+            steps: STEPS,
             seed: 9,
             basis: Some(basis),
         })
@@ -110,14 +113,16 @@ fn calibrate_predict_execute_compare() {
     assert!(plans.len() >= 12);
     let mut losses: Option<Vec<f64>> = None;
     let mut reports: Vec<Vec<ExecuteReport>> = vec![Vec::new(); plans.len()];
+    // Further measurements of one configuration, each as long and as spread over the rounds as the one that counts.
+    let mut repeats: Vec<Vec<ExecuteReport>> = vec![Vec::new(); REPEATS];
     // Rounds over all configurations: what the machine does meanwhile hits all of them alike.
-    let begin = std::time::Instant::now();
+    let (begin, before) = (std::time::Instant::now(), Weather::now());
     for round in 0..ROUNDS {
         if begin.elapsed().as_secs() > ENOUGH {
             println!("{round} rounds took {} s: no more", begin.elapsed().as_secs());
             break;
         }
-        for ((name, plan), own) in plans.iter().zip(&mut reports) {
+        for (index, ((name, plan), own)) in plans.iter().zip(&mut reports).enumerate() {
             let report = run(plan);
             let expected = losses.get_or_insert_with(|| report.losses.clone());
             for (loss, expected) in report.losses.iter().zip(expected.iter()) {
@@ -128,17 +133,17 @@ fn calibrate_predict_execute_compare() {
                 print_phases(name, &report);
             }
             own.push(report);
+            if (index + 1) % plans.len().div_ceil(REPEATS) == 0 || index + 1 == plans.len() {
+                repeats[(index / plans.len().div_ceil(REPEATS)).min(REPEATS - 1)]
+                    .push(run(&plans[YARDSTICK].1));
+            }
         }
     }
-    // The best of all steps: what the machine does when it is left alone.
-    let least = |reports: &[ExecuteReport], of: fn(&ExecuteReport) -> f64| {
-        reports.iter().map(of).fold(f64::INFINITY, f64::min)
-    };
-    let quickest = |r: &ExecuteReport| r.step_seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    before.print();
     let (mut steps, mut processors) = (Vec::new(), Vec::new());
-    for ((name, _), own) in plans.iter().zip(&reports) {
-        let (measured, predicted) = (least(own, quickest), own[0].predicted.unwrap());
-        let (busy, expected) = (least(own, |r| r.processor), own[0].predicted_processor.unwrap());
+    for ((name, plan), own) in plans.iter().zip(&reports) {
+        let (measured, predicted) = (quickest(own), own[0].predicted.unwrap());
+        let (busy, expected) = (least_processor(own), own[0].predicted_processor.unwrap());
         println!(
             "{name:<20} step {:6.1} ms predicted {:6.1} ms {:+4.0} %   processor {:6.1} ms predicted {:6.1} ms {:+4.0} %",
             measured * 1e3,
@@ -148,40 +153,111 @@ fn calibrate_predict_execute_compare() {
             expected * 1e3,
             (expected / busy - 1.0) * 1e2,
         );
-        steps.push((measured, predicted));
-        processors.push((busy, expected));
+        steps.push((plan.world(), measured, predicted));
+        processors.push((plan.world(), busy, expected));
     }
-    // The yardstick: what repeating one configuration changes.
-    let spread = |of: fn(&ExecuteReport) -> f64| {
-        let values: Vec<f64> = reports[2].iter().map(of).collect();
-        if values.len() < 2 {
-            return f64::INFINITY;
-        }
+    // The yardstick: what measuring one configuration again changes.
+    let spread = |of: fn(&[ExecuteReport]) -> f64| {
+        let values: Vec<f64> = repeats.iter().filter(|r| !r.is_empty()).map(|r| of(r)).collect();
         let most = values.iter().copied().fold(0.0, f64::max);
         most / values.iter().copied().fold(f64::INFINITY, f64::min) - 1.0
     };
-    let (noise, processor_noise) = (spread(quickest), spread(|r| r.processor));
-    let tau = summary("step", &steps, noise);
-    let processor_tau = summary("processor time", &processors, processor_noise);
+    let (noise, processor_noise) = (spread(quickest), spread(least_processor));
+    let cores = sharing.cores;
+    let own_core: Vec<_> = steps.iter().copied().filter(|s| s.0 <= cores).collect();
+    summary("step, a core for every rank", &own_core, noise);
+    let (tau, error) = summary("step", &steps, noise);
+    let (processor_tau, processor_error) = summary("processor time", &processors, processor_noise);
     // However busy the machine is, a prediction that is off by a factor is wrong.
-    assert!(processor_tau.1 < 0.6, "median error of processor time {}", processor_tau.1);
-    if noise >= 0.05 || processor_noise >= 0.05 {
-        println!("inconclusive: noisy machine");
+    assert!(processor_error < 0.6, "median error of processor time {processor_error}");
+    // Each is asserted where it can be: other programs change the clock far more than the processor time.
+    if processor_noise < QUIET {
+        assert!(
+            processor_tau >= 0.6 && processor_error <= 0.2,
+            "processor time: {processor_tau} {processor_error}"
+        );
+    }
+    if noise < QUIET {
+        assert!(tau >= 0.7 && error <= 0.15, "tau {tau}, median error {error}");
     } else {
-        assert!(tau.0 >= 0.7 && tau.1 <= 0.15, "tau {}, median error {}", tau.0, tau.1);
+        println!("inconclusive: noisy machine");
     }
 }
 
 /// Rounds over all configurations.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 4;
+/// Timed steps of a run.
+const STEPS: u32 = 6;
 /// Seconds after which no round is begun.
-const ENOUGH: u64 = 45;
+const ENOUGH: u64 = 50;
+/// The configuration that is measured again and again: two ranks, a core each where there are two.
+const YARDSTICK: usize = 2;
+/// How often.
+const REPEATS: usize = 4;
+/// Spread below which a machine counts as quiet.
+const QUIET: f64 = 0.05;
+
+/// The best of all steps: what the machine does when it is left alone.
+fn quickest(reports: &[ExecuteReport]) -> f64 {
+    reports.iter().flat_map(|r| &r.step_seconds).copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Median over a run's steps, the best of the runs.
+fn least_processor(reports: &[ExecuteReport]) -> f64 {
+    reports.iter().map(|r| r.processor).fold(f64::INFINITY, f64::min)
+}
+
+/// What the machine did meanwhile, from the system's own accounts: where noise comes from.
+struct Weather {
+    /// Jiffies of everybody, of other guests of the same host, and of this process; page faults of this process.
+    all: f64,
+    stolen: f64,
+    own: f64,
+    faults: f64,
+    at: std::time::Instant,
+}
+
+impl Weather {
+    fn now() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let numbers =
+            |text: &str| -> Vec<f64> { text.split_whitespace().filter_map(|w| w.parse().ok()).collect() };
+        let all = numbers(read("/proc/stat").lines().next().unwrap_or_default());
+        let text = read("/proc/self/stat");
+        // After the name in brackets: state is the third field of proc(5).
+        let own = numbers(text.rsplit_once(") ").map_or("", |(_, rest)| rest.get(1..).unwrap_or("")));
+        let at = |list: &[f64], i: usize| list.get(i).copied().unwrap_or(0.0);
+        Self {
+            all: (0..3).map(|i| at(&all, i)).sum(),
+            stolen: at(&all, 7),
+            own: at(&own, 10) + at(&own, 11),
+            faults: at(&own, 6),
+            at: std::time::Instant::now(),
+        }
+    }
+
+    /// Since then.
+    fn print(&self) {
+        let now = Self::now();
+        // A jiffy is a hundredth of a second on every Linux that says so to programs.
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
+        let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
+        println!(
+            "meanwhile: this test used {:.0} % of the processors, other programs {:.0} %, stolen {:.1} %; {:.0} page faults a second",
+            (now.own - self.own) / whole * 1e2,
+            (now.all - self.all - (now.own - self.own)) / whole * 1e2,
+            (now.stolen - self.stolen) / whole * 1e2,
+            (now.faults - self.faults) / self.at.elapsed().as_secs_f64(),
+        );
+    }
+}
 
 /// Prints and returns Kendall's tau and the median error.
-fn summary(what: &str, pairs: &[(f64, f64)], noise: f64) -> (f64, f64) {
+fn summary(what: &str, runs: &[(u32, f64, f64)], noise: f64) -> (f64, f64) {
+    let pairs: Vec<(f64, f64)> = runs.iter().map(|r| (r.1, r.2)).collect();
     let mut errors: Vec<f64> = pairs.iter().map(|(m, p)| (p / m - 1.0).abs()).collect();
     errors.sort_by(f64::total_cmp);
-    let (tau, median) = (kendall_tau(pairs), errors[errors.len() / 2]);
+    let (tau, median) = (kendall_tau(&pairs), errors[errors.len() / 2]);
     println!(
         "{what}: tau {tau:.2}, median error {:.0} %, repeat spread of one configuration {:.0} %",
         median * 1e2,
