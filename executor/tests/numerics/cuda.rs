@@ -303,7 +303,17 @@ fn serving_on_emulated_devices_gives_the_same_scores() {
         .collect();
     // Room for all at once; and prompts in pieces, sequences that lose their pages.
     for (tp, pages, tokens) in [(1, 64, 64), (1, 9, 8), (2, 64, 16)] {
-        let settings = ServeSettings { tp, page: 4, pages, tokens, sequences: 4, seed: SEED, scores: true, clock: Clock::Wall, warm_up: false };
+        let settings = ServeSettings {
+            tp,
+            page: 4,
+            pages,
+            tokens,
+            sequences: 4,
+            seed: SEED,
+            scores: true,
+            clock: Clock::Wall,
+            warm_up: false,
+        };
         let exact = serve(&model, &requests, &settings, |_| Ok(psim_kernels::cpu::CpuDevice::new())).unwrap();
         for (dtype, limit) in [(DType::Fp32, 1e-5), (DType::Bf16, 0.05)] {
             let make = |_| Ok(CudaDevice::on(Emulation));
