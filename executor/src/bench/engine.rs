@@ -52,6 +52,7 @@ pub(crate) fn narrow(layers: u32, vocab: u32) -> Model {
         embedding_width: None,
         extra_parameters: Vec::new(),
         max_context: None,
+        checkpoint: None,
         source: "psim's own benchmark of its serving loop".to_owned(),
     }
 }
