@@ -1,9 +1,10 @@
 //! The serving side of the commands: a workload of requests with a service level in place of a training job.
 //!
-//! `plan`, `simulate`, `explain` and `report` come here when their `--workload` is a serving workload, `capacity` when
+//! `plan`, `simulate`, `explain`, `compare`, `emit` and `report` come here when their `--workload` is a serving workload, `capacity` when
 //! it is given a rate.
 
 mod capacity;
+mod compare;
 mod deployment;
 mod emit;
 mod job;
@@ -13,6 +14,8 @@ mod simulate;
 mod workload;
 
 pub(crate) use capacity::{ServingCapacityArguments, run as run_capacity};
+pub(crate) use compare::run as run_compare;
+pub(crate) use emit::run as run_emit;
 pub(crate) use job::{ServingJob, load_engine};
 pub(crate) use plan::run as run_plan;
 pub(crate) use simulate::{explain, run as run_simulate};

@@ -1,27 +1,33 @@
 //! Serving: which layout carries the most requests within the service level, and how many accelerators a rate needs.
 //!
 //! A candidate layout is simulated on one replica at rising rates until a promise breaks; replicas behind a router
-//! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate never falls when accelerators are added.
+//! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate
+//! never falls when accelerators are added.
 
 pub mod bounds;
 mod detail;
+mod device_steps;
 mod disaggregated;
 pub mod energy;
+mod layout;
 mod rank;
 mod search;
 pub mod size;
 pub mod steps;
+mod trial;
 
-pub use detail::{DetailError, ServingDetail, detail};
+pub use detail::{DetailError, PoolFigures, ServingDetail, SpeculationFigures, detail};
+pub use device_steps::{DevicePoint, DeviceSteps, DeviceStepsError, device_steps};
 pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};
-pub use rank::Needed;
-pub use search::{capacity, plan_serving};
+pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
+pub use rank::{Needed, mark_pareto};
+pub use search::plan_serving;
 pub use size::{ServingSize, size_all};
 pub use steps::{Steps, steps};
 
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::EngineProfile;
-use psim_hardware::Cluster;
+use psim_hardware::{Cluster, Node};
 use psim_models::Model;
 use psim_models::serving::{Deployment, Quantization, ServingWorkload};
 use psim_sim::serving::ServingReport;
@@ -48,6 +54,13 @@ pub struct ServingRequest<'a> {
     pub seed: u64,
 }
 
+impl ServingRequest<'_> {
+    /// The nodes of a group of the cluster; of the first where there is no such group.
+    pub fn node(&self, group: usize) -> &Node {
+        self.cluster.groups.get(group).map_or(self.cluster.first_node(), |g| &g.node)
+    }
+}
+
 /// Why nothing can be planned.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ServingPlanError {
@@ -72,8 +85,14 @@ pub enum ServingPlanError {
 /// One layout at the highest rate that keeps the service level.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServingPlan {
-    /// Layout; `replicas` fill the cluster, or are as many as a rate needs.
+    /// Layout; `replicas` fill the cluster's nodes of their kind, or are as many as a rate needs.
     pub deployment: Deployment,
+    /// Group of the cluster's nodes on which it lies, from 0.
+    pub group: usize,
+    /// Accelerator of those nodes.
+    pub accelerator: String,
+    /// US dollars for one of them and an hour.
+    pub price_per_gpu_hour: f64,
     /// Tokens of a step at most that carried the most requests: the engine's own budget, or less.
     pub token_budget: u32,
     /// Accelerators in use.
@@ -90,6 +109,8 @@ pub struct ServingPlan {
     pub tokens_per_s_per_user: f64,
     /// US dollars for a million generated tokens at that rate.
     pub usd_per_million_tokens: f64,
+    /// Joules for a generated token at that rate, hosts and facility included.
+    pub joule_per_token: f64,
     /// No other plan has both more tokens per accelerator and more per user.
     pub pareto: bool,
     /// The simulation of one replica at that rate.
@@ -107,21 +128,4 @@ pub struct ServingPlanReport {
     pub rejected: Vec<(String, String)>,
     /// Layouts tried.
     pub searched: usize,
-}
-
-/// How many accelerators of one kind carry a rate.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ServingCapacity {
-    /// Cluster whose nodes are used.
-    pub cluster: String,
-    /// Accelerator.
-    pub accelerator: String,
-    /// The cheapest plan.
-    pub plan: ServingPlan,
-    /// Replicas beyond those that the rate needs, kept for failures.
-    pub spare_replicas: u32,
-    /// Accelerators to rent, spares included.
-    pub accelerators: u32,
-    /// US dollars an hour.
-    pub usd_per_hour: f64,
 }

@@ -12,8 +12,10 @@ pub mod launch;
 pub mod trace;
 mod words;
 
-pub use html::{ServingPage, capacity_page, plan_page, serving_page};
-pub use words::{plan_label, serving_label};
+pub use html::{
+    ServingCapacityPage, ServingPage, capacity_page, plan_page, serving_capacity_page, serving_page,
+};
+pub use words::{layout_label, plan_label, serving_label, short_layout_label};
 
 #[cfg(test)]
 mod fixture;

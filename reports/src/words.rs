@@ -3,6 +3,7 @@
 use psim_models::Plan;
 use psim_models::plan::{Recompute, Schedule, Sharding};
 use psim_models::serving::Deployment;
+use psim_planner::serving::{Layout, PoolLayout};
 
 /// A plan on one line, sizes of 1 left out: `TP8 PP2 DP4 mbs 1`.
 pub fn plan_label(plan: &Plan) -> String {
@@ -40,6 +41,34 @@ pub fn serving_label(deployment: &Deployment) -> String {
     }
     parts.push(d.quantization.dense.name().to_owned());
     parts.join(" ")
+}
+
+/// Replicas or pools on one line.
+pub fn layout_label(layout: &Layout) -> String {
+    match layout {
+        Layout::Replicas(deployment) => serving_label(deployment),
+        Layout::Pools(split) => {
+            let pool = |p: &PoolLayout| {
+                let cp = p.context_parallel;
+                let wide = if cp > 1 { format!(" CP{cp}") } else { String::new() };
+                format!("{}{wide}", serving_label(&p.deployment))
+            };
+            format!("prompts on {}, answers on {}", pool(&split.prefill), pool(&split.decode))
+        }
+    }
+}
+
+/// As [`layout_label`], in a few words: `2 x TP2 + 3 x TP4 fp8`.
+pub fn short_layout_label(layout: &Layout) -> String {
+    match layout {
+        Layout::Replicas(deployment) => serving_label(deployment),
+        Layout::Pools(split) => {
+            let prompts = serving_label(&split.prefill.deployment);
+            let format = split.prefill.deployment.quantization.dense.name();
+            let prompts = prompts.strip_suffix(format).unwrap_or(&prompts).trim_end();
+            format!("{prompts} + {}", serving_label(&split.decode.deployment))
+        }
+    }
 }
 
 /// Recomputation in a word.

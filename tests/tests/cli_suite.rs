@@ -10,5 +10,7 @@ mod machine;
 mod output;
 #[path = "cli_suite/serving.rs"]
 mod serving;
+#[path = "cli_suite/serving_files.rs"]
+mod serving_files;
 #[path = "cli_suite/snapshots.rs"]
 mod snapshots;

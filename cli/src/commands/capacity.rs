@@ -149,7 +149,6 @@ fn run_serving(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure
         ("--budget", arguments.budget.is_some()),
         ("--global-batch", arguments.global_batch.is_some()),
         ("--seq-len", arguments.seq_len.is_some()),
-        ("--report", arguments.report.is_some()),
     ];
     if let Some((flag, _)) = of_training.iter().find(|(_, given)| *given) {
         return Err(Failure::input(
@@ -158,7 +157,8 @@ fn run_serving(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure
         ));
     }
     let machines = (arguments.accelerators.as_slice(), arguments.clusters.as_slice());
-    run_capacity(&arguments.model, &arguments.serving, &arguments.common, arguments.precision, machines, host)
+    let (common, page) = (&arguments.common, arguments.report.as_deref());
+    run_capacity(&arguments.model, &arguments.serving, common, arguments.precision, machines, page, host)
 }
 
 /// What may be rented: named types and clusters, else the usual types.

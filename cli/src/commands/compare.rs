@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::{seconds, three};
 use crate::render::switched;
+use crate::serving;
 use crate::table::{Align::Left, Align::Right, Table};
 use clap::Args;
 use psim_hardware::profile::stack::MECHANISMS;
@@ -68,19 +69,14 @@ fn per_token(job: &Job, plan: &Plan, seconds: f64) -> f64 {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.job.workload.as_deref())? {
+        return of_serving(arguments, host);
+    }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     let first = predict(&job, &plan, Level::L2, false).map_err(|e| located(&e, &arguments.plan, host))?;
     match &arguments.to_plan {
         Some(path) => {
-            let mut other = arguments.job.clone();
-            let mut common = arguments.common.clone();
-            if let Some(cluster) = &arguments.to_cluster {
-                other.cluster.clone_from(cluster);
-            }
-            if arguments.to_stack.is_some() {
-                common.stack.clone_from(&arguments.to_stack);
-            }
-            common.settings.extend(arguments.to_settings.iter().cloned());
+            let (other, common) = other_side(arguments);
             let (other_job, other_plan) = load(&other, &common, path, host)?;
             let second =
                 predict(&other_job, &other_plan, Level::L2, false).map_err(|e| located(&e, path, host))?;
@@ -88,6 +84,32 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         }
         None => measurement(arguments, (&job, &plan, &first), host),
     }
+}
+
+/// The flags of the other plan.
+fn other_side(arguments: &Arguments) -> (JobArguments, CommonArguments) {
+    let (mut job, mut common) = (arguments.job.clone(), arguments.common.clone());
+    if let Some(cluster) = &arguments.to_cluster {
+        job.cluster.clone_from(cluster);
+    }
+    if arguments.to_stack.is_some() {
+        common.stack.clone_from(&arguments.to_stack);
+    }
+    common.settings.extend(arguments.to_settings.iter().cloned());
+    (job, common)
+}
+
+/// Two deployments under the same traffic.
+fn of_serving(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    let Some(to_plan) = &arguments.to_plan else {
+        return Err(Failure::input(
+            "a measured step time or rate belongs to training, and the workload is traffic",
+            "compare two deployments with --to-plan; `psim validate` scores measured rows",
+        ));
+    };
+    let (job, common) = other_side(arguments);
+    let a = (&arguments.job, &arguments.common, arguments.plan.as_path());
+    serving::run_compare(a, (&job, &common, to_plan), host)
 }
 
 type Side<'a> = (&'a Job, &'a Plan, &'a StepPrediction);

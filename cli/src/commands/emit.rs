@@ -1,10 +1,11 @@
-//! `psim emit`: launch files of training frameworks for a plan.
+//! `psim emit`: launch files of training frameworks for a plan, of serving engines for a deployment.
 
 use super::simulate::{load, located, predict};
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::{make_directory, write_atomically};
 use crate::inputs::{CommonArguments, Job, JobArguments};
+use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_models::Plan;
 use psim_reports::launch::{self, Framework, LaunchJob};
@@ -101,6 +102,15 @@ pub(crate) fn write_all(
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
+    if serving::is_serving(host, arguments.job.workload.as_deref())? {
+        if arguments.framework.is_some() {
+            return Err(Failure::input(
+                "--framework names a framework of training, and the workload is traffic",
+                "leave it out: files of vLLM, SGLang and TensorRT-LLM are written",
+            ));
+        }
+        return serving::run_emit(&arguments.job, &arguments.common, &arguments.plan, &arguments.dir, host);
+    }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     // A plan that cannot be simulated cannot be launched either: the same checks, the same places.
     predict(&job, &plan, Level::L1, false).map_err(|e| located(&e, &arguments.plan, host))?;

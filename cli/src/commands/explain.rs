@@ -32,13 +32,7 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     if serving::is_serving(host, arguments.job.workload.as_deref())? {
-        let Some(plan) = &arguments.plan else {
-            return Err(Failure::input(
-                "explaining a serving deployment needs --plan",
-                "`psim plan` with the same workload finds one",
-            ));
-        };
-        return serving::explain(&arguments.job, &arguments.common, plan, host);
+        return serving::explain(&arguments.job, &arguments.common, arguments.plan.as_deref(), host);
     }
     let (job, plan, prediction) = match &arguments.plan {
         Some(file) => {

@@ -4,6 +4,7 @@ use super::job::{formats, kv_format, load_engine};
 use super::{render, workload};
 use crate::Host;
 use crate::failure::Failure;
+use crate::files::write_atomically;
 use crate::inputs::job::Format;
 use crate::inputs::{CommonArguments, cluster, model};
 use crate::number::{grouped, three};
@@ -16,10 +17,10 @@ use psim_hardware::catalogue::{self, HomogeneousOptions, homogeneous};
 use psim_models::serving::{Arrival, Lengths, ServiceLevel, ServingWorkload};
 use psim_planner::Assumption;
 use psim_planner::serving::size::REPAIR_HOURS;
-use psim_planner::serving::{ServingPlanError, ServingRequest, ServingSize, size_all};
-use psim_reports::serving_label;
+use psim_planner::serving::{Layout, ServingPlanError, ServingRequest, ServingSize, size_all};
+use psim_reports::{ServingCapacityPage, serving_capacity_page, short_layout_label};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Accelerators compared when none is named: what serving is rented on.
 const DEFAULT_TYPES: [&str; 5] = ["A100-SXM-80GB", "H100-SXM-80GB", "H200-SXM-141GB", "B200-SXM", "MI300X"];
@@ -155,7 +156,11 @@ fn machines(types: &[String], clusters: &[String], host: &Host<'_>) -> Result<Ma
     let mut out = Vec::new();
     let mut rejected = Vec::new();
     for name in clusters {
-        out.push(cluster::load(host, name)?);
+        let whole = cluster::load(host, name)?;
+        // Nodes of each kind are an option of their own.
+        for group in &whole.groups {
+            out.push(Cluster { groups: vec![group.clone()], ..whole.clone() });
+        }
     }
     let usual: Vec<String> =
         DEFAULT_TYPES.iter().filter(|n| catalogue::datasheet(n).is_ok()).map(|n| (*n).to_owned()).collect();
@@ -183,6 +188,7 @@ pub(crate) fn run(
     common: &CommonArguments,
     precision: Option<Format>,
     (types, clusters): (&[String], &[String]),
+    report: Option<&Path>,
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
     let Some(rate) = arguments.rate else {
@@ -244,6 +250,20 @@ pub(crate) fn run(
         }
     }
     options.sort_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour));
+    if let Some(path) = report {
+        let page = serving_capacity_page(&ServingCapacityPage {
+            model: &question.model,
+            workload: &question.workload,
+            engine: &question.engine.name,
+            rate,
+            availability_percent: question.availability,
+            options: &options,
+            rejected: &rejected,
+            assumptions: &question.assumptions,
+        });
+        write_atomically(host, path, page.as_bytes())?;
+        host.say(format_args!("wrote {}", path.display()));
+    }
     if common.json {
         let list: Vec<_> = options.iter().map(option_json).collect();
         let rejected: Vec<_> =
@@ -270,20 +290,26 @@ pub(crate) fn run(
 
 fn option_json(s: &ServingSize) -> serde_json::Value {
     json!({
+        "other": s.other.as_ref().map(|o| json!({
+            "deployment": render::layout_json(&o.layout), "accelerators": o.accelerators, "usd_per_hour": o.usd_per_hour,
+            "rate_rps_per_replica": o.rate_per_unit, "spare_replicas": o.spare_replicas, "kilowatts": o.kilowatts,
+        })),
         "accelerator": s.accelerator,
         "accelerators": s.accelerators,
         "needed": s.needed,
         "spare_replicas": s.spare_replicas,
-        "deployment": render::deployment_json(&s.plan.deployment),
-        "rate_rps_per_replica": s.plan.rate_per_replica,
+        "deployment": render::layout_json(&s.layout),
+        "token_budget": s.token_budget,
+        "accelerators_per_replica": s.unit_accelerators,
+        "rate_rps_per_replica": s.rate_per_unit,
         "load": s.load,
         "price_per_gpu_hour": s.price_per_gpu_hour,
         "usd_per_hour": s.usd_per_hour,
         "usd_per_million_output_tokens": s.usd_per_million_tokens,
         "kilowatts": s.kilowatts,
         "energy_j_per_output_token": s.joule_per_token,
-        "measured": s.plan.measured,
-        "replica_at_its_highest_rate": render::report_json(&s.plan.report),
+        "measured": s.measured,
+        "replica_at_its_highest_rate": render::report_json(&s.report),
     })
 }
 
@@ -331,7 +357,7 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
     ];
     let mut table = Table::new(&columns);
     for s in options {
-        let spare = s.spare_replicas * s.plan.deployment.accelerators_per_replica();
+        let spare = s.spare_replicas * s.unit_accelerators;
         table.row([
             s.accelerator.clone(),
             grouped(u64::from(s.accelerators)),
@@ -341,9 +367,9 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
             three(s.usd_per_million_tokens),
             three(s.kilowatts),
             three(s.joule_per_token),
-            three(s.plan.report.ttft_ms.p95),
-            three(s.plan.report.tpot_ms.p95),
-            serving_label(&s.plan.deployment),
+            three(s.report.ttft_ms.p95),
+            three(s.report.tpot_ms.p95),
+            short_layout_label(&s.layout),
         ]);
     }
     if !options.is_empty() {
@@ -357,12 +383,16 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
     if let Some(best) = options.first() {
         say("");
         say(&format!(
-            "cheapest: {} x {} at ${} an hour, {} replicas needed and {} spare so that enough are up {} % of the time (a \
+            "cheapest: {} x {} at ${} an hour, {} {} needed and {} spare so that enough are up {} % of the time (a \
              failure in 50,700 GPU hours, {} hours to repair)",
             grouped(u64::from(best.accelerators)),
             best.accelerator,
             three(best.usd_per_hour),
             best.needed.replicas,
+            match best.layout {
+                Layout::Replicas(_) => "replicas",
+                Layout::Pools(_) => "units of pools (instances for prompts + for answers)",
+            },
             best.spare_replicas,
             question.availability,
             REPAIR_HOURS,
@@ -372,7 +402,18 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
              highest rate; prices are assumptions of the order of list prices unless a cluster file gives them",
         );
     }
-    for s in options.iter().filter(|s| !s.plan.measured) {
+    for s in options {
+        if let Some(other) = &s.other {
+            say(&format!(
+                "{}: {} would take {} GPUs and ${} an hour",
+                s.accelerator,
+                short_layout_label(&other.layout),
+                grouped(u64::from(other.accelerators)),
+                three(other.usd_per_hour),
+            ));
+        }
+    }
+    for s in options.iter().filter(|s| !s.measured) {
         say(&format!(
             "{}: some kernel laws were measured on another accelerator and transferred",
             s.accelerator

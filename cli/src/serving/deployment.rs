@@ -9,97 +9,45 @@
 //! engine = "vllm-v1"
 //! router = "least-load"
 //! ```
+//!
+//! `[prefill]` and `[decode]` tables take the place of the sizes where prompts and answers run on pools of their own;
+//! `[speculation]`, `[autoscale]`, `[kv_offload]`, `[adapters]` and `[co_serving]` run beside the replicas. Every key is
+//! used or refused.
 
+mod beside;
+mod file;
+mod pools;
+mod speculation;
+
+use super::ServingJob;
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
+use file::{File, NOT_BUILT, PoolFile};
 use psim_cost_models::serving::EngineProfile;
+use psim_hardware::device::{Device, find as find_device};
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key, parse_toml_body};
-use psim_hardware::{BytesPerSec, DType, SourceError};
+use psim_hardware::{Cluster, DType, SourceError};
 use psim_models::serving::{Deployment, NumberFormat, Quantization};
-use psim_sim::serving::{FleetOptions, Preemption, Router};
-use serde::{Deserialize, Serialize};
+use psim_planner::serving::{Layout, Served, Split};
+use psim_sim::serving::{Placement, Router, TransferMode};
 use std::path::Path;
 
 /// Most accelerators of a deployment.
 const MOST: u64 = 1 << 24;
 
-/// Keys of the field that psim does not simulate, with the reason.
-const NOT_BUILT: [(&str, &str); 6] = [
-    ("cp", "context parallelism for prompts is not built"),
-    ("prefill", "separate pools for prompts and answers are not built in a deployment file"),
-    ("decode", "separate pools for prompts and answers are not built in a deployment file"),
-    ("speculative", "speculative decoding is not built in a deployment file"),
-    ("autoscale", "autoscaling is not built"),
-    ("offload", "offload of experts or of the cache is not built"),
-];
-
-/// The file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default = "one")]
-    replicas: u32,
-    #[serde(default = "one")]
-    tp: u32,
-    #[serde(default = "one")]
-    pp: u32,
-    #[serde(default = "one")]
-    attention_dp: u32,
-    #[serde(default = "one")]
-    ep: u32,
-    #[serde(default = "half")]
-    weights: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    attention: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    experts: Option<String>,
-    #[serde(default = "half")]
-    kv: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    engine: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    router: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    preemption: Option<String>,
-    /// Gigabytes a second to host memory, with `preemption = "swap"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    swap_gb_per_s: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_sequences: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    token_budget: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    memory_share: Option<f64>,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn half() -> String {
-    "bf16".to_owned()
-}
-
-/// A deployment with what the file says of its engine.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Deployed {
-    /// Layout.
-    pub(crate) deployment: Deployment,
-    /// Engine profile named by the file.
-    pub(crate) engine: Option<String>,
-    /// Router and treatment of thrown-out sequences.
-    pub(crate) options: FleetOptions,
-    /// Most sequences that run at once, per copy of the attention.
-    pub(crate) max_sequences: Option<u32>,
-    /// Most tokens of a step.
-    pub(crate) token_budget: Option<u32>,
-    /// Share of the memory that the engine fills.
-    pub(crate) memory_share: Option<f64>,
-}
-
 const HINT: &str = "a deployment has `schema = 1`, replicas, tp and optionally pp, attention_dp, ep, weights, kv, engine, \
-                    router; `psim plan --workload … --emit DIR` writes one";
+                    router, or tables [prefill] and [decode]; `psim plan --workload … --emit DIR` writes one";
+
+/// A deployment file, its numbers checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Deployed {
+    shown: String,
+    text: String,
+    file: File,
+    /// Formats of weights and cache.
+    pub(crate) quantization: Quantization,
+}
 
 /// Format of the cache by name.
 pub(crate) fn cache_format(text: &str) -> Option<DType> {
@@ -114,32 +62,46 @@ pub(crate) fn cache_format(text: &str) -> Option<DType> {
     })
 }
 
-/// The file of a deployment.
+/// The file of replicas.
 pub(crate) fn to_toml(
     deployment: &Deployment,
     engine: &EngineProfile,
     token_budget: u32,
     router: Router,
 ) -> Result<String, Failure> {
-    let q = deployment.quantization;
-    let differs = |f: NumberFormat| (f != q.dense).then(|| f.name().to_owned());
     let file = File {
-        replicas: deployment.replicas,
-        tp: deployment.tp,
-        pp: deployment.pp,
-        attention_dp: deployment.attention_dp,
-        ep: deployment.ep,
-        weights: q.dense.name().to_owned(),
-        attention: differs(q.attention),
-        experts: differs(q.experts),
-        kv: q.kv.name().to_owned(),
-        engine: Some(engine.name.clone()),
+        replicas: Some(deployment.replicas),
+        tp: Some(deployment.tp),
+        pp: Some(deployment.pp),
+        attention_dp: Some(deployment.attention_dp),
+        ep: Some(deployment.ep),
         router: Some(router_name(router).to_owned()),
-        preemption: None,
-        swap_gb_per_s: None,
-        max_sequences: None,
         token_budget: (token_budget != engine.token_budget).then_some(token_budget),
-        memory_share: None,
+        ..File::of(deployment.quantization, &engine.name)
+    };
+    Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))
+}
+
+/// The file of a split.
+pub(crate) fn split_to_toml(
+    split: &Split,
+    cluster: &Cluster,
+    engine: &EngineProfile,
+) -> Result<String, Failure> {
+    let pool = |p: &psim_planner::serving::PoolLayout| {
+        let name = cluster.groups.get(p.group).map(|g| g.node.accelerator.name.clone());
+        PoolFile {
+            token_budget: p.token_budget,
+            max_sequences: p.max_sequences,
+            ..PoolFile::of(&p.deployment, p.context_parallel, name.filter(|_| cluster.is_mixed()))
+        }
+    };
+    let file = File {
+        placement: Some(placement_name(split.placement).to_owned()),
+        transfer: Some(transfer_name(split.transfer).to_owned()),
+        prefill: Some(pool(&split.prefill)),
+        decode: Some(pool(&split.decode)),
+        ..File::of(split.decode.deployment.quantization, &engine.name)
     };
     Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))
 }
@@ -153,133 +115,228 @@ pub(crate) fn router_name(router: Router) -> &'static str {
     }
 }
 
-/// Reads a deployment file.
+/// The name of a placement in files.
+pub(crate) fn placement_name(placement: Placement) -> &'static str {
+    match placement {
+        Placement::Paired => "paired",
+        Placement::Apart => "apart",
+    }
+}
+
+/// The name of a transfer in files.
+pub(crate) fn transfer_name(transfer: TransferMode) -> &'static str {
+    match transfer {
+        TransferMode::LayerWise => "layer-wise",
+        TransferMode::AfterPrompt => "after-prompt",
+    }
+}
+
+/// Reads a deployment file and checks what can be checked without model and cluster.
 pub(crate) fn read(host: &Host<'_>, path: &Path) -> Result<Deployed, Failure> {
     let shown = path.display().to_string();
     let text = read_text(host, path, "deployment", MAX_FILE_BYTES)?;
-    let at = |key: &str, message: String, hint: &str| -> Failure {
-        match find_key(&text, key) {
-            Some(span) => SourceError::at(&shown, &text, &span, message, hint).into(),
-            None => Failure::input_at(message, shown.clone(), hint),
-        }
-    };
+    let place = Place { shown: &shown, text: &text };
     if let Ok(table) = toml::from_str::<toml::Table>(&text) {
         if let Some((key, why)) = NOT_BUILT.iter().find(|(key, _)| table.contains_key(*key)) {
-            return Err(at(key, format!("`{key}`: {why}"), "leave it out"));
+            return Err(place.at(None, key, format!("`{key}`: {why}"), "leave it out"));
         }
         if table.contains_key("micro_batch") || table.contains_key("global_batch") {
-            return Err(at(
-                "micro_batch",
-                "this is a plan of training, and the workload is traffic".to_owned(),
-                HINT,
-            ));
+            let message = "this is a plan of training, and the workload is traffic".to_owned();
+            return Err(place.at(None, "micro_batch", message, HINT));
         }
     }
     let file: File = parse_toml_body(&shown, &text, "deployment", 1, HINT)?;
-    let sizes = [
-        ("replicas", file.replicas),
-        ("tp", file.tp),
-        ("pp", file.pp),
-        ("attention_dp", file.attention_dp),
-        ("ep", file.ep),
-    ];
-    for (key, value) in sizes {
-        if value == 0 || u64::from(value) > MOST {
-            return Err(at(key, format!("{key} is {value}, must lie between 1 and {MOST}"), HINT));
+    let quantization = formats(&file, place)?;
+    let deployed = Deployed { file, quantization, shown, text };
+    deployed.check()?;
+    Ok(deployed)
+}
+
+/// A place in the file, for errors.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    shown: &'a str,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    /// A failure at a key, of a table where one is named.
+    fn at(&self, table: Option<&str>, key: &str, message: String, hint: &str) -> Failure {
+        let header = |name: &str| {
+            let header = format!("[{name}]");
+            self.text.find(&header).map(|start| start..start + header.len())
+        };
+        let from = table.and_then(header).map_or(0, |span| span.end);
+        let found = find_key(&self.text[from..], key).map(|s| s.start + from..s.end + from);
+        let whole = || table.and_then(|t| header(t).or_else(|| find_key(self.text, t)));
+        match found.or_else(whole).or_else(|| header(key)) {
+            Some(span) => SourceError::at(self.shown, self.text, &span, message, hint).into(),
+            None => Failure::input_at(message, self.shown.to_owned(), hint),
         }
     }
-    let all: u64 = sizes[..4].iter().fold(1u64, |n, (_, v)| n.saturating_mul(u64::from(*v)));
-    if all > MOST {
-        return Err(at(
-            "replicas",
-            format!("replicas · tp · pp · attention_dp is {all}, at most {MOST} accelerators are supported"),
-            "check the numbers",
-        ));
-    }
-    let format = |key: &str, name: &str| {
-        NumberFormat::parse(name).ok_or_else(|| {
-            let known: Vec<&str> = NumberFormat::ALL.iter().map(|f| f.name()).collect();
-            at(
-                key,
-                format!("`{name}` is not a number format of weights"),
-                &format!("one of {}", known.join(", ")),
-            )
-        })
+}
+
+fn formats(file: &File, place: Place<'_>) -> Result<Quantization, Failure> {
+    let dense = weight_format(&file.weights, place, None, "weights")?;
+    let or = |key: &str, given: &Option<String>| {
+        given.as_deref().map_or(Ok(dense), |name| weight_format(name, place, None, key))
     };
-    let dense = format("weights", &file.weights)?;
-    let or = |key: &str, given: &Option<String>| given.as_deref().map_or(Ok(dense), |n| format(key, n));
-    let quantization = Quantization {
+    Ok(Quantization {
         dense,
         attention: or("attention", &file.attention)?,
         experts: or("experts", &file.experts)?,
         kv: cache_format(&file.kv).ok_or_else(|| {
-            at(
-                "kv",
-                format!("`{}` is not a format of the cache", file.kv),
-                "one of bf16, fp8, int8, fp4, int4",
-            )
+            let message = format!("`{}` is not a format of the cache", file.kv);
+            place.at(None, "kv", message, "one of bf16, fp8, int8, fp4, int4")
         })?,
-    };
-    let router = match &file.router {
-        Some(name) => Router::parse(name).map_err(|m| at("router", m, "leave it out for round-robin"))?,
-        None => Router::default(),
-    };
-    let preemption = match (file.preemption.as_deref(), file.swap_gb_per_s) {
-        (None | Some("recompute"), None) => Preemption::Recompute,
-        (Some("swap"), Some(rate)) if rate.is_finite() && rate > 0.0 => {
-            Preemption::Swap(BytesPerSec(rate * 1e9))
-        }
-        (Some("swap"), _) => {
-            return Err(at(
-                "preemption",
-                "swapping needs `swap_gb_per_s`, a number above zero".to_owned(),
-                "add `swap_gb_per_s = 50.0`, the rate of the link to host memory",
-            ));
-        }
-        (_, Some(_)) => {
-            return Err(at(
-                "swap_gb_per_s",
-                "a swap rate without swapping".to_owned(),
-                "add `preemption = \"swap\"`",
-            ));
-        }
-        (Some(other), None) => {
-            return Err(at(
-                "preemption",
-                format!("`{other}` is not a treatment of thrown-out sequences"),
-                "recompute or swap",
-            ));
-        }
-    };
-    for (key, value) in [("max_sequences", file.max_sequences), ("token_budget", file.token_budget)] {
-        if value == Some(0) {
-            return Err(at(
-                key,
-                format!("{key} is 0, must be at least 1"),
-                "leave it out for the engine's own",
-            ));
-        }
-    }
-    if let Some(share) = file.memory_share.filter(|s| !(*s > 0.0 && *s <= 1.0)) {
-        return Err(at(
-            "memory_share",
-            format!("memory_share is {share}, a share lies above 0 and at most 1"),
-            "leave it out for the engine's own",
-        ));
-    }
-    Ok(Deployed {
-        deployment: Deployment {
-            replicas: file.replicas,
-            tp: file.tp,
-            pp: file.pp,
-            attention_dp: file.attention_dp,
-            ep: file.ep,
-            quantization,
-        },
-        engine: file.engine,
-        options: FleetOptions { router, preemption, ..FleetOptions::default() },
-        max_sequences: file.max_sequences,
-        token_budget: file.token_budget,
-        memory_share: file.memory_share,
     })
+}
+
+fn weight_format(
+    name: &str,
+    place: Place<'_>,
+    table: Option<&str>,
+    key: &str,
+) -> Result<NumberFormat, Failure> {
+    NumberFormat::parse(name).ok_or_else(|| {
+        let known: Vec<&str> = NumberFormat::ALL.iter().map(|f| f.name()).collect();
+        let message = format!("`{name}` is not a number format of weights");
+        place.at(table, key, message, &format!("one of {}", known.join(", ")))
+    })
+}
+
+impl Deployed {
+    fn place(&self) -> Place<'_> {
+        Place { shown: &self.shown, text: &self.text }
+    }
+
+    /// A failure at a key of the file.
+    pub(crate) fn at(&self, key: &str, message: String, hint: &str) -> Failure {
+        self.place().at(None, key, message, hint)
+    }
+
+    /// The same in a table of it.
+    fn inside(&self, table: &str, key: &str, message: String, hint: &str) -> Failure {
+        self.place().at(Some(table), key, message, hint)
+    }
+
+    /// Engine profile named by the file.
+    pub(crate) fn engine(&self) -> Option<&str> {
+        self.file.engine.as_deref()
+    }
+
+    /// Sizes of replicas by name, 1 where they are not given.
+    fn sizes(&self) -> [(&'static str, Option<u32>); 5] {
+        let f = &self.file;
+        [("replicas", f.replicas), ("tp", f.tp), ("pp", f.pp), ("attention_dp", f.attention_dp), ("ep", f.ep)]
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let file = &self.file;
+        for (key, value) in self.sizes() {
+            if let Some(value) = value.filter(|v| *v == 0 || u64::from(*v) > MOST) {
+                let message = format!("{key} is {value}, must lie between 1 and {MOST}");
+                return Err(self.at(key, message, HINT));
+            }
+        }
+        let all =
+            self.sizes()[..4].iter().fold(1u64, |n, (_, v)| n.saturating_mul(u64::from(v.unwrap_or(1))));
+        if all > MOST {
+            let message = format!(
+                "replicas · tp · pp · attention_dp is {all}, at most {MOST} accelerators are supported"
+            );
+            return Err(self.at("replicas", message, "check the numbers"));
+        }
+        for (key, value) in [("max_sequences", file.max_sequences), ("token_budget", file.token_budget)] {
+            if value == Some(0) {
+                let message = format!("{key} is 0, must be at least 1");
+                return Err(self.at(key, message, "leave it out for the engine's own"));
+            }
+        }
+        if let Some(share) = file.memory_share.filter(|s| !(*s > 0.0 && *s <= 1.0)) {
+            let message = format!("memory_share is {share}, a share lies above 0 and at most 1");
+            return Err(self.at("memory_share", message, "leave it out for the engine's own"));
+        }
+        pools::check(self)
+    }
+
+    /// The limits of the file over those of the engine.
+    pub(crate) fn limit(&self, engine: &mut EngineProfile) {
+        engine.max_sequences = self.file.max_sequences.unwrap_or(engine.max_sequences);
+        engine.token_budget = self.file.token_budget.unwrap_or(engine.token_budget);
+        engine.memory_share = self.file.memory_share.unwrap_or(engine.memory_share);
+    }
+
+    /// Group of the cluster's nodes on which replicas lie.
+    pub(crate) fn group(&self, cluster: &Cluster) -> Result<usize, Failure> {
+        match &self.file.accelerator {
+            None => Ok(0),
+            Some(wanted) => pools::group(self, cluster, None, wanted),
+        }
+    }
+
+    /// The device that stands in place of an accelerator, with the layout on it.
+    pub(crate) fn device(&self, host: &Host<'_>) -> Result<Option<(Device, Deployment)>, Failure> {
+        let Some(name) = &self.file.device else { return Ok(None) };
+        if self.file.prefill.is_some() {
+            let message = "`device` beside pools: the steps of pools on it are not built".to_owned();
+            return Err(self.at("device", message, "leave the pools out"));
+        }
+        if self.quantization != Quantization::uniform(NumberFormat::Bf16) {
+            let message = "`device` with other formats than bf16 is not built".to_owned();
+            return Err(self.at("weights", message, "leave weights, attention, experts and kv out"));
+        }
+        let path = Path::new(name);
+        let device = if host.path(path).is_file() {
+            let text = read_text(host, path, "device", MAX_FILE_BYTES)?;
+            Device::parse(name, &text)?
+        } else {
+            find_device(name).map_err(|m| self.at("device", m, "or the path of a device file"))?
+        };
+        Ok(Some((device, self.replicas())))
+    }
+
+    /// The layout of replicas.
+    fn replicas(&self) -> Deployment {
+        let [replicas, tp, pp, attention_dp, ep] = self.sizes().map(|(_, v)| v.unwrap_or(1));
+        Deployment { replicas, tp, pp, attention_dp, ep, quantization: self.quantization }
+    }
+
+    /// What is served, on the job's cluster.
+    pub(crate) fn served(&self, job: &ServingJob, host: &Host<'_>) -> Result<Served, Failure> {
+        if let Some(name) = &self.file.device {
+            let message =
+                format!("requests on device `{name}` are not simulated: prompts have no measured laws there");
+            return Err(self.at(
+                "device",
+                message,
+                "`psim explain` prices its decoding steps; `psim gallery` compares devices",
+            ));
+        }
+        let layout = match pools::split(self, job)? {
+            Some(split) => Layout::Pools(split),
+            None => Layout::Replicas(Deployment { quantization: job.quantization, ..self.replicas() }),
+        };
+        let served = Served {
+            group: job.group,
+            options: beside::options(self, job, &layout)?,
+            speculation: speculation::read(self, job, &layout, host)?,
+            layout,
+        };
+        let nodes = &job.cluster.groups[job.group];
+        let (need, have) = (served.accelerators(), nodes.count * nodes.node.accelerators);
+        if matches!(layout, Layout::Replicas(_)) && need > have {
+            let kind = if job.cluster.is_mixed() {
+                format!(" of {}", nodes.node.accelerator.name)
+            } else {
+                String::new()
+            };
+            return Err(self.at(
+                "replicas",
+                format!("the deployment needs {need} accelerators{kind}, {} has {have}", job.cluster.name),
+                "fewer replicas or ranks, or a larger cluster",
+            ));
+        }
+        Ok(served)
+    }
 }

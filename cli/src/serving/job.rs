@@ -1,19 +1,20 @@
 //! The serving job of plan, simulate, explain and report: model, cluster, traffic, engine.
 
-use super::{deployment, workload};
+use super::deployment::{self, Deployed};
+use super::workload;
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
 use crate::inputs::{CommonArguments, JobArguments, cluster, model, settings};
-use crate::number::three;
+use crate::number::{seconds, three};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::{DEFAULT_ENGINE, engines, find};
 use psim_cost_models::serving::{EngineProfile, Policy};
 use psim_hardware::source_error::{MAX_FILE_BYTES, parse_toml};
 use psim_hardware::suggest::closest;
-use psim_hardware::{Cluster, DType};
+use psim_hardware::{Cluster, DType, Node};
 use psim_models::Model;
-use psim_models::serving::{NumberFormat, Quantization, ServingWorkload};
+use psim_models::serving::{Arrival, NumberFormat, Quantization, ServingWorkload};
 use psim_planner::Assumption;
 use psim_planner::serving::ServingRequest;
 use std::path::Path;
@@ -35,6 +36,27 @@ pub(crate) struct ServingJob {
     pub(crate) settings: Vec<String>,
     /// Defaults taken.
     pub(crate) assumptions: Vec<Assumption>,
+    /// Group of the cluster's nodes on which replicas lie.
+    pub(crate) group: usize,
+}
+
+/// Engines that have no profile of their own and run as a policy on the numbers of another.
+fn policy_engine(name: &str) -> Option<EngineProfile> {
+    let policy = Policy::parse(name).ok()?;
+    let base = match policy {
+        Policy::Static
+        | Policy::Orca
+        | Policy::PrefillPriority
+        | Policy::Flover
+        | Policy::FastSwitch
+        | Policy::SLora => "vllm-2024",
+        Policy::SplitFuse => "deepspeed-mii-2024",
+        Policy::Radix => "sglang",
+        Policy::InflightNoEvict => "trtllm-1.0",
+        Policy::ChunkedPrefill | Policy::FlexLlm => "vllm-v1",
+    };
+    let base = find(base)?;
+    Some(EngineProfile { name: format!("{name} (numbers of {})", base.name), policy, ..base.clone() })
 }
 
 /// An engine profile by name or file.
@@ -47,6 +69,9 @@ pub(crate) fn load_engine(host: &Host<'_>, given: &str) -> Result<EngineProfile,
     }
     if let Some(engine) = find(given) {
         return Ok(engine.clone());
+    }
+    if let Some(engine) = policy_engine(given) {
+        return Ok(engine);
     }
     if let Err(reason) = Policy::parse(given)
         && reason.contains("not built")
@@ -106,6 +131,23 @@ fn refuse_training_flags(job: &JobArguments) -> Result<(), Failure> {
     }
 }
 
+/// Says where a workload sends only the beginning of its day, which is its quietest part.
+fn partial_days(workload: &ServingWorkload, assumptions: &mut Vec<Assumption>) {
+    for tenant in &workload.tenants {
+        let Arrival::Diurnal { mean, period_s, .. } = tenant.arrival else { continue };
+        let sent = tenant.duration_s.unwrap_or(f64::INFINITY);
+        let sent = sent.min(tenant.requests.map_or(f64::INFINITY, |n| f64::from(n) / mean));
+        if sent < 0.95 * period_s {
+            assumptions.push(Assumption {
+                name: format!("the day of {}", tenant.name),
+                value: format!("its first {} of {}", seconds(sent), seconds(period_s)),
+                why: "a day begins at its quietest; more `requests` for all of it. Searches take its peak"
+                    .to_owned(),
+            });
+        }
+    }
+}
+
 /// Number formats by flags; what is not given is 16 bits, said in the assumptions.
 pub(crate) fn formats(
     model: &Model,
@@ -147,12 +189,11 @@ pub(crate) fn as_published(model: &Model, given: Quantization) -> Quantization {
 }
 
 impl ServingJob {
-    /// Loads everything. `engine` overrides the default where no `--stack` is given.
+    /// Loads everything. The engine, formats and limits of a deployment count unless `--stack` says otherwise.
     pub(crate) fn load(
         job: &JobArguments,
         common: &CommonArguments,
-        engine: Option<&str>,
-        quantization: Option<Quantization>,
+        deployed: Option<&Deployed>,
         host: &Host<'_>,
     ) -> Result<Self, Failure> {
         refuse_training_flags(job)?;
@@ -163,6 +204,8 @@ impl ServingJob {
         let model = model::load(host, &job.model)?;
         let cluster = cluster::load(host, &job.cluster)?;
         let mut assumptions = Vec::new();
+        let group = deployed.map_or(Ok(0), |d| d.group(&cluster))?;
+        partial_days(&workload, &mut assumptions);
         if cluster.source.starts_with("catalogue: ") {
             assumptions.push(Assumption {
                 name: "cluster".to_owned(),
@@ -170,7 +213,8 @@ impl ServingJob {
                 why: "the usual node, one full-bisection switch; --cluster FILE".to_owned(),
             });
         }
-        let name = common.stack.as_deref().or(engine).unwrap_or_else(|| {
+        let named = common.stack.as_deref().or(deployed.and_then(Deployed::engine));
+        let name = named.unwrap_or_else(|| {
             assumptions.push(Assumption {
                 name: "engine".to_owned(),
                 value: DEFAULT_ENGINE.to_owned(),
@@ -179,12 +223,16 @@ impl ServingJob {
             DEFAULT_ENGINE
         });
         let engine = load_engine(host, name)?;
-        let engine = with_settings(&engine, &common.settings, &cluster.first_node().accelerator.name)?;
+        let part = &cluster.groups.get(group).map_or(cluster.first_node(), |g| &g.node).accelerator.name;
+        let mut engine = with_settings(&engine, &common.settings, part)?;
+        if let Some(deployed) = deployed {
+            deployed.limit(&mut engine);
+        }
         let given = (
             job.precision.map(crate::inputs::job::Format::serving).transpose()?,
             job.kv_precision.as_deref().map(kv_format).transpose()?,
         );
-        let quantization = match quantization {
+        let quantization = match deployed.map(|d| d.quantization) {
             Some(q) if given == (None, None) => as_published(&model, q),
             Some(_) => {
                 return Err(Failure::input(
@@ -205,7 +253,13 @@ impl ServingJob {
             seed: common.seed,
             settings: common.settings.clone(),
             assumptions,
+            group,
         })
+    }
+
+    /// The nodes on which replicas lie.
+    pub(crate) fn node(&self) -> &Node {
+        self.cluster.groups.get(self.group).map_or(self.cluster.first_node(), |g| &g.node)
     }
 
     /// The question for the planner.

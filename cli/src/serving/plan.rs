@@ -7,11 +7,11 @@ use crate::failure::Failure;
 use crate::files::write_atomically;
 use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
-use psim_planner::Objective;
 use psim_planner::serving::{
-    DisaggregatedReport, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail,
-    plan_disaggregated, plan_serving,
+    DisaggregatedReport, Served, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail,
+    mark_pareto, plan_disaggregated, plan_serving,
 };
+use psim_planner::{Assumption, Objective};
 use psim_reports::{ServingPage, serving_page};
 use psim_sim::serving::{FleetOptions, Router};
 use serde_json::json;
@@ -28,9 +28,11 @@ fn objective(goal: Option<Goal>) -> Result<Objective, Failure> {
     match goal {
         None | Some(Goal::Goodput) => Ok(Objective::Goodput),
         Some(Goal::Cost) => Ok(Objective::Cost),
-        Some(Goal::Time | Goal::Memory | Goal::Energy) => Err(Failure::input(
-            "a serving plan is ranked by goodput or cost",
-            "use --objective goodput (most requests within the promises) or cost (cheapest for the workload's rate)",
+        Some(Goal::Energy) => Ok(Objective::Energy),
+        Some(Goal::Time | Goal::Memory) => Err(Failure::input(
+            "a serving plan is ranked by goodput, cost or energy",
+            "use --objective goodput (most requests within the promises), cost (cheapest for the workload's rate) or energy \
+             (least for a generated token)",
         )),
     }
 }
@@ -67,7 +69,8 @@ fn at_own_rate(job: &ServingJob, report: &ServingPlanReport, samples: usize) -> 
     let engine = EngineProfile { token_budget: best.token_budget, ..job.engine.clone() };
     let request = ServingRequest { workload: &workload, engine: &engine, ..job.request() };
     let options = FleetOptions { router: Router::LeastLoad, samples, ..FleetOptions::default() };
-    detail(&request, &best.deployment, options).ok()
+    let served = Served { group: best.group, ..Served::replicas(best.deployment, options) };
+    detail(&request, &served).ok()
 }
 
 /// Searches, prints and writes.
@@ -79,7 +82,16 @@ pub(crate) fn run(
     host: &mut Host<'_>,
 ) -> Result<(), Failure> {
     let objective = objective(arguments.objective)?;
-    let job = ServingJob::load(&arguments.job, &arguments.common, None, None, host)?;
+    let mut job = ServingJob::load(&arguments.job, &arguments.common, None, host)?;
+    if job.workload.tenants.iter().any(|t| t.adapters.is_some()) {
+        job.assumptions.push(Assumption {
+            name: "adapters".to_owned(),
+            value: "none".to_owned(),
+            why: "a search takes requests for adapters as requests for the base model; simulate a deployment with \
+                  [adapters]"
+                .to_owned(),
+        });
+    }
     let (found, split) = arguments.common.on_threads(|| {
         let request = job.request();
         let found = plan_serving(&request);
@@ -89,8 +101,10 @@ pub(crate) fn run(
         (found, split)
     })?;
     let mut report = found.map_err(|e| failure(&e))?;
-    let (rate, price) = (job.workload.rate(), job.cluster.first_node().price_per_gpu_hour);
-    report.rank(objective, rate, &job.cluster);
+    let rate = job.workload.rate();
+    let mut split = split;
+    mark_pareto(&mut report.plans, split.as_mut().map_or(&mut [][..], |s| s.plans.as_mut_slice()));
+    report.rank(objective, rate);
     report.plans.truncate(arguments.top as usize);
     let own = at_own_rate(&job, &report, if page.is_some() { SAMPLES } else { 0 });
     if let Some(path) = page {
@@ -101,6 +115,7 @@ pub(crate) fn run(
             engine: &job.engine.name,
             objective: objective.name(),
             report: Some(&report),
+            splits: split.as_ref(),
             detail: own.as_ref(),
             assumptions: &job.assumptions,
         });
@@ -108,10 +123,14 @@ pub(crate) fn run(
         host.say(format_args!("wrote {}", path.display()));
     }
     if let (Some(directory), Some(best)) = (directory, report.plans.first()) {
-        emit::write_all(&job, best, Router::LeastLoad, directory, host)?;
+        let chosen = emit::Chosen::of(&job, best, Router::LeastLoad);
+        emit::write_all(&job, &chosen, directory, host)?;
+        if let Some(split) = split.as_ref().and_then(|s| s.plans.first()) {
+            emit::write_split(&job, &split.split(), directory, host)?;
+        }
     }
     if arguments.common.json {
-        let plans: Vec<_> = report.plans.iter().map(|p| render::plan_json(p, rate, price)).collect();
+        let plans: Vec<_> = report.plans.iter().map(|p| render::plan_json(p, rate)).collect();
         let rejected: Vec<_> =
             report.rejected.iter().map(|(layout, why)| json!({ "layout": layout, "why": why })).collect();
         host.json(&json!({
@@ -128,7 +147,7 @@ pub(crate) fn run(
     } else if !quiet {
         host.print(render::header(&job))?;
         host.line("")?;
-        host.print(render::plan_table(&report.plans, rate, price))?;
+        host.print(render::plan_table(&report.plans, rate, objective))?;
         if let Some(best) = report.plans.first() {
             host.line("")?;
             host.print(render::winner(best))?;

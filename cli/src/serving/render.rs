@@ -1,13 +1,18 @@
 //! Serving answers as text of at most 100 columns and as JSON.
 
-use super::deployment::router_name;
+use super::deployment::{placement_name, router_name, transfer_name};
 use super::job::ServingJob;
 use crate::number::{grouped, seconds, short, three};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
+use psim_hardware::Cluster;
 use psim_models::serving::{Arrival, Deployment, ServingWorkload, Tenant};
-use psim_planner::serving::{DisaggregatedPlan, DisaggregatedReport, ServingDetail, ServingPlan, Steps};
-use psim_reports::serving_label;
-use psim_sim::serving::{Percentiles, Router, ServingReport};
+use psim_planner::Objective;
+use psim_planner::serving::{
+    DeviceSteps, DisaggregatedPlan, DisaggregatedReport, Layout, PoolLayout, Served, ServingDetail,
+    ServingPlan, Steps,
+};
+use psim_reports::{layout_label, serving_label};
+use psim_sim::serving::{Percentiles, ServingReport};
 use serde_json::{Value, json};
 
 /// Widest line.
@@ -28,10 +33,11 @@ fn arrival(arrival: &Arrival) -> String {
         Arrival::Ramp { from, to, over_s } => {
             format!("{} to {} requests/s over {}", three(*from), three(*to), seconds(*over_s))
         }
-        Arrival::Diurnal { mean, peak_ratio, .. } => {
+        Arrival::Diurnal { mean, peak_ratio, period_s } => {
             format!(
-                "{} requests/s on average over a day, peak {} times that",
+                "{} requests/s on average over a day of {}, peak {} times that",
                 three(*mean),
+                seconds(*period_s),
                 three(*peak_ratio)
             )
         }
@@ -49,8 +55,22 @@ fn tenant(tenant: &Tenant) -> String {
         .map(|p| format!("{} p{} < {}", p.metric.name(), three(p.percentile), seconds(p.limit_ms * 1e-3)))
         .collect();
     let promises = if promises.is_empty() { "no promise".to_owned() } else { promises.join(", ") };
+    let mut kind = String::new();
+    if let Some(p) = &tenant.prefix {
+        kind.push_str(&format!(", {} of them shared by {} groups", grouped(u64::from(p.tokens)), p.groups));
+    }
+    if let Some(s) = &tenant.sessions {
+        kind.push_str(&format!(
+            ", conversations of {} turns on average with {} between them",
+            three(tenant.requests_per_arrival()),
+            seconds(s.think_s)
+        ));
+    }
+    if let Some(a) = &tenant.adapters {
+        kind.push_str(&format!(", {} adapters", grouped(u64::from(a.count))));
+    }
     format!(
-        "{}: {}; {} tokens in and {} out on average; {promises}",
+        "{}: {}; {} tokens in and {} out on average{kind}; {promises}",
         tenant.name,
         arrival(&tenant.arrival),
         grouped(input.round() as u64),
@@ -58,16 +78,27 @@ fn tenant(tenant: &Tenant) -> String {
     )
 }
 
+/// Accelerators by kind.
+fn accelerators(cluster: &Cluster) -> String {
+    let kinds: Vec<String> = cluster
+        .groups
+        .iter()
+        .map(|g| {
+            format!("{} x {}", grouped(u64::from(g.count * g.node.accelerators)), g.node.accelerator.name)
+        })
+        .collect();
+    kinds.join(" and ")
+}
+
 /// What was asked, and every default taken.
 pub(crate) fn header(job: &ServingJob) -> String {
     let cluster = &job.cluster;
     let first = format!(
-        "{} ({} parameters) on {}: {} x {}, {} {}",
+        "{} ({} parameters) on {}: {}, {} {}",
         job.model.name,
         short(job.model.parameters().total as f64),
         cluster.name,
-        grouped(u64::from(cluster.accelerators())),
-        cluster.first_node().accelerator.name,
+        accelerators(cluster),
         grouped(u64::from(cluster.nodes())),
         if cluster.nodes() == 1 { "node" } else { "nodes" },
     );
@@ -87,15 +118,20 @@ pub(crate) fn header(job: &ServingJob) -> String {
 }
 
 /// Plans as a table; columns in which every plan has the neutral value are left out.
-pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -> String {
+pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, objective: Objective) -> String {
     let any = |f: fn(&Deployment) -> bool| plans.iter().any(|p| f(&p.deployment));
     let needed = rate.map(|r| format!("GPUs@{}/s", three(r)));
+    let energy = objective == Objective::Energy;
+    let mixed = plans.windows(2).any(|w| w[0].group != w[1].group);
     let shown = [
         ("pp", any(|d| d.pp > 1)),
         ("adp", any(|d| d.attention_dp > 1)),
         ("ep", any(|d| d.ep > 1)),
         ("budget", plans.windows(2).any(|w| w[0].token_budget != w[1].token_budget)),
-        ("needed", needed.is_some()),
+        ("needed", needed.is_some() && !energy && !mixed),
+        ("$/Mtok", !energy),
+        ("J/tok", energy),
+        ("on", mixed),
     ];
     let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
     let all = [
@@ -115,13 +151,19 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
         "TPOT p50",
         "p95",
         "$/Mtok",
+        "J/tok",
         "needed",
         "P",
+        "on",
     ];
     let titles: Vec<(&str, _)> = all
         .iter()
         .filter(|n| keep(n))
-        .map(|n| (if *n == "needed" { needed.as_deref().unwrap_or(n) } else { n }, Right))
+        .map(|n| match *n {
+            "needed" => (needed.as_deref().unwrap_or(n), Right),
+            "on" => ("on", Left),
+            n => (n, Right),
+        })
         .collect();
     let mut table = Table::new(&titles);
     for (i, p) in plans.iter().enumerate() {
@@ -146,16 +188,20 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, price: f64) -
             ms(p.report.tpot_ms.p50),
             ms(p.report.tpot_ms.p95),
             unless(three(p.usd_per_million_tokens)),
-            rate.and_then(|r| p.needed(r, price))
+            unless(three(p.joule_per_token)),
+            rate.and_then(|r| p.needed(r))
                 .map_or_else(|| "-".to_owned(), |n| grouped(u64::from(n.accelerators))),
             if p.pareto { "*" } else { "" }.to_owned(),
+            p.accelerator.split('-').next().unwrap_or("").to_owned(),
         ];
         table.row(cells.into_iter().zip(all).filter(|(_, n)| keep(n)).map(|(c, _)| c));
     }
     let legend = "reps: replicas; budget: most tokens of a step; req/s: most requests a second within every promise, all replicas; tok/s generated tokens at that rate; \
                   TTFT and TPOT in ms at that rate; none: a promise breaks even for a single request; P: no other plan has \
                   both more tok/s/GPU and more tok/s/user";
-    format!("{}{}\n", table.render_within(WIDTH), wrap(legend, WIDTH, ""))
+    let joules =
+        if energy { "; J/tok: joules for a generated token, hosts and facility included" } else { "" };
+    format!("{}{}\n", table.render_within(WIDTH), wrap(&format!("{legend}{joules}"), WIDTH, ""))
 }
 
 /// The best plan in words.
@@ -312,7 +358,7 @@ pub(crate) fn report_json(report: &ServingReport) -> Value {
 }
 
 /// A plan as JSON.
-pub(crate) fn plan_json(plan: &ServingPlan, rate: Option<f64>, price: f64) -> Value {
+pub(crate) fn plan_json(plan: &ServingPlan, rate: Option<f64>) -> Value {
     let finite = |v: f64| if v.is_finite() { json!(v) } else { Value::Null };
     json!({
         "deployment": deployment_json(&plan.deployment),
@@ -325,9 +371,11 @@ pub(crate) fn plan_json(plan: &ServingPlan, rate: Option<f64>, price: f64) -> Va
         "output_tokens_per_s_per_gpu": plan.tokens_per_s_per_accelerator,
         "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
         "usd_per_million_output_tokens": finite(plan.usd_per_million_tokens),
+        "energy_j_per_output_token": plan.joule_per_token,
+        "accelerator": plan.accelerator,
         "pareto": plan.pareto,
         "measured": plan.measured,
-        "needed": rate.and_then(|r| plan.needed(r, price)),
+        "needed": rate.and_then(|r| plan.needed(r)),
         "replica_at_that_rate": report_json(&plan.report),
     })
 }
@@ -361,28 +409,167 @@ fn tenants_json(workload: &ServingWorkload) -> Vec<Value> {
         .map(|t| {
             let (input, output) = t.mean_lengths();
             json!({
-                "name": t.name, "arrival": arrival(&t.arrival), "rate_rps": t.arrival.rate(), "requests": t.requests,
+                "name": t.name, "arrival": arrival(&t.arrival), "rate_rps": t.rate(), "requests": t.requests,
                 "mean_input_tokens": input, "mean_output_tokens": output, "promises": t.slo.promises,
+                "requests_per_conversation": t.sessions.as_ref().map(|_| t.requests_per_arrival()),
+                "shared_prefix_tokens": t.prefix.map(|p| p.tokens), "adapters": t.adapters.map(|a| a.count),
             })
         })
         .collect()
 }
 
-/// What a deployment is and what its cache holds.
-pub(crate) fn deployment_line(detail: &ServingDetail, router: Router) -> String {
-    let d = &detail.deployment;
+/// What a deployment is, what its cache holds, and what runs beside it.
+pub(crate) fn deployment_line(detail: &ServingDetail, served: &Served) -> String {
+    let pooled = detail.pools.is_some();
     let cache = if detail.cache_tokens.is_finite() {
-        format!("{} tokens of KV cache per replica", grouped(detail.cache_tokens as u64))
+        let of = if pooled { "instance for answers" } else { "replica" };
+        format!("{} tokens of KV cache per {of}", grouped(detail.cache_tokens as u64))
     } else {
         "no KV cache that grows".to_owned()
     };
+    let router =
+        if pooled { String::new() } else { format!(", {} router", router_name(served.options.router)) };
+    let mut lines = vec![format!(
+        "deployment: {}, {} GPUs{router}; {cache}",
+        layout_label(&detail.layout),
+        grouped(u64::from(served.accelerators())),
+    )];
+    if let (Some(p), Layout::Pools(split)) = (&detail.pools, &detail.layout) {
+        lines.push(format!(
+            "pools ({} placement, {} transfer): a cache takes {} ms to arrive, {} were held back; instances for prompts work \
+             {:.0} % of the time, those for answers {:.0} %",
+            placement_name(split.placement),
+            transfer_name(split.transfer),
+            three(p.transfer_ms),
+            grouped(p.held_back),
+            p.prefill_busy * 100.0,
+            p.decode_busy * 100.0,
+        ));
+    }
+    if let (Some(s), Some(asked)) = (&detail.speculation, &served.speculation) {
+        lines.push(format!(
+            "speculation {}: {} drafted a round, {} tokens come of it on average; prompts run whole and before answers, \
+             whatever the engine's policy",
+            asked.name,
+            asked.tokens,
+            three(s.tokens_per_round),
+        ));
+    }
+    if let Some(rule) = &served.options.autoscale {
+        lines.push(format!(
+            "autoscaling: {} to {} replicas, {} on average, {} at most",
+            rule.least,
+            detail.layout.deployment().replicas,
+            three(detail.run.replica_seconds / detail.run.end.seconds().0.max(1e-12)),
+            detail.run.most_replicas,
+        ));
+    }
+    let moved = detail.run.extra.moved_bytes;
+    if moved > 0 {
+        lines.push(format!(
+            "{} GB moved between accelerators and host memory or disk",
+            three(moved as f64 * 1e-9)
+        ));
+    }
+    lines.iter().map(|line| format!("{}\n", wrap(line, WIDTH, "  "))).collect()
+}
+
+/// Price and energy of a run.
+pub(crate) fn price_line(detail: &ServingDetail) -> String {
     let line = format!(
-        "deployment: {}, {} GPUs, {} router; {cache}",
-        serving_label(d),
-        grouped(u64::from(d.accelerators())),
-        router_name(router),
+        "${} an hour, ${} per million generated tokens at this rate; {} kW, {} J per generated token, hosts and facility \
+         included",
+        three(detail.usd_per_hour),
+        three(detail.usd_per_million_tokens()),
+        three(detail.energy.kilowatts),
+        three(detail.energy.joule_per_token),
     );
     format!("{}\n", wrap(&line, WIDTH, "  "))
+}
+
+/// Replicas or pools as JSON.
+pub(crate) fn layout_json(layout: &Layout) -> Value {
+    match layout {
+        Layout::Replicas(d) => deployment_json(d),
+        Layout::Pools(split) => {
+            let pool = |p: &PoolLayout| {
+                let mut value = deployment_json(&p.deployment);
+                value["cp"] = json!(p.context_parallel);
+                value["group"] = json!(p.group);
+                value
+            };
+            json!({
+                "prefill": pool(&split.prefill),
+                "decode": pool(&split.decode),
+                "placement": placement_name(split.placement),
+                "transfer": transfer_name(split.transfer),
+            })
+        }
+    }
+}
+
+/// A simulated deployment as JSON.
+pub(crate) fn simulation_json(job: &ServingJob, served: &Served, found: &ServingDetail) -> Value {
+    json!({
+        "schema": 1,
+        "kind": "serving",
+        "question": question_json(job),
+        "deployment": layout_json(&found.layout),
+        "accelerators": served.accelerators(),
+        "cache_tokens_per_replica": found.cache_tokens.is_finite().then_some(found.cache_tokens),
+        "measured": found.measured,
+        "pools": found.pools,
+        "speculation": found.speculation,
+        "mean_replicas": found.run.replica_seconds / found.run.end.seconds().0.max(1e-12),
+        "moved_bytes": found.run.extra.moved_bytes,
+        "tuned_tokens": found.run.extra.tuned_tokens,
+        "usd_per_hour": found.usd_per_hour,
+        "usd_per_million_output_tokens": found.usd_per_million_tokens(),
+        "kilowatts": found.energy.kilowatts,
+        "energy_j_per_output_token": found.energy.joule_per_token,
+        "report": report_json(&found.report),
+    })
+}
+
+/// Decoding steps on a device of several engines.
+pub(crate) fn device_steps(model: &str, layout: &Deployment, steps: &DeviceSteps) -> String {
+    let mut columns = vec![
+        ("decoding sequences".to_owned(), Right),
+        ("step ms".to_owned(), Right),
+        ("tok/s/user".to_owned(), Right),
+        ("tok/s/device".to_owned(), Right),
+        ("GiB".to_owned(), Right),
+    ];
+    columns.extend(steps.engines.iter().map(|e| (format!("{e} busy %"), Right)));
+    let titles: Vec<(&str, _)> = columns.iter().map(|(name, align)| (name.as_str(), *align)).collect();
+    let mut table = Table::new(&titles);
+    for p in &steps.decode {
+        let mut cells = vec![
+            format!("{}{}", grouped(u64::from(p.batch)), if p.interleaved { " (in halves)" } else { "" }),
+            three(p.step_ms),
+            three(p.tokens_per_s_per_user),
+            three(p.tokens_per_s_per_device),
+            three(p.gib),
+        ];
+        cells.extend(p.busy.iter().map(|b| format!("{:.0}", b * 100.0)));
+        table.row(cells);
+    }
+    let line = format!(
+        "{model} on {} x {}, {} arithmetic: decoding with {} tokens of context per sequence. Datasheet rates of the engines and \
+         memories, each operator on the engine that its roofline favours; no host, no prompts{}. Largest memory {} GiB{}",
+        layout.accelerators_per_replica(),
+        steps.device,
+        steps.dtype.name(),
+        grouped(steps.context as u64),
+        if steps.exchange_left_out { ", no exchange between the devices" } else { "" },
+        three(steps.capacity_gib),
+        if steps.decode.first().is_some_and(|p| p.gib > steps.capacity_gib) {
+            ": IT DOES NOT HOLD THE MODEL"
+        } else {
+            ""
+        },
+    );
+    format!("{}\n\n{}", wrap(&line, WIDTH, "  "), table.render_within(WIDTH))
 }
 
 /// Steps against their roofline.
@@ -480,6 +667,8 @@ pub(crate) fn split_json(p: &DisaggregatedPlan) -> Value {
         "output_tokens_per_s_per_gpu": p.tokens_per_s_per_accelerator,
         "output_tokens_per_s_per_user": p.tokens_per_s_per_user,
         "usd_per_million_output_tokens": p.usd_per_million_tokens,
+        "energy_j_per_output_token": p.joule_per_token,
+        "pareto": p.pareto,
         "transfer_ms": p.transfer_ms,
         "measured": p.measured,
         "unit_at_that_rate": report_json(&p.report),

@@ -3,7 +3,7 @@
 use psim_hardware::suggest::closest;
 
 /// Name, what it is, text.
-const WORKLOADS: [(&str, &str, &str); 5] = [
+const WORKLOADS: [(&str, &str, &str); 9] = [
     (
         "chat",
         "conversation lengths, Poisson 20/s, TTFT and TPOT promised",
@@ -16,8 +16,24 @@ const WORKLOADS: [(&str, &str, &str); 5] = [
     ),
     (
         "mixed",
-        "two tenants with different promises over a day",
+        "two tenants with different promises over a short day",
         include_str!("../../data/workloads/mixed.toml"),
+    ),
+    (
+        "conversations",
+        "several turns with think time and shared system prompts",
+        include_str!("../../data/workloads/conversations.toml"),
+    ),
+    (
+        "closed-loop",
+        "64 clients that send their next request when the last is answered",
+        include_str!("../../data/workloads/closed-loop.toml"),
+    ),
+    ("ramp", "traffic that grows tenfold in five minutes", include_str!("../../data/workloads/ramp.toml")),
+    (
+        "adapters",
+        "200 low-rank adapters, popular ones asked for most",
+        include_str!("../../data/workloads/adapters.toml"),
     ),
     (
         "fixed-2048-128",

@@ -101,30 +101,12 @@ pub fn clients(workload: &ServingWorkload) -> Option<u32> {
 }
 
 fn streams(workload: &ServingWorkload, seed: u64) -> impl Iterator<Item = TenantStream<'_>> {
-    workload.tenants.iter().enumerate().map(move |(index, tenant)| TenantStream {
-        tenant,
-        index: index as u16,
-        times: Rng::new(seed, 2 * index as u64 + 1),
-        sizes: Rng::new(seed, 2 * index as u64 + 2),
-        // A stream of its own: adapters and turns leave the other draws as they are.
-        extras: Rng::new(seed, 2 * index as u64 + 0x1_0000_0001),
-        popularity: tenant.adapters.map(super::workload::Adapters::cumulative).unwrap_or_default(),
-        now: 0.0,
-        row: 0,
-        left: match (&tenant.arrival, tenant.requests) {
-            (Arrival::Trace(rows), limit) => {
-                limit.map_or(rows.len() as u64, |n| u64::from(n).min(rows.len() as u64))
-            }
-            (_, limit) => u64::from(limit.unwrap_or(u32::MAX)),
-        },
-        conversations: 0,
-        turns: VecDeque::new(),
-    })
+    workload.tenants.iter().enumerate().map(move |(index, t)| TenantStream::new(t, index as u16, seed))
 }
 
 /// Draws the requests of one tenant in the order of their arrival.
 #[derive(Debug)]
-struct TenantStream<'a> {
+pub(super) struct TenantStream<'a> {
     tenant: &'a Tenant,
     index: u16,
     times: Rng,
@@ -183,6 +165,32 @@ impl Iterator for TenantStream<'_> {
             Some(sessions) => self.converse(first, sessions),
             None => first,
         })
+    }
+}
+
+impl<'a> TenantStream<'a> {
+    /// The requests of a tenant that is the `index`-th of its workload.
+    pub(super) fn new(tenant: &'a Tenant, index: u16, seed: u64) -> Self {
+        let stream = u64::from(index);
+        Self {
+            tenant,
+            index,
+            times: Rng::new(seed, 2 * stream + 1),
+            sizes: Rng::new(seed, 2 * stream + 2),
+            // A stream of its own: adapters and turns leave the other draws as they are.
+            extras: Rng::new(seed, 2 * stream + 0x1_0000_0001),
+            popularity: tenant.adapters.map(super::workload::Adapters::cumulative).unwrap_or_default(),
+            now: 0.0,
+            row: 0,
+            left: match (&tenant.arrival, tenant.requests) {
+                (Arrival::Trace(rows), limit) => {
+                    limit.map_or(rows.len() as u64, |n| u64::from(n).min(rows.len() as u64))
+                }
+                (_, limit) => u64::from(limit.unwrap_or(u32::MAX)),
+            },
+            conversations: 0,
+            turns: VecDeque::new(),
+        }
     }
 }
 

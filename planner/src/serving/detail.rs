@@ -1,11 +1,16 @@
 //! One deployment under the workload's own traffic: what a person is shown of it.
 
-use super::ServingRequest;
+mod pools;
+mod speculative;
+
+use super::energy::{Activity, Energy, joules};
+use super::{Layout, Served, ServingRequest};
 use psim_cost_models::serving::{StepCost, StepCostError};
 use psim_models::serving::{Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{
-    FleetOptions, Sample, ServingError, ServingInput, ServingReport, ServingRun, simulate,
+    DisaggregatedError, Sample, ServingError, ServingInput, ServingReport, ServingRun, simulate,
 };
+use serde::Serialize;
 
 /// Why a deployment cannot be simulated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -16,23 +21,69 @@ pub enum DetailError {
     /// It cannot be run.
     #[error(transparent)]
     Run(#[from] ServingError),
+    /// The pools cannot be run.
+    #[error(transparent)]
+    Pools(#[from] DisaggregatedError),
+    /// The draft model cannot be priced.
+    #[error("draft model {name}: {error}")]
+    Draft {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: StepCostError,
+    },
+    /// Two things that are not simulated together.
+    #[error("{0}")]
+    Together(String),
+}
+
+/// What the pools of a split did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PoolFigures {
+    /// Mean milliseconds from the end of a prompt to its cache being there.
+    pub transfer_ms: f64,
+    /// Bytes moved.
+    pub bytes: f64,
+    /// Caches that found no decode memory when they were ready.
+    pub held_back: u64,
+    /// Share of the time for which prefill instances worked.
+    pub prefill_busy: f64,
+    /// The same of decode instances.
+    pub decode_busy: f64,
+}
+
+/// What speculation did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SpeculationFigures {
+    /// Rounds of drafting and verifying, summed over sequences.
+    pub rounds: u64,
+    /// Mean tokens of a round, the target's own one included.
+    pub tokens_per_round: f64,
 }
 
 /// A simulated deployment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServingDetail {
     /// Layout.
-    pub deployment: Deployment,
+    pub layout: Layout,
+    /// The pools of a split.
+    pub pools: Option<PoolFigures>,
+    /// Speculation, where there is some.
+    pub speculation: Option<SpeculationFigures>,
     /// Figures of all replicas together.
     pub report: ServingReport,
     /// Requests and answers.
     pub traffic: Traffic,
     /// Outcome of every request, histogram of gaps, timeline.
     pub run: ServingRun,
-    /// Bytes for the cache on one accelerator.
+    /// Bytes for the cache on one accelerator (of a split in the decode pool).
     pub cache_bytes: f64,
     /// Tokens of the cache of one replica, all its copies of the attention together.
     pub cache_tokens: f64,
+    /// Power and energy.
+    pub energy: Energy,
+    /// US dollars an hour for the accelerators that were switched on, on average.
+    pub usd_per_hour: f64,
     /// Every kernel law was measured on this accelerator.
     pub measured: bool,
 }
@@ -42,18 +93,51 @@ impl ServingDetail {
     pub fn samples(&self) -> &[Sample] {
         &self.run.samples
     }
+
+    /// US dollars for a million generated tokens of the run.
+    pub fn usd_per_million_tokens(&self) -> f64 {
+        self.usd_per_hour / 3600.0 / self.report.output_tokens_per_s.max(1e-12) * 1e6
+    }
+}
+
+/// Tokens of the cache of one instance.
+pub(super) fn cache_tokens(cost: &StepCost, deployment: &Deployment) -> f64 {
+    // Bytes of a long sequence over its length: windows and states make short ones dearer.
+    const LONG: u64 = 4096;
+    let per_token = cost.shape().sequence_bytes(LONG) / LONG as f64;
+    let copies = f64::from(deployment.attention_dp);
+    if per_token > 0.0 { cost.cache_bytes() / per_token * copies } else { f64::INFINITY }
+}
+
+/// The service level of every tenant.
+fn levels(request: &ServingRequest<'_>) -> Vec<ServiceLevel> {
+    request.workload.tenants.iter().map(|t| t.slo.clone()).collect()
 }
 
 /// Serves the workload as it is on a deployment.
 ///
 /// # Errors
-/// A deployment that does not fit the model or the memory; traffic without requests.
-pub fn detail(
+/// A deployment that does not fit the model, the memory or the cluster; traffic without requests; what is not simulated
+/// together.
+pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDetail, DetailError> {
+    match (&served.layout, &served.speculation) {
+        (Layout::Pools(split), None) => pools::detail(request, split),
+        (Layout::Pools(_), Some(_)) => {
+            Err(DetailError::Together("speculation in pools of their own is not built".to_owned()))
+        }
+        (Layout::Replicas(deployment), Some(speculation)) => {
+            speculative::detail(request, deployment, speculation, served)
+        }
+        (Layout::Replicas(deployment), None) => replicas(request, deployment, served),
+    }
+}
+
+fn replicas(
     request: &ServingRequest<'_>,
     deployment: &Deployment,
-    options: FleetOptions,
+    served: &Served,
 ) -> Result<ServingDetail, DetailError> {
-    let node = request.cluster.first_node();
+    let node = request.node(served.group);
     let cost =
         StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?;
     let traffic = Traffic::generate(request.workload, request.seed);
@@ -62,22 +146,41 @@ pub fn detail(
         engine: request.engine,
         traffic: &traffic,
         replicas: deployment.replicas,
-        options,
+        options: served.options,
     };
     let run = simulate(&input)?;
-    let levels: Vec<ServiceLevel> = request.workload.tenants.iter().map(|t| t.slo.clone()).collect();
-    let report = ServingReport::new(&run, &traffic, &levels);
-    // Bytes of a long sequence over its length: windows and states make short ones dearer.
-    const LONG: u64 = 4096;
-    let per_token = cost.shape().sequence_bytes(LONG) / LONG as f64;
-    let copies = f64::from(deployment.attention_dp);
-    Ok(ServingDetail {
-        deployment: *deployment,
+    Ok(finish(request, (deployment, served.group), &cost, run, traffic))
+}
+
+/// Figures of a run of equal replicas.
+fn finish(
+    request: &ServingRequest<'_>,
+    (deployment, group): (&Deployment, usize),
+    cost: &StepCost,
+    run: ServingRun,
+    traffic: Traffic,
+) -> ServingDetail {
+    let node = request.node(group);
+    let report = ServingReport::new(&run, &traffic, &levels(request));
+    // Replicas that come and go are paid while they are there; others from the first request to the last token.
+    let whole = run.end.seconds().0.max(f64::MIN_POSITIVE);
+    let mean_replicas = run.replica_seconds / whole;
+    let instance_seconds = mean_replicas * report.seconds;
+    let activity =
+        Activity { instance_seconds, busy: run.busy, prompt_tokens: run.computed_prompt_tokens as f64 };
+    let spent = joules(request.model, request.cluster, node, deployment, &activity);
+    let each = f64::from(deployment.accelerators_per_replica());
+    ServingDetail {
+        layout: Layout::Replicas(*deployment),
+        pools: None,
+        speculation: None,
+        energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
+        usd_per_hour: mean_replicas * each * node.price_per_gpu_hour,
+        cache_bytes: cost.cache_bytes(),
+        cache_tokens: cache_tokens(cost, deployment),
+        measured: cost.own_laws(),
         report,
         run,
-        cache_bytes: cost.cache_bytes(),
-        cache_tokens: if per_token > 0.0 { cost.cache_bytes() / per_token * copies } else { f64::INFINITY },
-        measured: cost.own_laws(),
         traffic,
-    })
+    }
 }

@@ -1,6 +1,9 @@
 //! Enumerates layouts and finds the highest rate of each.
 
-use super::{ServingCapacity, ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest};
+use super::bounds::{decode_rate, prefill_rate};
+use super::energy::{Activity, Energy, joules};
+use super::trial;
+use super::{ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest, mark_pareto};
 use crate::parallel::map_long;
 use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
@@ -34,60 +37,107 @@ pub(super) fn describe(d: &Deployment) -> String {
     format!("tp {} pp {} attention dp {} ep {}", d.tp, d.pp, d.attention_dp, d.ep)
 }
 
+/// A trial of one replica.
+#[derive(Debug, Clone)]
+pub(super) struct Trial {
+    pub(super) report: ServingReport,
+    pub(super) activity: Activity,
+    pub(super) generated: f64,
+}
+
 /// Serves the workload at `rate` on one replica.
-fn at_rate(request: &ServingRequest<'_>, cost: &StepCost, rate: f64) -> Option<ServingReport> {
-    let mut workload = request.workload.at_rate(rate);
-    let share = request.requests.max(40) / workload.tenants.len().max(1) as u32;
-    for tenant in &mut workload.tenants {
-        tenant.requests = Some(tenant.requests.unwrap_or(share).min(share.max(20)));
-        tenant.duration_s = None;
-    }
+fn at_rate(request: &ServingRequest<'_>, cost: &StepCost, rate: f64) -> Option<Trial> {
+    let workload = trial::at_rate(request.workload, rate, request.requests);
     let traffic = Traffic::generate(&workload, request.seed);
     let options = FleetOptions::default();
     let input = ServingInput { cost, engine: request.engine, traffic: &traffic, replicas: 1, options };
     let run = simulate(&input).ok()?;
     let levels: Vec<ServiceLevel> = workload.tenants.iter().map(|t| t.slo.clone()).collect();
-    Some(ServingReport::new(&run, &traffic, &levels))
+    let report = ServingReport::new(&run, &traffic, &levels);
+    let activity = Activity {
+        instance_seconds: report.seconds,
+        busy: run.busy,
+        prompt_tokens: run.computed_prompt_tokens as f64,
+    };
+    Some(Trial { report, activity, generated: run.generated_tokens as f64 })
 }
 
-fn keeps(report: &ServingReport) -> bool {
+fn keeps(trial: &Trial) -> bool {
+    let report = &trial.report;
     !report.saturated && report.refused == 0 && report.promises.iter().all(|p| p.kept)
 }
 
-/// Highest rate of one replica that keeps every promise, to 2 per cent, with its simulation.
-fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, ServingReport)> {
-    let (input, output) = request.workload.mean_lengths();
-    // No replica answers faster than its roofline: flops of a request over the peak of its accelerators.
-    let mut low = 1e-3;
-    let mut best = at_rate(request, cost, low)?;
-    if !keeps(&best) {
-        return Some((0.0, best));
-    }
-    let scale = 1.0 / (best.e2e_ms.mean * 1e-3).max(1e-6);
-    let mut rate = (0.5 * scale).max(low * 2.0);
+/// Highest rate of one replica that keeps every promise, to 2 per cent, with its simulation; 0 where even a trickle
+/// breaks one.
+fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Trial)> {
+    // A trickle: one request at a time.
+    const TRICKLE: f64 = 1e-3;
+    // Half of what full steps carry is a good beginning; prefixes that are found cached may carry more.
+    let (input, _) = request.workload.mean_lengths();
+    let full =
+        prefill_rate(cost, request.engine, input).min(decode_rate(cost, request.engine, request.workload));
+    let mut rate = if full.is_finite() && full > 4.0 * TRICKLE { 0.5 * full } else { 1.0 };
     let mut high = None;
-    for _ in 0..24 {
+    let mut alone = None;
+    let low = loop {
+        let trial = at_rate(request, cost, rate)?;
+        if keeps(&trial) {
+            break (rate, trial);
+        }
+        high = Some(rate);
+        if alone.is_none() {
+            let trial = at_rate(request, cost, TRICKLE)?;
+            if !keeps(&trial) {
+                return Some((0.0, trial));
+            }
+            alone = Some(trial);
+        }
+        rate *= 0.5;
+        if rate <= TRICKLE {
+            break (TRICKLE, alone?);
+        }
+    };
+    match high {
+        Some(high) => Some(between(request, cost, low, high)),
+        None => Some(climb(request, cost, low, 1.4 * rate, 1.4)),
+    }
+}
+
+/// From a rate that keeps every promise to the highest one, to 2 per cent: by `factor` from `rate`, then by halving.
+fn climb(
+    request: &ServingRequest<'_>,
+    cost: &StepCost,
+    (mut low, mut best): (f64, Trial),
+    mut rate: f64,
+    factor: f64,
+) -> (f64, Trial) {
+    for _ in 0..40 {
         match at_rate(request, cost, rate).filter(keeps) {
-            Some(report) => {
-                (low, best) = (rate, report);
-                rate *= 2.0;
+            Some(trial) => {
+                (low, best) = (rate, trial);
+                rate *= factor;
             }
-            None => {
-                high = Some(rate);
-                break;
-            }
+            None => break,
         }
     }
-    let mut high = high.unwrap_or(rate);
+    between(request, cost, (low, best), rate)
+}
+
+/// The highest rate that keeps every promise between one that does and one that does not, to 2 per cent.
+fn between(
+    request: &ServingRequest<'_>,
+    cost: &StepCost,
+    (mut low, mut best): (f64, Trial),
+    mut high: f64,
+) -> (f64, Trial) {
     while high / low > 1.02 {
         let middle = (low * high).sqrt();
         match at_rate(request, cost, middle).filter(keeps) {
-            Some(report) => (low, best) = (middle, report),
+            Some(trial) => (low, best) = (middle, trial),
             None => high = middle,
         }
     }
-    debug_assert!(input + output > 0.0);
-    Some((low, best))
+    (low, best)
 }
 
 /// Smallest token budget that is tried, tokens a step.
@@ -95,22 +145,25 @@ const LEAST_BUDGET: u32 = 512;
 
 /// The highest rate over token budgets: long chunks of prompts finish prompts soon and hold up those who are being
 /// answered. Engines whose prompts are not cut have one budget.
-fn best_budget(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, ServingReport, u32)> {
+fn best_budget(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Trial, u32)> {
     let own = request.engine.token_budget;
-    let (rate, report) = highest_rate(request, cost)?;
-    let mut best = (rate, report, own);
+    let (rate, trial) = highest_rate(request, cost)?;
+    let mut best = (rate, trial, own);
     if !Rules::of(request.engine.policy).chunked {
         return Some(best);
     }
     for budget in [own / 4, own / 16].into_iter().filter(|b| *b >= LEAST_BUDGET) {
         let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
         let narrower = ServingRequest { engine: &engine, ..*request };
-        // A budget that breaks at the best rate so far cannot beat it.
-        if best.0 > 0.0 && !at_rate(&narrower, cost, best.0).is_some_and(|r| keeps(&r)) {
-            continue;
-        }
-        match highest_rate(&narrower, cost) {
-            Some((rate, report)) if rate > best.0 => best = (rate, report, budget),
+        let found = if best.0 > 0.0 {
+            // A budget that breaks at the best rate so far cannot beat it; one that does not goes on from there.
+            let Some(trial) = at_rate(&narrower, cost, best.0).filter(keeps) else { continue };
+            Some(climb(&narrower, cost, (best.0, trial), 1.1 * best.0, 1.3))
+        } else {
+            highest_rate(&narrower, cost)
+        };
+        match found {
+            Some((rate, trial)) if rate > best.0 => best = (rate, trial, budget),
             _ => {}
         }
     }
@@ -125,37 +178,55 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
     if request.workload.tenants.iter().any(|t| matches!(t.arrival, Arrival::ClosedLoop { .. })) {
         return Err(ServingPlanError::ClosedLoop);
     }
-    let node = request.cluster.first_node();
-    let accelerators = request.cluster.accelerators();
-    let price = node.price_per_gpu_hour;
     let (_, output) = request.workload.mean_lengths();
     let mut plans = Vec::new();
     let mut rejected = Vec::new();
-    let list = candidates(request, accelerators, node.scale_up.domain.max(1));
+    let mut list = Vec::new();
+    // Replicas lie on nodes of one kind; a mixed cluster has a list for each.
+    for (group, nodes) in request.cluster.groups.iter().enumerate() {
+        let domain = nodes.node.scale_up.domain.max(1);
+        let layouts = candidates(request, nodes.count * nodes.node.accelerators, domain);
+        list.extend(layouts.into_iter().map(|layout| (group, layout)));
+    }
     // Layouts do not depend on one another; the order of the list is kept whatever the threads.
-    let found = map_long(&list, |candidate| {
+    let found = map_long(&list, |(group, candidate)| {
+        let node = request.node(*group);
         let cost =
             StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library)
                 .map_err(|error| error.to_string())?;
         Ok((best_budget(request, &cost), cost.own_laws()))
     });
-    for (candidate, outcome) in list.iter().zip(found) {
+    for ((group, candidate), outcome) in list.iter().zip(found) {
+        let nodes = &request.cluster.groups[*group];
+        let node = &nodes.node;
+        let accelerators = nodes.count * node.accelerators;
         let (best, measured) = match outcome {
             Ok((Some(best), measured)) => (best, measured),
             Ok((None, _)) => continue,
             Err(why) => {
                 let why: String = why;
-                rejected.push((describe(candidate), why));
+                let on = if request.cluster.is_mixed() {
+                    format!(" on {}", node.accelerator.name)
+                } else {
+                    String::new()
+                };
+                rejected.push((format!("{}{on}", describe(candidate)), why));
                 continue;
             }
         };
-        let (rate, report, token_budget) = best;
+        let (rate, trial, token_budget) = best;
+        let spent = joules(request.model, request.cluster, node, candidate, &trial.activity);
+        let report = trial.report;
+        let price = node.price_per_gpu_hour;
         let each = candidate.accelerators_per_replica();
         let deployment = Deployment { replicas: (accelerators / each).max(1), ..*candidate };
         let per_accelerator = rate / f64::from(each);
         let tokens = per_accelerator * output;
         plans.push(ServingPlan {
             deployment,
+            group: *group,
+            accelerator: node.accelerator.name.clone(),
+            price_per_gpu_hour: price,
             token_budget,
             accelerators: deployment.accelerators(),
             rate_per_replica: rate,
@@ -164,6 +235,7 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
             tokens_per_s_per_accelerator: tokens,
             tokens_per_s_per_user: 1e3 / report.tpot_ms.p50.max(1e-6),
             usd_per_million_tokens: if tokens > 0.0 { price / 3600.0 / tokens * 1e6 } else { f64::INFINITY },
+            joule_per_token: Energy::of(spent, report.seconds, trial.generated).joule_per_token,
             pareto: false,
             report,
             measured,
@@ -173,66 +245,19 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
         let reasons = rejected.iter().take(3).map(|(layout, why)| format!("{layout}: {why}")).collect();
         return Err(ServingPlanError::Infeasible {
             model: request.model.name.clone(),
-            accelerator: node.accelerator.name.clone(),
+            accelerator: request.cluster.first_node().accelerator.name.clone(),
             reasons,
         });
     }
-    mark_pareto(&mut plans);
+    mark_pareto(&mut plans, &mut []);
     plans.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators)));
     Ok(ServingPlanReport { plans, rejected, searched: list.len() })
-}
-
-fn mark_pareto(plans: &mut [ServingPlan]) {
-    let points: Vec<(f64, f64)> =
-        plans.iter().map(|p| (p.tokens_per_s_per_accelerator, p.tokens_per_s_per_user)).collect();
-    for (plan, (x, y)) in plans.iter_mut().zip(&points) {
-        let beaten = points.iter().any(|(a, b)| a >= x && b >= y && (a > x || b > y));
-        plan.pareto = plan.rate_per_replica > 0.0 && !beaten;
-    }
-}
-
-/// The cheapest way to carry `rate` requests a second within the service level, with `spare_replicas` for failures.
-///
-/// # Errors
-/// As [`plan_serving`]; a rate that is not above zero; no layout that keeps the service level at any rate.
-pub fn capacity(
-    request: &ServingRequest<'_>,
-    rate: f64,
-    spare_replicas: u32,
-) -> Result<ServingCapacity, ServingPlanError> {
-    if !(rate.is_finite() && rate > 0.0) {
-        return Err(ServingPlanError::Rate(rate));
-    }
-    let found = plan_serving(request)?;
-    let node = request.cluster.first_node();
-    let sized = found.plans.into_iter().filter(|p| p.rate_per_replica > 0.0).map(|mut p| {
-        let each = p.deployment.accelerators_per_replica();
-        p.deployment.replicas = ((rate / p.rate_per_replica).ceil().max(1.0) as u32).min(u32::MAX / 1024);
-        p.accelerators = p.deployment.accelerators();
-        p.rate = p.rate_per_replica * f64::from(p.deployment.replicas);
-        (p.accelerators + spare_replicas * each, p)
-    });
-    let best = sized.min_by(|a, b| a.0.cmp(&b.0).then(b.1.rate.total_cmp(&a.1.rate)));
-    let Some((accelerators, plan)) = best else {
-        return Err(ServingPlanError::Infeasible {
-            model: request.model.name.clone(),
-            accelerator: node.accelerator.name.clone(),
-            reasons: vec!["no layout keeps the service level at any rate".to_owned()],
-        });
-    };
-    Ok(ServingCapacity {
-        cluster: request.cluster.name.clone(),
-        accelerator: node.accelerator.name.clone(),
-        spare_replicas,
-        accelerators,
-        usd_per_hour: f64::from(accelerators) * node.price_per_gpu_hour,
-        plan,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::size::size;
     use psim_cost_models::ProfileLibrary;
     use psim_cost_models::serving::engine::find;
     use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
@@ -263,10 +288,11 @@ mod tests {
             assert!(best.rate >= last && best.rate > 0.0, "{} {last}", best.rate);
             assert!(report.plans.iter().any(|p| p.pareto));
             last = best.rate;
-            let sized = capacity(&request, 0.9 * best.rate, 1).unwrap();
-            assert!(sized.plan.rate >= 0.9 * best.rate);
-            assert!(sized.plan.accelerators <= gpus);
-            assert!(capacity(&request, -1.0, 0).is_err());
+            let sized = size(&request, 0.9 * best.rate, 0.5).unwrap();
+            assert!(sized.rate_per_unit * f64::from(sized.needed.replicas) >= 0.9 * best.rate);
+            assert!(sized.other.is_none_or(|o| o.usd_per_hour >= sized.usd_per_hour));
+            assert!(sized.accelerators <= gpus);
+            assert!(size(&request, -1.0, 0.5).is_err());
         }
         // A promise that no hardware keeps.
         workload.tenants[0].slo = ServiceLevel::parse("tpot<0.001ms").unwrap();
@@ -281,6 +307,6 @@ mod tests {
             requests: 60,
             seed: 1,
         };
-        assert!(capacity(&request, 1.0, 0).is_err());
+        assert!(size(&request, 1.0, 0.5).is_err());
     }
 }

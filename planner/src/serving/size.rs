@@ -1,12 +1,15 @@
 //! How many accelerators of which kind carry a rate, with headroom for failures.
 
-use super::energy::{Activity, energy};
-use super::{Needed, ServingPlan, ServingPlanError, ServingRequest, detail, plan_serving};
+use super::{
+    DisaggregatedPlan, Layout, Needed, PoolLayout, Served, ServingPlan, ServingPlanError, ServingRequest,
+    Split, detail, plan_disaggregated, plan_serving, trial,
+};
 use crate::capacity::failures::MTBF_PER_GPU_HOURS;
 use crate::parallel;
 use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::Deployment;
-use psim_sim::serving::FleetOptions;
+use psim_sim::serving::report::Kept;
+use psim_sim::serving::{FleetOptions, ServingReport};
 use serde::Serialize;
 
 /// Hours for which a failed accelerator's replica is away: until a node is drained, repaired or replaced. An
@@ -20,9 +23,15 @@ pub struct ServingSize {
     pub accelerator: String,
     /// US dollars for an accelerator and hour.
     pub price_per_gpu_hour: f64,
-    /// The plan; its `replicas` are what the rate needs.
-    pub plan: ServingPlan,
-    /// What the rate needs, without spares.
+    /// Layout, as many replicas (or units of pools) as the rate needs, without spares.
+    pub layout: Layout,
+    /// Most tokens of a step that carried the most requests; of pools the engine's own.
+    pub token_budget: Option<u32>,
+    /// Accelerators of a replica, or of a unit of pools that serve together.
+    pub unit_accelerators: u32,
+    /// Requests a second that one of them carries within the service level.
+    pub rate_per_unit: f64,
+    /// What the rate needs, without spares; `replicas` counts units where prompts and answers are apart.
     pub needed: Needed,
     /// Replicas beyond those, so that enough are up with the availability asked for.
     pub spare_replicas: u32,
@@ -38,6 +47,12 @@ pub struct ServingSize {
     pub joule_per_token: f64,
     /// Rate asked for over what the rented replicas carry.
     pub load: f64,
+    /// The simulation of one replica or unit at its highest rate.
+    pub report: ServingReport,
+    /// Every kernel law was measured on this accelerator.
+    pub measured: bool,
+    /// The same accelerator with pools in place of replicas, or the reverse: never cheaper.
+    pub other: Option<Box<Self>>,
 }
 
 /// The least spares so that at least `needed` of `needed + spares` replicas are up with this probability, when each is
@@ -62,7 +77,119 @@ pub fn spare_replicas(needed: u32, accelerators_per_replica: u32, availability: 
     needed.saturating_add(64)
 }
 
-/// Sizes one kind of accelerator: the layout with the lowest price for `rate`, spares included.
+/// What one unit of a layout carries and costs.
+struct Carried {
+    unit: Layout,
+    token_budget: Option<u32>,
+    accelerators: u32,
+    rate: f64,
+    report: ServingReport,
+    measured: bool,
+}
+
+/// A layout of one unit multiplied.
+fn times(unit: &Layout, units: u32) -> Layout {
+    let more = |d: &Deployment| Deployment { replicas: d.replicas.saturating_mul(units), ..*d };
+    match unit {
+        Layout::Replicas(d) => Layout::Replicas(more(d)),
+        Layout::Pools(split) => {
+            let pool = |p: &PoolLayout| PoolLayout { deployment: more(&p.deployment), ..*p };
+            Layout::Pools(Split { prefill: pool(&split.prefill), decode: pool(&split.decode), ..*split })
+        }
+    }
+}
+
+fn of_replicas(plan: ServingPlan) -> Carried {
+    Carried {
+        unit: Layout::Replicas(Deployment { replicas: 1, ..plan.deployment }),
+        token_budget: Some(plan.token_budget),
+        accelerators: plan.deployment.accelerators_per_replica(),
+        rate: plan.rate_per_replica,
+        report: plan.report,
+        measured: plan.measured,
+    }
+}
+
+fn of_split(plan: DisaggregatedPlan) -> Carried {
+    let mut split = plan.split();
+    split.prefill.deployment.replicas = plan.unit_prefill;
+    split.decode.deployment.replicas = plan.unit_decode;
+    Carried {
+        accelerators: split.accelerators(),
+        unit: Layout::Pools(split),
+        token_budget: None,
+        rate: plan.rate_per_unit,
+        report: plan.report,
+        measured: plan.measured,
+    }
+}
+
+/// A layout sized for a rate, power not yet known; `None` where it keeps its promises at no rate.
+fn sized(
+    request: &ServingRequest<'_>,
+    carried: Carried,
+    rate: f64,
+    availability: f64,
+) -> Option<ServingSize> {
+    if carried.rate <= 0.0 {
+        return None;
+    }
+    let node = request.cluster.first_node();
+    let price = node.price_per_gpu_hour;
+    let (_, output) = request.workload.mean_lengths();
+    let each = carried.accelerators;
+    let replicas = (rate / carried.rate).ceil().clamp(1.0, f64::from(u32::MAX >> 12)) as u32;
+    let spare_replicas = spare_replicas(replicas, each, availability);
+    let rented = replicas + spare_replicas;
+    let accelerators = replicas.saturating_mul(each);
+    let usd_per_hour = f64::from(rented.saturating_mul(each)) * price;
+    Some(ServingSize {
+        accelerator: node.accelerator.name.clone(),
+        price_per_gpu_hour: price,
+        layout: times(&carried.unit, replicas),
+        token_budget: carried.token_budget,
+        unit_accelerators: each,
+        rate_per_unit: carried.rate,
+        needed: Needed { replicas, accelerators, usd_per_hour: f64::from(accelerators) * price },
+        spare_replicas,
+        accelerators: rented.saturating_mul(each),
+        usd_per_hour,
+        usd_per_million_tokens: usd_per_hour / 3600.0 / (rate * output).max(1e-12) * 1e6,
+        kilowatts: 0.0,
+        joule_per_token: 0.0,
+        load: rate / (carried.rate * f64::from(rented)),
+        report: carried.report,
+        measured: carried.measured,
+        other: None,
+    })
+}
+
+/// Power at the rate asked for: one replica or unit with its share of it, spares working too.
+fn with_power(request: &ServingRequest<'_>, mut size: ServingSize, rate: f64) -> ServingSize {
+    let rented = size.needed.replicas + size.spare_replicas;
+    let workload = trial::at_rate(request.workload, rate / f64::from(rented), request.requests);
+    let budget = size.token_budget.unwrap_or(request.engine.token_budget);
+    let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
+    let at_share = ServingRequest { workload: &workload, engine: &engine, ..*request };
+    let mut one =
+        Served { layout: size.layout, group: 0, options: FleetOptions::default(), speculation: None };
+    let shrink = |d: &mut Deployment| d.replicas /= size.needed.replicas.max(1);
+    match &mut one.layout {
+        Layout::Replicas(d) => shrink(d),
+        Layout::Pools(split) => {
+            shrink(&mut split.prefill.deployment);
+            shrink(&mut split.decode.deployment);
+        }
+    }
+    if let Ok(run) = detail(&at_share, &one) {
+        size.kilowatts = run.energy.kilowatts * f64::from(rented);
+        size.joule_per_token = run.energy.joule_per_token;
+    }
+    size
+}
+
+/// Sizes one kind of accelerator: the layout with the lowest price for `rate`, spares included, among replicas and among
+/// pools for prompts and for answers.
 ///
 /// # Errors
 /// As [`plan_serving`]; a rate that is not above zero; no layout that keeps the promises at any rate.
@@ -74,80 +201,47 @@ pub fn size(
     if !(rate.is_finite() && rate > 0.0) {
         return Err(ServingPlanError::Rate(rate));
     }
-    let node = request.cluster.first_node();
-    let price = node.price_per_gpu_hour;
     let found = plan_serving(request)?;
     let nearest = found.plans.first().map(|p| p.report.promises.clone()).unwrap_or_default();
-    let (_, output) = request.workload.mean_lengths();
-    let sized = found.plans.into_iter().filter_map(|mut plan| {
-        let needed = plan.needed(rate, price)?;
-        let each = plan.deployment.accelerators_per_replica();
-        let spare_replicas = spare_replicas(needed.replicas, each, availability);
-        let rented = needed.replicas + spare_replicas;
-        plan.deployment.replicas = needed.replicas;
-        plan.accelerators = needed.accelerators;
-        plan.rate = plan.rate_per_replica * f64::from(needed.replicas);
-        let usd_per_hour = f64::from(rented * each) * price;
-        Some(ServingSize {
-            accelerator: node.accelerator.name.clone(),
-            price_per_gpu_hour: price,
-            needed,
-            spare_replicas,
-            accelerators: rented * each,
-            usd_per_hour,
-            usd_per_million_tokens: usd_per_hour / 3600.0 / (rate * output) * 1e6,
-            kilowatts: 0.0,
-            joule_per_token: 0.0,
-            load: rate / (plan.rate_per_replica * f64::from(rented)),
-            plan,
-        })
-    });
-    let best = sized.min_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(a.load.total_cmp(&b.load)));
-    let mut best = best.ok_or_else(|| {
-        let broken: Vec<String> = nearest
-            .iter()
-            .filter(|k| !k.kept)
-            .map(|k| {
-                format!(
-                    "{} p{} is {:.3} ms of {:.3}",
-                    k.metric.name(),
-                    k.percentile,
-                    k.reached_ms,
-                    k.limit_ms
-                )
-            })
-            .collect();
-        ServingPlanError::Infeasible {
-            model: request.model.name.clone(),
-            accelerator: node.accelerator.name.clone(),
-            reasons: vec![format!(
-                "no layout keeps the promises even for a single request ({})",
-                if broken.is_empty() { "the search found no rate".to_owned() } else { broken.join(", ") }
-            )],
+    let cheapest = |list: Vec<Carried>| {
+        list.into_iter()
+            .filter_map(|c| sized(request, c, rate, availability))
+            .min_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(a.load.total_cmp(&b.load)))
+            .map(|s| with_power(request, s, rate))
+    };
+    let together = cheapest(found.plans.into_iter().map(of_replicas).collect());
+    // What cannot be split is no fault of the answer.
+    let apart = plan_disaggregated(request)
+        .ok()
+        .and_then(|found| cheapest(found.plans.into_iter().map(of_split).collect()));
+    let best = match (together, apart) {
+        (Some(a), Some(b)) if b.usd_per_hour < a.usd_per_hour => {
+            ServingSize { other: Some(Box::new(a)), ..b }
         }
-    })?;
-    // Power at the rate asked for: one replica with its share of it, spares working too.
-    let rented = best.needed.replicas + best.spare_replicas;
-    let mut workload = request.workload.at_rate(rate / f64::from(rented));
-    let share = request.requests / workload.tenants.len().max(1) as u32;
-    for tenant in &mut workload.tenants {
-        tenant.requests = Some(tenant.requests.unwrap_or(share).min(share.max(20)));
-        tenant.duration_s = None;
-    }
-    let one = Deployment { replicas: 1, ..best.plan.deployment };
-    let engine = EngineProfile { token_budget: best.plan.token_budget, ..request.engine.clone() };
-    let at_share = ServingRequest { workload: &workload, engine: &engine, ..*request };
-    if let Ok(run) = detail(&at_share, &one, FleetOptions::default()) {
-        let activity = Activity {
-            seconds: run.report.seconds,
-            busy: run.run.busy,
-            prompt_tokens: run.run.computed_prompt_tokens as f64,
-        };
-        let joules = energy(request.model, request.cluster, &one, &activity);
-        best.kilowatts = joules / run.report.seconds * f64::from(rented) * 1e-3;
-        best.joule_per_token = joules / (run.run.generated_tokens.max(1)) as f64;
-    }
+        (Some(a), b) => ServingSize { other: b.map(Box::new), ..a },
+        (None, Some(b)) => b,
+        (None, None) => return Err(nothing_keeps(request, &nearest)),
+    };
     Ok(best)
+}
+
+/// Why no layout carries any rate: the promises that break even for a single request.
+fn nothing_keeps(request: &ServingRequest<'_>, nearest: &[Kept]) -> ServingPlanError {
+    let broken: Vec<String> = nearest
+        .iter()
+        .filter(|k| !k.kept)
+        .map(|k| {
+            format!("{} p{} is {:.3} ms of {:.3}", k.metric.name(), k.percentile, k.reached_ms, k.limit_ms)
+        })
+        .collect();
+    ServingPlanError::Infeasible {
+        model: request.model.name.clone(),
+        accelerator: request.cluster.first_node().accelerator.name.clone(),
+        reasons: vec![format!(
+            "no layout keeps the promises even for a single request ({})",
+            if broken.is_empty() { "the search found no rate".to_owned() } else { broken.join(", ") }
+        )],
+    }
 }
 
 /// Sizes several kinds of accelerators, in the order given.

@@ -52,12 +52,16 @@ pub struct Steps {
     pub cache_gib: f64,
 }
 
-/// Prices single steps.
+/// Prices single steps on the nodes of a group of the cluster.
 ///
 /// # Errors
 /// A deployment that does not fit the model or the memory.
-pub fn steps(request: &ServingRequest<'_>, deployment: &Deployment) -> Result<Steps, DetailError> {
-    let node = request.cluster.first_node();
+pub fn steps(
+    request: &ServingRequest<'_>,
+    group: usize,
+    deployment: &Deployment,
+) -> Result<Steps, DetailError> {
+    let node = request.node(group);
     let cost =
         StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?;
     let (input, output) = request.workload.mean_lengths();

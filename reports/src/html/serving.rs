@@ -3,13 +3,13 @@
 use super::page::{Cell, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use crate::charts::{self, Limit, Line, ParetoMark};
-use crate::words::{grouped, serving_label, short, three};
+use crate::words::{grouped, layout_label, serving_label, short, three};
 use maud::{Markup, html};
 use psim_hardware::Cluster;
 use psim_models::Model;
 use psim_models::serving::{Metric, ServingWorkload};
 use psim_planner::Assumption;
-use psim_planner::serving::{ServingDetail, ServingPlan, ServingPlanReport};
+use psim_planner::serving::{DisaggregatedReport, Layout, ServingDetail, ServingPlan, ServingPlanReport};
 use psim_sim::serving::{Percentiles, Sample, ServingReport};
 
 /// What a serving page is made of.
@@ -27,6 +27,8 @@ pub struct ServingPage<'a> {
     pub objective: &'a str,
     /// Plans, best first; `None` where one deployment was simulated.
     pub report: Option<&'a ServingPlanReport>,
+    /// Splits into pools for prompts and answers, best first.
+    pub splits: Option<&'a DisaggregatedReport>,
     /// A deployment under the workload's own traffic.
     pub detail: Option<&'a ServingDetail>,
     /// Defaults taken.
@@ -56,7 +58,8 @@ pub fn serving_page(input: &ServingPage<'_>) -> String {
         (head(&title, &subtitle))
         @if let Some(report) = input.report { (winner(report)) }
         @if let Some(detail) = input.detail { (deployed(input, detail)) }
-        @if let Some(report) = input.report { (plans(report)) }
+        @if let Some(report) = input.report { (plans(report, input.splits)) }
+        @if let Some(splits) = input.splits { (pools(splits)) }
         (tenants(input.workload))
         (assumptions(input.assumptions))
     };
@@ -92,7 +95,7 @@ fn winner(report: &ServingPlanReport) -> Markup {
 fn deployed(input: &ServingPage<'_>, detail: &ServingDetail) -> Markup {
     let report = &detail.report;
     html! {
-        h2 { (serving_label(&detail.deployment)) " under the workload's own traffic" }
+        h2 { (layout_label(&detail.layout)) " under the workload's own traffic" }
         @if report.saturated {
             p.verdict.warning {
                 "Saturated: requests come faster than they are answered. Latencies would grow with the length of the run and are \
@@ -108,12 +111,23 @@ fn deployed(input: &ServingPage<'_>, detail: &ServingDetail) -> Markup {
             }
             (fact(&three(report.mean_in_system), "requests in the system on average"))
             (fact(&format!("{:.0} %", report.peak_cache * 100.0), "of the KV cache used at most"))
+            @if let Some(p) = &detail.pools {
+                (fact(&format!("{} ms", three(p.transfer_ms)), "for a cache to arrive"))
+                (fact(&format!("{:.0} %", p.prefill_busy * 100.0), "of the time prefill instances work"))
+                (fact(&format!("{:.0} %", p.decode_busy * 100.0), "of the time decode instances work"))
+            }
+            @if let Some(s) = &detail.speculation {
+                (fact(&three(s.tokens_per_round), "tokens of a round of speculation"))
+            }
+            (fact(&format!("{} kW", three(detail.energy.kilowatts)), "of power, hosts and facility included"))
+            (fact(&format!("{} J", three(detail.energy.joule_per_token)), "for a generated token"))
+            (fact(&format!("${}", three(detail.usd_per_hour)), "an hour"))
             @if report.preemptions > 0 { (fact(&grouped(report.preemptions), "preemptions")) }
             @if report.cache_hits > 0.0 { (fact(&format!("{:.0} %", report.cache_hits * 100.0), "of prompt tokens found in the cache")) }
             @if report.refused > 0 { (fact(&grouped(report.refused), "requests too long for the cache")) }
         }
         @if !report.saturated { (latencies(input, detail)) }
-        (timelines(&detail.run.samples, detail.deployment.replicas))
+        (timelines(&detail.run.samples, detail.layout.deployment().replicas))
     }
 }
 
@@ -272,10 +286,58 @@ fn binned(samples: &[Sample], replicas: u32) -> Series {
     out
 }
 
+/// The pools that were simulated.
+fn pools(report: &DisaggregatedReport) -> Markup {
+    let columns = [
+        ("#", true),
+        ("pools", false),
+        ("req/s", true),
+        ("/GPU", true),
+        ("tok/s/GPU", true),
+        ("tok/s/user", true),
+        ("TTFT p95", true),
+        ("TPOT p95", true),
+        ("cache arrives, ms", true),
+        ("$/M tokens", true),
+        ("J/token", true),
+        ("Pareto", false),
+    ];
+    let rows: Vec<Vec<Cell>> = report
+        .plans
+        .iter()
+        .enumerate()
+        .map(|(i, p)| {
+            let cell = |v: f64| number(v, three(v));
+            vec![
+                number(i as f64 + 1.0, (i + 1).to_string()),
+                words(layout_label(&Layout::Pools(p.split()))),
+                cell(p.rate),
+                cell(p.rate_per_accelerator),
+                cell(p.tokens_per_s_per_accelerator),
+                cell(p.tokens_per_s_per_user),
+                cell(p.report.ttft_ms.p95),
+                cell(p.report.tpot_ms.p95),
+                cell(p.transfer_ms),
+                cell(p.usd_per_million_tokens),
+                cell(p.joule_per_token),
+                words(if p.pareto { "yes" } else { "" }),
+            ]
+        })
+        .collect();
+    html! {
+        h2 { "Prompts and answers on pools of their own" }
+        p.soft {
+            "The best split, and those that it was compared with: " (grouped(report.simulated as u64)) " of "
+            (grouped(report.searched as u64)) " were simulated, the others cannot carry more by their bounds."
+        }
+        (table(&columns, &rows))
+    }
+}
+
 /// Plans: Pareto plot and table.
-fn plans(report: &ServingPlanReport) -> Markup {
+fn plans(report: &ServingPlanReport, splits: Option<&DisaggregatedReport>) -> Markup {
     let able: Vec<&ServingPlan> = report.plans.iter().filter(|p| p.rate_per_replica > 0.0).collect();
-    let marks: Vec<ParetoMark> = able
+    let mut marks: Vec<ParetoMark> = able
         .iter()
         .enumerate()
         .map(|(i, p)| ParetoMark {
@@ -285,6 +347,18 @@ fn plans(report: &ServingPlanReport) -> Markup {
             best: i == 0,
         })
         .collect();
+    let split = splits.map_or(&[][..], |s| s.plans.as_slice());
+    marks.extend(split.iter().map(|p| ParetoMark {
+        label: if p.pareto {
+            let (a, b) = (&p.prefill, &p.decode);
+            format!("{} x TP{} + {} x TP{}", a.replicas, a.tp, b.replicas, b.tp)
+        } else {
+            String::new()
+        },
+        x: p.tokens_per_s_per_user,
+        y: p.tokens_per_s_per_accelerator,
+        best: false,
+    }));
     let columns = [
         ("#", true),
         ("deployment", false),
@@ -297,6 +371,7 @@ fn plans(report: &ServingPlanReport) -> Markup {
         ("TPOT p50", true),
         ("TPOT p95", true),
         ("$/M tokens", true),
+        ("J/token", true),
         ("Pareto", false),
     ];
     let rows: Vec<Vec<Cell>> = report
@@ -318,6 +393,7 @@ fn plans(report: &ServingPlanReport) -> Markup {
                 cell(p.report.tpot_ms.p50),
                 cell(p.report.tpot_ms.p95),
                 cell(p.usd_per_million_tokens),
+                cell(p.joule_per_token),
                 words(if p.pareto { "yes" } else { "" }),
             ]
         })
@@ -328,7 +404,7 @@ fn plans(report: &ServingPlanReport) -> Markup {
         @if marks.len() > 1 {
             h2 { "Throughput against what a user sees" }
             (figure(charts::pareto("tokens per accelerator against tokens per user", "generated tokens/s of one user", "generated tokens/s per accelerator", &marks),
-                "Every layout at the highest rate that keeps the promises. Named: no other is better in both; the marked one is the best plan."))
+                "Every layout at the highest rate that keeps the promises, splits into pools (prompts + answers) included. Named: no other is better in both; the marked one is the best plan."))
         }
         @if !rows.is_empty() {
             h2 { "All layouts" }
@@ -342,7 +418,7 @@ fn plans(report: &ServingPlanReport) -> Markup {
 }
 
 /// The traffic.
-fn tenants(workload: &ServingWorkload) -> Markup {
+pub(super) fn tenants(workload: &ServingWorkload) -> Markup {
     let rows: Vec<Vec<Cell>> = workload
         .tenants
         .iter()
@@ -356,7 +432,7 @@ fn tenants(workload: &ServingWorkload) -> Markup {
                 .collect();
             vec![
                 words(&t.name),
-                t.arrival.rate().map_or_else(|| words("–"), |r| number(r, three(r))),
+                t.rate().map_or_else(|| words("–"), |r| number(r, three(r))),
                 number(input, short(input)),
                 number(output, short(output)),
                 words(if promises.is_empty() { "none".to_owned() } else { promises.join(", ") }),

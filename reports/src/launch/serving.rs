@@ -1,13 +1,16 @@
 //! Launch files of serving engines for a deployment, with the benchmark that checks the prediction.
 //!
-//! Option names are those of the engines as remembered, not yet tried on an engine: vLLM 0.11 and later (`vllm serve`, `vllm bench
-//! serve`), SGLang 0.5 (`sglang.launch_server`, `sglang.bench_serving`), TensorRT-LLM 1.0 (`trtllm-serve`,
+//! Option names are those of the engines' public documentation, not yet tried on an engine: vLLM 0.12 (`vllm serve`, `vllm
+//! bench serve`), SGLang 0.5 (`sglang.launch_server`, `sglang.bench_serving`), TensorRT-LLM 1.0 (`trtllm-serve`,
 //! `benchmark_serving`). What an engine cannot express is refused by name instead of being written almost right.
 
 mod common;
 mod sglang;
+mod split;
 mod trtllm;
 mod vllm;
+
+pub use split::{SplitLaunch, emit_split};
 
 use super::{LaunchError, LaunchFile};
 use psim_cost_models::serving::EngineProfile;

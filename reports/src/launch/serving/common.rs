@@ -132,14 +132,20 @@ pub(super) fn load(tenant: &Tenant) -> Load {
     if !exact {
         remarks.push("lengths vary in the workload; the client sends their means");
     }
+    if tenant.sessions.is_some() {
+        remarks.push("conversations are sent as requests that stand alone, each with its whole prompt new");
+    } else if tenant.prefix.is_some() {
+        remarks.push("the shared prefix is sent as if it were new in every request");
+    }
+    let mean = tenant.rate().map_or_else(|| "inf".to_owned(), number);
     let (rate, burstiness, concurrency) = match &tenant.arrival {
         Arrival::Burst => ("inf".to_owned(), 1.0, None),
         Arrival::ClosedLoop { concurrency } => ("inf".to_owned(), 1.0, Some(*concurrency)),
-        Arrival::Gamma { rate, cv } => (number(*rate), 1.0 / (cv * cv), None),
-        Arrival::Poisson { rate } => (number(*rate), 1.0, None),
-        other => {
+        Arrival::Gamma { cv, .. } => (mean, 1.0 / (cv * cv), None),
+        Arrival::Poisson { .. } => (mean, 1.0, None),
+        _ => {
             remarks.push("arrivals vary in the workload; the client keeps the mean rate");
-            (other.rate().map_or_else(|| "inf".to_owned(), number), 1.0, None)
+            (mean, 1.0, None)
         }
     };
     Load {
@@ -174,6 +180,54 @@ pub(super) fn continued(first: &str, options: &[String]) -> String {
     for option in options {
         out.push_str(" \\\n  ");
         out.push_str(option);
+    }
+    out
+}
+
+/// A benchmark client of the family that vLLM began: one command per tenant, fixed lengths, a rate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    /// Program and subcommand.
+    pub(super) command: &'static str,
+    /// Flags that choose backend and random prompts of exactly the given lengths.
+    pub(super) prompts: &'static str,
+    /// It sends gamma arrivals (`--burstiness`); else Poisson only.
+    pub(super) burstiness: bool,
+    /// It reports percentiles and goodput by `--percentile-metrics` and `--goodput`.
+    pub(super) percentiles: bool,
+}
+
+/// The script that runs a client for every tenant against `address`.
+pub(super) fn bench(job: &ServingLaunch<'_>, engine: &str, client: Client, address: &str) -> String {
+    let mut out = header(job, engine, "Check");
+    for tenant in &job.workload.tenants {
+        let load = load(tenant);
+        let mut remark = load.remark.map(|r| format!("# {r}.\n")).unwrap_or_default();
+        let mut options = vec![
+            format!("--base-url {address}"),
+            client.prompts.to_owned(),
+            format!("--random-input-len {} --random-output-len {}", load.input, load.output),
+            format!("--num-prompts {}", load.requests),
+            format!("--request-rate {}", load.rate),
+        ];
+        if client.burstiness && load.rate != "inf" {
+            options.push(format!("--burstiness {:.4}", load.burstiness));
+        } else if (load.burstiness - 1.0).abs() > 1e-9 {
+            remark.push_str("# This client sends Poisson arrivals only; the workload is burstier.\n");
+        }
+        if let Some(clients) = load.concurrency {
+            options.push(format!("--max-concurrency {clients}"));
+        }
+        if client.percentiles {
+            let metrics = "--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,90,95,99";
+            options.push(metrics.to_owned());
+            let promises = goodput(tenant);
+            if !promises.is_empty() {
+                options.push(format!("--goodput {promises}"));
+            }
+        }
+        let command = continued(&format!("{} --model \"$MODEL\"", client.command), &options);
+        out.push_str(&format!("# Tenant {}.\n{remark}{command}\n", tenant.name));
     }
     out
 }

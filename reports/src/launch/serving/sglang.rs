@@ -1,25 +1,33 @@
 //! SGLang: `sglang.launch_server` and `sglang.bench_serving`.
 
 use super::ServingLaunch;
-use super::common::{address, balancer, context, continued, header, load, placement, replicas};
+use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
 use psim_models::serving::NumberFormat;
 
 const NAME: &str = "SGLang";
 
+/// Its client; a range ratio of 1 sends exactly the lengths.
+pub(super) const CLIENT: Client = Client {
+    command: "python3 -m sglang.bench_serving",
+    prompts: "--backend sglang --dataset-name random-ids --random-range-ratio 1",
+    burstiness: false,
+    percentiles: false,
+};
+
 fn refuse(what: impl Into<String>) -> LaunchError {
     LaunchError { framework: NAME, what: what.into() }
 }
 
-/// The files.
-pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+/// Options of the server and remarks above it.
+pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), LaunchError> {
     let d = job.deployment;
     // With attention data parallelism `--tp` counts all ranks of the replica.
     let ranks = d.tp * d.attention_dp;
     let mut options = vec![
-        "--host 0.0.0.0 --port $PORT".to_owned(),
-        format!("--tp {ranks}"),
+        "--host 0.0.0.0 --port \"$PORT\"".to_owned(),
+        format!("--tp-size {ranks}"),
         format!("--mem-fraction-static {}", job.engine.memory_share),
         format!("--context-length {}", context(job.workload)),
         format!("--max-running-requests {}", job.engine.max_sequences.saturating_mul(d.attention_dp)),
@@ -29,10 +37,10 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         options.push(format!("--pp-size {}", d.pp));
     }
     if d.attention_dp > 1 {
-        options.push(format!("--dp {} --enable-dp-attention", d.attention_dp));
+        options.push(format!("--dp-size {} --enable-dp-attention", d.attention_dp));
     }
     if d.ep > 1 {
-        options.push(format!("--ep {}", d.ep));
+        options.push(format!("--ep-size {}", d.ep));
     }
     let mut remarks = String::new();
     match d.quantization.dense {
@@ -56,42 +64,20 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         remarks.push_str("# Run on every node of the replica with NODE_RANK and MASTER_ADDR set.\n");
         options.push(format!("--nnodes {nodes} --node-rank \"${{NODE_RANK:-0}}\" --dist-init-addr \"${{MASTER_ADDR:-localhost}}:5000\""));
     }
+    Ok((options, remarks))
+}
+
+/// The files.
+pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+    let (options, remarks) = options(job)?;
     let command = continued("python3 -m sglang.launch_server --model-path \"$MODEL\"", &options);
     let mut files = vec![
         LaunchFile {
             name: "sglang.sh".to_owned(),
             contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
         },
-        LaunchFile { name: "sglang-bench.sh".to_owned(), contents: bench(job) },
+        LaunchFile { name: "sglang-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
     ];
     files.extend(balancer(job));
     Ok(files)
-}
-
-fn bench(job: &ServingLaunch<'_>) -> String {
-    let mut out = header(job, NAME, "Check");
-    for tenant in &job.workload.tenants {
-        let load = load(tenant);
-        let mut options = vec![
-            format!("--backend sglang --base-url {}", address(job)),
-            // A ratio of 1 sends exactly these lengths.
-            "--dataset-name random --random-range-ratio 1".to_owned(),
-            format!("--random-input-len {} --random-output-len {}", load.input, load.output),
-            format!("--num-prompts {}", load.requests),
-            format!("--request-rate {}", load.rate),
-        ];
-        if let Some(clients) = load.concurrency {
-            options.push(format!("--max-concurrency {clients}"));
-        }
-        let mut remark = load.remark.map(|r| format!("# {r}.\n")).unwrap_or_default();
-        if (load.burstiness - 1.0).abs() > 1e-9 {
-            remark.push_str("# This client sends Poisson arrivals only; the workload is burstier.\n");
-        }
-        out.push_str(&format!(
-            "# Tenant {}.\n{remark}{}\n",
-            tenant.name,
-            continued("python3 -m sglang.bench_serving --model \"$MODEL\"", &options)
-        ));
-    }
-    out
 }

@@ -31,7 +31,7 @@ fn text(files: &[LaunchFile], name: &str) -> String {
 fn every_engine_says_the_layout_and_the_benchmark_the_load() {
     for (engine, name, tp, rate) in [
         (ServingEngine::Vllm, "vllm", "--tensor-parallel-size 4", "--burstiness 0.25"),
-        (ServingEngine::Sglang, "sglang", "--tp 4", "Poisson arrivals only"),
+        (ServingEngine::Sglang, "sglang", "--tp-size 4", "Poisson arrivals only"),
         (ServingEngine::TensorRtLlm, "trtllm", "--tp_size 4", "--burstiness 0.25"),
     ] {
         let files = files(layout(4, 4), "H100-SXM-80GB", engine).unwrap();
@@ -80,6 +80,68 @@ fn scripts_are_valid_shell() {
                         .unwrap();
                     assert!(run.status.success(), "{}: {}", file.name, String::from_utf8_lossy(&run.stderr));
                 }
+            }
+        }
+    }
+}
+
+fn split_files(engine: ServingEngine, placement: psim_sim::serving::Placement) -> Vec<LaunchFile> {
+    use psim_planner::serving::{PoolLayout, Split};
+    let model = presets::find("llama3-70b").unwrap();
+    let cluster = homogeneous("H100-SXM-80GB", 24, &HomogeneousOptions::default()).unwrap();
+    let workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 2.5 }, 500, 2048, 128);
+    let split = Split {
+        prefill: PoolLayout { token_budget: Some(16_384), ..layout(2, 2).into() },
+        decode: layout(3, 4).into(),
+        placement,
+        transfer: psim_sim::serving::TransferMode::LayerWise,
+    };
+    let job = SplitLaunch {
+        model: &model,
+        cluster: &cluster,
+        workload: &workload,
+        engine: find("vllm-v1").unwrap(),
+        split: &split,
+    };
+    emit_split(engine, &job).unwrap()
+}
+
+#[test]
+fn splits_start_every_instance_once_on_accelerators_of_its_own() {
+    use psim_sim::serving::Placement;
+    for placement in [Placement::Paired, Placement::Apart] {
+        for engine in ServingEngine::ALL {
+            let files = split_files(engine, placement);
+            let serve = files.iter().find(|f| f.name.ends_with("-split.sh")).unwrap();
+            let cases: Vec<&str> = serve.contents.lines().filter(|l| l.ends_with(";;")).collect();
+            let calls: Vec<Vec<&str>> = cases
+                .iter()
+                .flat_map(|l| l.split_once(')').unwrap().1.trim_end_matches(";;").split(';'))
+                .map(|c| c.split_whitespace().collect())
+                .filter(|c: &Vec<&str>| matches!(c.first(), Some(&"prefill" | &"decode")))
+                .collect();
+            assert_eq!(calls.iter().filter(|c| c[0] == "prefill").count(), 2, "{}", serve.contents);
+            assert_eq!(calls.iter().filter(|c| c[0] == "decode").count(), 3);
+            for line in &cases {
+                let mut used = Vec::new();
+                for call in line.split([')', ';']).map(|c| c.split_whitespace().collect::<Vec<_>>()) {
+                    if let [role @ ("prefill" | "decode"), _, _, first] = call[..] {
+                        let first: u32 = first.parse().unwrap();
+                        used.extend(first..first + if role == "prefill" { 2 } else { 4 });
+                    }
+                }
+                let mut once = used.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert!(once.len() == used.len() && used.iter().all(|a| *a < 8), "{line}");
+            }
+            assert!(serve.contents.contains("16384"), "limits of a pool of its own");
+            let proxy = files.iter().find(|f| f.name.ends_with("-proxy.sh")).unwrap();
+            assert!(proxy.contents.matches("${HOSTS[").count() >= 5, "{}", proxy.contents);
+            for file in files.iter().filter(|f| f.name.ends_with(".sh")) {
+                let run =
+                    std::process::Command::new("bash").args(["-n", "-c", &file.contents]).output().unwrap();
+                assert!(run.status.success(), "{}: {}", file.name, String::from_utf8_lossy(&run.stderr));
             }
         }
     }

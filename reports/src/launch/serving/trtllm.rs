@@ -1,19 +1,27 @@
 //! TensorRT-LLM: `trtllm-serve` with a YAML of options, and its `benchmark_serving` client.
 
 use super::ServingLaunch;
-use super::common::{address, balancer, context, continued, goodput, header, load, placement, replicas};
+use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
 use psim_models::serving::NumberFormat;
 
 const NAME: &str = "TensorRT-LLM";
 
+/// Its client, a relative of vLLM's; random token ids need no data set.
+pub(super) const CLIENT: Client = Client {
+    command: "python3 -m tensorrt_llm.serve.scripts.benchmark_serving",
+    prompts: "--backend openai --dataset-name random --random-ids --random-range-ratio 0 --ignore-eos",
+    burstiness: true,
+    percentiles: true,
+};
+
 fn refuse(what: impl Into<String>) -> LaunchError {
     LaunchError { framework: NAME, what: what.into() }
 }
 
-/// The files.
-pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+/// Options of the server, remarks above it, and its YAML.
+pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String, String), LaunchError> {
     let d = job.deployment;
     let part = &job.cluster.first_node().accelerator.name;
     if part.starts_with("MI") || part.starts_with("Gaudi") || part.starts_with("TPU") {
@@ -25,12 +33,11 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         return Err(refuse("attention data parallelism together with tensor-parallel attention"));
     }
     let mut options = vec![
-        "--backend pytorch --host 0.0.0.0 --port $PORT".to_owned(),
+        "--backend pytorch --host 0.0.0.0 --port \"$PORT\"".to_owned(),
         format!("--tp_size {ranks}"),
         format!("--max_batch_size {}", job.engine.max_sequences),
         format!("--max_num_tokens {}", job.engine.token_budget),
         format!("--max_seq_len {}", context(job.workload)),
-        "--extra_llm_api_options \"$(dirname \"$0\")/trtllm.yaml\"".to_owned(),
     ];
     if d.pp > 1 {
         options.push(format!("--pp_size {}", d.pp));
@@ -63,6 +70,13 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         d.attention_dp > 1,
         job.engine.memory_share,
     );
+    Ok((options, remarks, yaml))
+}
+
+/// The files.
+pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+    let (mut options, remarks, yaml) = options(job)?;
+    options.push("--extra_llm_api_options \"$(dirname \"$0\")/trtllm.yaml\"".to_owned());
     let command = continued("trtllm-serve \"$MODEL\"", &options);
     let mut files = vec![
         LaunchFile {
@@ -70,40 +84,8 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
             contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
         },
         LaunchFile { name: "trtllm.yaml".to_owned(), contents: yaml },
-        LaunchFile { name: "trtllm-bench.sh".to_owned(), contents: bench(job) },
+        LaunchFile { name: "trtllm-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
     ];
     files.extend(balancer(job));
     Ok(files)
-}
-
-fn bench(job: &ServingLaunch<'_>) -> String {
-    let mut out = header(job, NAME, "Check");
-    for tenant in &job.workload.tenants {
-        let load = load(tenant);
-        let mut options = vec![
-            format!("--backend openai --base-url {}", address(job)),
-            "--dataset-name random --random-ids --random-range-ratio 0 --ignore-eos".to_owned(),
-            format!("--random-input-len {} --random-output-len {}", load.input, load.output),
-            format!("--num-prompts {}", load.requests),
-            format!("--request-rate {}", load.rate),
-        ];
-        if load.rate != "inf" {
-            options.push(format!("--burstiness {:.4}", load.burstiness));
-        }
-        if let Some(clients) = load.concurrency {
-            options.push(format!("--max-concurrency {clients}"));
-        }
-        options.push("--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,90,95,99".to_owned());
-        let promises = goodput(tenant);
-        if !promises.is_empty() {
-            options.push(format!("--goodput {promises}"));
-        }
-        let remark = load.remark.map(|r| format!("# {r}.\n")).unwrap_or_default();
-        out.push_str(&format!(
-            "# Tenant {}.\n{remark}{}\n",
-            tenant.name,
-            continued("python3 -m tensorrt_llm.serve.scripts.benchmark_serving --model \"$MODEL\"", &options)
-        ));
-    }
-    out
 }

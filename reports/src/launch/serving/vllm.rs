@@ -1,23 +1,31 @@
 //! vLLM: `vllm serve` and `vllm bench serve`.
 
 use super::ServingLaunch;
-use super::common::{address, balancer, context, continued, goodput, header, load, placement, replicas};
+use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
 use psim_models::serving::NumberFormat;
 
 const NAME: &str = "vLLM";
 
+/// Its client; the range ratio of 0 sends exactly the lengths.
+pub(super) const CLIENT: Client = Client {
+    command: "vllm bench serve",
+    prompts: "--dataset-name random --random-range-ratio 0 --ignore-eos",
+    burstiness: true,
+    percentiles: true,
+};
+
 fn refuse(what: impl Into<String>) -> LaunchError {
     LaunchError { framework: NAME, what: what.into() }
 }
 
-/// The files.
-pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+/// Options of the server and remarks above it.
+pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), LaunchError> {
     let d = job.deployment;
     let ranks = d.tp * d.attention_dp;
     let mut options = vec![
-        "--host 0.0.0.0 --port $PORT".to_owned(),
+        "--host 0.0.0.0 --port \"$PORT\"".to_owned(),
         format!("--tensor-parallel-size {}", d.tp),
         format!("--gpu-memory-utilization {}", job.engine.memory_share),
         format!("--max-model-len {}", context(job.workload)),
@@ -63,46 +71,20 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
         remarks.push_str("# Start a Ray cluster over the nodes of the replica first (ray start --head; ray start --address …).\n");
         options.push("--distributed-executor-backend ray".to_owned());
     }
+    Ok((options, remarks))
+}
+
+/// The files.
+pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
+    let (options, remarks) = options(job)?;
     let command = continued("vllm serve \"$MODEL\"", &options);
     let mut files = vec![
         LaunchFile {
             name: "vllm.sh".to_owned(),
             contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
         },
-        LaunchFile { name: "vllm-bench.sh".to_owned(), contents: bench(job) },
+        LaunchFile { name: "vllm-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
     ];
     files.extend(balancer(job));
     Ok(files)
-}
-
-fn bench(job: &ServingLaunch<'_>) -> String {
-    let mut out = header(job, NAME, "Check");
-    for tenant in &job.workload.tenants {
-        let load = load(tenant);
-        let mut options = vec![
-            format!("--base-url {}", address(job)),
-            "--dataset-name random --random-range-ratio 0 --ignore-eos".to_owned(),
-            format!("--random-input-len {} --random-output-len {}", load.input, load.output),
-            format!("--num-prompts {}", load.requests),
-            format!("--request-rate {}", load.rate),
-        ];
-        if load.rate != "inf" {
-            options.push(format!("--burstiness {:.4}", load.burstiness));
-        }
-        if let Some(clients) = load.concurrency {
-            options.push(format!("--max-concurrency {clients}"));
-        }
-        options.push("--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,90,95,99".to_owned());
-        let promises = goodput(tenant);
-        if !promises.is_empty() {
-            options.push(format!("--goodput {promises}"));
-        }
-        let remark = load.remark.map(|r| format!("# {r}.\n")).unwrap_or_default();
-        out.push_str(&format!(
-            "# Tenant {}.\n{remark}{}\n",
-            tenant.name,
-            continued("vllm bench serve --model \"$MODEL\"", &options)
-        ));
-    }
-    out
 }

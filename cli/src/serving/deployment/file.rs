@@ -1,0 +1,300 @@
+//! The keys of a deployment file.
+
+use psim_models::serving::{Deployment, Quantization};
+use psim_sim::serving::Autoscale;
+use psim_sim::serving::speculation::TreeChances;
+use serde::{Deserialize, Serialize};
+
+/// Keys of the field that psim does not simulate in a deployment, with the reason.
+pub(super) const NOT_BUILT: [(&str, &str); 8] = [
+    ("cp", "context parallelism is for the prompts of a [prefill] pool only"),
+    ("speculative", "the table is called [speculation]"),
+    (
+        "offload",
+        "caches go into [kv_offload]; experts outside the accelerator are priced in `psim gallery` only, not in a \
+                 run of requests",
+    ),
+    (
+        "expert_offload",
+        "experts outside the accelerator are priced in `psim gallery` only (pre-gated, ExpertFlow, SE-MoE), \
+                        not in a run of requests",
+    ),
+    (
+        "attention_ffn",
+        "attention and feed-forward on different accelerators are priced in `psim gallery` only, not in a run \
+                       of requests",
+    ),
+    (
+        "redundant_experts",
+        "the busiest rank's load is the engine's `expert_imbalance` (--set expert_imbalance=1.05); copies \
+                           are balanced in `psim gallery` only",
+    ),
+    ("sm_partition", "a partition of multiprocessors between prompts and answers (semi-PD) is not built"),
+    ("overlap", "overlap of kernels inside a device (NanoFlow) is not built"),
+];
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    /// Accelerator of the cluster's nodes on which replicas lie; the first group where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) accelerator: Option<String>,
+    /// A device of several engines in place of an accelerator, by name or file; `explain` prices its decoding steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) replicas: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tp: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pp: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) attention_dp: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ep: Option<u32>,
+    #[serde(default = "half")]
+    pub(super) weights: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) attention: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) experts: Option<String>,
+    #[serde(default = "half")]
+    pub(super) kv: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) engine: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) router: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) preemption: Option<String>,
+    /// Gigabytes a second to host memory, with `preemption = "swap"`; the node's own link where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) swap_gb_per_s: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_sequences: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token_budget: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) memory_share: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) priority_steps: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) placement: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) transfer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) swap: Option<SwapFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) prefill: Option<PoolFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) decode: Option<PoolFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) speculation: Option<SpeculationFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) autoscale: Option<Autoscale>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kv_offload: Option<OffloadFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) adapters: Option<AdapterFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) co_serving: Option<CoServingFile>,
+}
+
+impl File {
+    /// A file of formats and an engine, and nothing else.
+    pub(super) fn of(q: Quantization, engine: &str) -> Self {
+        let differs = |f: psim_models::serving::NumberFormat| (f != q.dense).then(|| f.name().to_owned());
+        Self {
+            accelerator: None,
+            device: None,
+            replicas: None,
+            tp: None,
+            pp: None,
+            attention_dp: None,
+            ep: None,
+            weights: q.dense.name().to_owned(),
+            attention: differs(q.attention),
+            experts: differs(q.experts),
+            kv: q.kv.name().to_owned(),
+            engine: Some(engine.to_owned()),
+            router: None,
+            preemption: None,
+            swap_gb_per_s: None,
+            max_sequences: None,
+            token_budget: None,
+            memory_share: None,
+            priority_steps: None,
+            placement: None,
+            transfer: None,
+            swap: None,
+            prefill: None,
+            decode: None,
+            speculation: None,
+            autoscale: None,
+            kv_offload: None,
+            adapters: None,
+            co_serving: None,
+        }
+    }
+}
+
+/// How swapped caches are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SwapFile {
+    /// Neighbouring blocks that one copy moves.
+    pub(super) group_blocks: Option<u32>,
+    /// Host time to launch one copy, microseconds.
+    pub(super) copy_us: Option<f64>,
+    /// Copies run beside the steps of other sequences.
+    #[serde(default)]
+    pub(super) asynchronous: bool,
+    /// The copy in host memory stays valid.
+    #[serde(default)]
+    pub(super) reuse: bool,
+}
+
+/// A pool of a split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PoolFile {
+    /// Accelerator of the cluster's nodes on which it lies; the first group where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) accelerator: Option<String>,
+    #[serde(default = "one")]
+    pub(super) replicas: u32,
+    #[serde(default = "one")]
+    pub(super) tp: u32,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) pp: u32,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) attention_dp: u32,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) ep: u32,
+    /// Ranks that share each prompt.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) cp: u32,
+    /// Format of the weights, where it is not the deployment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) weights: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) token_budget: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_sequences: Option<u32>,
+}
+
+impl PoolFile {
+    pub(super) fn of(d: &Deployment, cp: u32, accelerator: Option<String>) -> Self {
+        Self {
+            accelerator,
+            replicas: d.replicas,
+            tp: d.tp,
+            pp: d.pp,
+            attention_dp: d.attention_dp,
+            ep: d.ep,
+            cp,
+            weights: None,
+            token_budget: None,
+            max_sequences: None,
+        }
+    }
+
+    /// Sizes by name.
+    pub(super) fn sizes(&self) -> [(&'static str, u32); 6] {
+        [
+            ("replicas", self.replicas),
+            ("tp", self.tp),
+            ("pp", self.pp),
+            ("attention_dp", self.attention_dp),
+            ("cp", self.cp),
+            ("ep", self.ep),
+        ]
+    }
+}
+
+/// Chances that drafts are taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum AcceptanceFile {
+    /// The same for every token.
+    Rate(f64),
+    /// By depth.
+    Depth(Vec<f64>),
+}
+
+/// Speculative decoding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SpeculationFile {
+    /// draft-model, mtp, eagle, medusa, ppd, pearl, easyspec, prompt-lookup.
+    pub(super) method: String,
+    /// Drafted tokens of a round; candidates of a tree.
+    pub(super) tokens: Option<u32>,
+    /// Chance that a draft is taken, or one by depth.
+    pub(super) acceptance: Option<AcceptanceFile>,
+    /// Draft model: a preset or the path of a config.json.
+    pub(super) draft_model: Option<String>,
+    /// Accelerators of a draft model that runs beside the target (pearl).
+    pub(super) draft_tp: Option<u32>,
+    /// Attention layers that run side by side (easyspec).
+    pub(super) group: Option<u32>,
+    /// Layers of each prediction head (mtp, eagle).
+    pub(super) layers: Option<u32>,
+    /// Chances by depth and rank of a tree's candidates (medusa, ppd).
+    pub(super) chances: Option<Vec<Vec<f64>>>,
+}
+
+impl SpeculationFile {
+    pub(super) fn tree(&self) -> Option<TreeChances> {
+        self.chances.clone().map(|chances| TreeChances { chances })
+    }
+}
+
+/// Tiers below the device memory that keep prefixes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OffloadFile {
+    /// Host memory for caches, gigabytes an accelerator.
+    pub(super) host_gb: Option<f64>,
+    /// Rate from it to one accelerator; the node's host link where it is not given.
+    pub(super) host_gb_per_s: Option<f64>,
+    /// Local disk for caches, gigabytes an accelerator.
+    pub(super) disk_gb: Option<f64>,
+    /// Rate from it to one accelerator; the node's disks shared by its accelerators where it is not given.
+    pub(super) disk_gb_per_s: Option<f64>,
+}
+
+/// Low-rank adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdapterFile {
+    /// Rank of every adapter; matrices of q, k, v and o in 16 bits.
+    pub(super) rank: u32,
+    /// unified (all in one batch) or one-at-a-time.
+    pub(super) mode: Option<String>,
+    /// Launches of the gathered kernels in one layer, microseconds.
+    pub(super) launch_us_per_layer: Option<f64>,
+}
+
+/// Fine-tuning beside inference.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CoServingFile {
+    /// A step is filled with tokens of fine-tuning up to this time.
+    pub(super) step_ms: f64,
+    /// Most of them in a step.
+    pub(super) most_tokens: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
+}
+
+fn half() -> String {
+    "bf16".to_owned()
+}

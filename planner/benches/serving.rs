@@ -1,0 +1,48 @@
+//! The speed of serving plans: Llama-3-70B on 64 H100 under the built-in chat workload, with and without pools for
+//! prompts and for answers. Runs on one thread, so that wall-clock seconds are CPU-seconds.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use psim_cost_models::ProfileLibrary;
+use psim_cost_models::serving::engine::find;
+use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+use psim_models::presets;
+use psim_models::serving::workload::parse_workload;
+use psim_models::serving::{NumberFormat, Quantization, ServingWorkload, builtin};
+use psim_planner::serving::{ServingRequest, plan_disaggregated, plan_serving};
+use std::hint::black_box;
+
+fn chat() -> ServingWorkload {
+    let text = builtin::workload("chat").expect("built in");
+    let mut load =
+        |name: &str| builtin::data(name).map(str::to_owned).ok_or_else(|| "not built in".to_owned());
+    parse_workload("chat", text, &mut load).expect("it reads")
+}
+
+fn plans(criterion: &mut Criterion) {
+    let model = presets::find("llama3-70b").expect("built in");
+    let cluster = homogeneous("H100-SXM-80GB", 64, &HomogeneousOptions::default()).expect("built in");
+    let (workload, library) = (chat(), ProfileLibrary::built_in());
+    let request = ServingRequest {
+        model: &model,
+        cluster: &cluster,
+        engine: find("vllm-v1").expect("built in"),
+        workload: &workload,
+        quantization: Quantization::uniform(NumberFormat::Bf16),
+        library: &library,
+        requests: 400,
+        seed: 0,
+    };
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let mut group = criterion.benchmark_group("64 H100, chat");
+    group.sample_size(10);
+    group.bench_function("replicas", |b| {
+        b.iter(|| threads.install(|| black_box(plan_serving(&request))));
+    });
+    group.bench_function("splits", |b| {
+        b.iter(|| threads.install(|| black_box(plan_disaggregated(&request))));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, plans);
+criterion_main!(benches);

@@ -1,0 +1,200 @@
+//! Replicas that speculate. Requests go to replicas in turn, so that each replica is a run of its own and the fleet is
+//! their sum.
+
+use super::{DetailError, ServingDetail, SpeculationFigures, finish};
+use crate::parallel::map_long;
+use crate::serving::{Drafts, Served, ServingRequest, Speculation};
+use psim_cost_models::serving::StepCost;
+use psim_models::Model;
+use psim_models::serving::{Deployment, Traffic};
+use psim_sim::serving::speculation::{Drafter, SpeculativeInput, SpeculativeRun, simulate_speculative};
+use psim_sim::serving::{FleetOptions, Router, ServingError, ServingRun};
+
+/// What is not simulated together with speculation.
+fn conflicts(
+    request: &ServingRequest<'_>,
+    deployment: &Deployment,
+    options: &FleetOptions,
+) -> Option<&'static str> {
+    let tenants = &request.workload.tenants;
+    if tenants.iter().any(|t| t.sessions.is_some()) {
+        Some("conversations of several turns")
+    } else if tenants.iter().any(|t| t.adapters.is_some()) {
+        Some("adapters")
+    } else if deployment.attention_dp > 1 {
+        Some("several copies of the attention (attention_dp)")
+    } else if deployment.pp > 1 {
+        Some("pipeline stages (pp)")
+    } else if options.router != Router::RoundRobin {
+        Some("a router other than round-robin")
+    } else if options.autoscale.is_some() {
+        Some("autoscaling")
+    } else if options.tiers.iter().any(Option::is_some) {
+        Some("caches kept in host memory")
+    } else {
+        None
+    }
+}
+
+/// Serves the workload as it is.
+pub(super) fn detail(
+    request: &ServingRequest<'_>,
+    deployment: &Deployment,
+    speculation: &Speculation,
+    served: &Served,
+) -> Result<ServingDetail, DetailError> {
+    if let Some(what) = conflicts(request, deployment, &served.options) {
+        return Err(DetailError::Together(format!("speculation together with {what} is not built")));
+    }
+    let node = request.node(served.group);
+    let price = |model: &Model, deployment: &Deployment| {
+        StepCost::new(model, deployment, request.cluster, node, request.engine, request.library)
+    };
+    let target = price(request.model, deployment)?;
+    let draft = |model: &Model, tp: u32| {
+        price(model, &Deployment { replicas: 1, tp, pp: 1, attention_dp: 1, ep: 1, ..*deployment })
+            .map_err(|error| DetailError::Draft { name: model.name.clone(), error })
+    };
+    let cost = match &speculation.drafts {
+        Drafts::Model(model) => Some(draft(model, deployment.tp)?),
+        Drafts::Parallel { model, tp } => Some(draft(model, *tp)?),
+        Drafts::LayerParallel { model, .. } => Some(draft(model, 1)?),
+        Drafts::Heads { .. } | Drafts::Tree(_) | Drafts::Copy => None,
+    };
+    let tokens = speculation.tokens;
+    let drafter = match (&speculation.drafts, &cost) {
+        (Drafts::Model(_), Some(cost)) => Drafter::Model { cost, tokens, exchange: 0.0 },
+        (Drafts::Parallel { .. }, Some(cost)) => Drafter::Parallel { cost, tokens },
+        (Drafts::LayerParallel { group, .. }, Some(cost)) => {
+            Drafter::LayerParallel { cost, tokens, group: *group }
+        }
+        (Drafts::Heads { layers }, _) => Drafter::Heads { tokens, layers: *layers },
+        (Drafts::Tree(chances), _) => Drafter::Tree(chances.best_tree(tokens as usize)),
+        _ => Drafter::Copy { tokens },
+    };
+    let traffic = Traffic::generate(request.workload, request.seed);
+    let shares = shared(&traffic, deployment.replicas);
+    let runs = map_long(&shares, |share| {
+        simulate_speculative(&SpeculativeInput {
+            target: &target,
+            engine: request.engine,
+            drafter: drafter.clone(),
+            acceptance: speculation.acceptance.clone(),
+            traffic: share,
+            seed: request.seed,
+        })
+    });
+    let runs: Vec<SpeculativeRun> = runs.into_iter().collect::<Result<_, ServingError>>()?;
+    let rounds: u64 = runs.iter().map(|r| r.rounds).sum();
+    let uncut: u64 = runs.iter().map(|r| r.uncut_tokens).sum();
+    let run = together(&runs, traffic.requests.len(), deployment.replicas).ok_or(ServingError::NoRequests)?;
+    let mut found = finish(request, (deployment, served.group), &target, run, traffic);
+    let extra = f64::from(speculation.extra_accelerators() * deployment.replicas);
+    found.usd_per_hour += extra * node.price_per_gpu_hour;
+    found.speculation =
+        Some(SpeculationFigures { rounds, tokens_per_round: uncut as f64 / rounds.max(1) as f64 });
+    Ok(found)
+}
+
+/// The traffic of each replica, requests dealt in turn; replicas that get none are left out.
+fn shared(traffic: &Traffic, replicas: u32) -> Vec<Traffic> {
+    let n = replicas.min(traffic.clients.unwrap_or(u32::MAX)).max(1);
+    let n = (n as usize).min(traffic.requests.len());
+    (0..n)
+        .map(|i| Traffic {
+            requests: traffic.requests.iter().skip(i).step_by(n).copied().collect(),
+            clients: traffic.clients.map(|c| (c / n as u32) + u32::from((i as u32) < c % n as u32)),
+        })
+        .collect()
+}
+
+/// The sum of the replicas' runs, outcomes in the order of the whole traffic.
+fn together(runs: &[SpeculativeRun], requests: usize, replicas: u32) -> Option<ServingRun> {
+    let mut sum = runs.first()?.run.clone();
+    sum.outcomes.clear();
+    for i in 0..requests {
+        let replica = i % runs.len();
+        let mut outcome = *runs[replica].run.outcomes.get(i / runs.len())?;
+        outcome.replica = replica as u32;
+        sum.outcomes.push(outcome);
+    }
+    for run in runs[1..].iter().map(|r| &r.run) {
+        sum.gaps.merge(&run.gaps);
+        sum.steps += run.steps;
+        sum.busy += run.busy;
+        sum.request_seconds += run.request_seconds;
+        sum.computed_prompt_tokens += run.computed_prompt_tokens;
+        sum.generated_tokens += run.generated_tokens;
+        sum.backlog += run.backlog;
+        sum.peak_cache = sum.peak_cache.max(run.peak_cache);
+        sum.start = sum.start.min(run.start);
+        sum.end = sum.end.max(run.end);
+    }
+    sum.most_replicas = replicas;
+    sum.replica_seconds = f64::from(replicas) * sum.end.seconds().0;
+    Some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serving::detail;
+    use psim_cost_models::ProfileLibrary;
+    use psim_cost_models::serving::engine::find;
+    use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
+    use psim_models::presets;
+    use psim_models::serving::{Arrival, NumberFormat, Quantization, ServingWorkload};
+    use psim_sim::serving::speculation::Acceptance;
+
+    fn run(replicas: u32, speculation: Option<Speculation>, arrival: Arrival) -> ServingDetail {
+        let model = presets::find("llama3-70b").unwrap();
+        let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
+        let workload = ServingWorkload::fixed("w", arrival, 60, 512, 128);
+        let request = ServingRequest {
+            model: &model,
+            cluster: &cluster,
+            engine: find("vllm-v1").unwrap(),
+            workload: &workload,
+            quantization: Quantization::uniform(NumberFormat::Bf16),
+            library: &ProfileLibrary::built_in(),
+            requests: 60,
+            seed: 2,
+        };
+        let deployment = Deployment { replicas, ..Deployment::tensor_parallel(4, request.quantization) };
+        let mut served = Served::replicas(deployment, FleetOptions::default());
+        served.speculation = speculation;
+        detail(&request, &served).unwrap()
+    }
+
+    fn heads(rate: f64) -> Speculation {
+        Speculation {
+            name: "mtp".to_owned(),
+            drafts: Drafts::Heads { layers: 1 },
+            tokens: 1,
+            acceptance: Acceptance::Rate(rate),
+        }
+    }
+
+    #[test]
+    fn heads_that_are_always_right_nearly_halve_the_time_per_token() {
+        let loop_of = |clients| Arrival::ClosedLoop { concurrency: clients };
+        let plain = run(1, None, loop_of(1));
+        let right = run(1, Some(heads(1.0)), loop_of(1));
+        let wrong = run(1, Some(heads(0.0)), loop_of(1));
+        assert_eq!(right.speculation.unwrap().tokens_per_round, 2.0);
+        let (a, b, c) = (plain.report.tpot_ms.p50, right.report.tpot_ms.p50, wrong.report.tpot_ms.p50);
+        // Two tokens a round, whose price is a step of two candidates and one layer of 80 with its output layer.
+        assert!(b > 0.5 * a && b < 0.62 * a, "{a} {b}");
+        assert!(c > a, "drafts that are never right cost time: {a} {c}");
+    }
+
+    #[test]
+    fn replicas_share_the_requests_and_lose_none() {
+        for arrival in [Arrival::Poisson { rate: 4.0 }, Arrival::ClosedLoop { concurrency: 3 }] {
+            let found = run(4, Some(heads(0.7)), arrival);
+            assert_eq!(found.report.requests, 60);
+            assert_eq!(found.run.generated_tokens, 60 * 128);
+            assert!(found.run.outcomes.iter().all(|o| o.finish.0 > 0));
+        }
+    }
+}
