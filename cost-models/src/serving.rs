@@ -15,4 +15,7 @@ pub mod step;
 pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
-pub use step::{DecodeRun, KINDS, Lane, PricedStep, PromptChunk, StepCost, StepCostError, StepPieces};
+pub use step::{
+    DecodeRun, KINDS, Lane, NanoPlan, PricedStep, PromptChunk, Share, StepCost, StepCostError, StepPieces,
+    StepResources, Work,
+};

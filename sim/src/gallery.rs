@@ -4,9 +4,13 @@
 //! derived by hand, the published number where there is one, and the runs to simulate. [`results`] simulates all of
 //! them; `psim gallery` prints what it returns. To add one, write the file and name it in `gallery/list.rs`.
 
+mod arrangements;
 mod deployments;
+mod drafts;
 mod list;
 mod serving;
+mod split;
+mod transfers;
 
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +157,20 @@ impl Entry {
     }
 }
 
+/// Simulates a scenario that is not in the gallery, from the text of its file.
+///
+/// # Errors
+/// A file that is not a scenario, runs that cannot be simulated.
+pub fn from_text(text: &str) -> Result<ScenarioResult, GalleryError> {
+    let broken = |name: &str, reason: String| GalleryError::Broken { name: name.to_owned(), reason };
+    let scenario: Scenario = toml::from_str(text).map_err(|e| broken("?", e.to_string()))?;
+    let table: toml::Table = toml::from_str(text).map_err(|e| broken(&scenario.name, e.to_string()))?;
+    let simulate: fn(&toml::Table) -> Result<f64, String> =
+        if table.contains_key("kind") { deployments::simulate } else { serving::simulate };
+    let simulated = simulate(&table).map_err(|reason| broken(&scenario.name, reason))?;
+    Ok(ScenarioResult::new(scenario, simulated))
+}
+
 /// Every scenario.
 pub fn entries() -> &'static [Entry] {
     list::ENTRIES
@@ -237,6 +255,13 @@ mod tests {
         let error = select(&["nothing".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("nothing") && error.contains(entries()[0].name), "{error}");
         assert_eq!(select(&[]).unwrap().len(), entries().len());
+    }
+
+    #[test]
+    fn a_file_outside_the_gallery_is_simulated_alike() {
+        let entry = entries().iter().find(|e| e.name == "tpi-llm-star").unwrap();
+        assert_eq!(from_text(entry.text).unwrap(), entry.result().unwrap());
+        assert!(from_text("schema = 1").is_err());
     }
 
     #[test]

@@ -11,12 +11,15 @@ pub mod autoscale;
 pub mod balance;
 pub mod devices;
 pub mod disaggregated;
+pub mod dovetail;
 pub mod edge;
+pub mod expert_parallel;
 mod fleet;
 mod histogram;
 mod lane;
 pub mod offload;
 mod options;
+pub mod partition;
 mod policy;
 mod prefix;
 pub mod published;
@@ -42,6 +45,7 @@ pub use histogram::Histogram;
 pub use options::{
     AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, SwapOptions,
 };
+pub use partition::{Partition, PartitionInput, PartitionRun, simulate_partitioned};
 pub use report::{Percentiles, ServingReport};
 pub use rules::Rules;
 pub use sink::{Sink, Summary, SummaryFigures};
@@ -65,6 +69,8 @@ pub struct Outcome {
     pub refused: bool,
     /// Replica that served it.
     pub replica: u32,
+    /// Highest exponential mean of the gaps between its tokens, where [`FleetOptions::pace`] asks for it; else 0.
+    pub slowest: Time,
 }
 
 impl Outcome {
@@ -77,6 +83,7 @@ impl Outcome {
             preemptions: 0,
             refused: false,
             replica: 0,
+            slowest: Time(0),
         };
         vec![nothing; requests]
     }

@@ -42,8 +42,14 @@ pub enum Policy {
 
 /// Names of the field that are not policies of one engine, with where they are or why not.
 const NOT_BUILT: [(&str, &str); 2] = [
-    ("nanoflow", "overlap inside a device is a property of the deployment, not a batching policy"),
-    ("semi-pd", "phase-wise partition of multiprocessors is a deployment, not a batching policy"),
+    (
+        "nanoflow",
+        "nano-batches arrange the kernels of a step under any policy; see `psim gallery nanoflow-llama2-70b`",
+    ),
+    (
+        "semi-pd",
+        "a partition of the multiprocessors is a deployment, not a policy; see `psim gallery semi-pd*`",
+    ),
 ];
 
 impl Policy {

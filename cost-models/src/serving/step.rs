@@ -19,14 +19,19 @@ mod decode_run;
 mod decode_table;
 mod experts;
 mod linear;
+mod nano;
 mod network;
 mod parts;
 mod pieces;
 mod pricing;
+mod resources;
 mod table;
 
 pub use decode_run::DecodeRun;
+pub use nano::NanoPlan;
 pub use pieces::{PricedStep, StepPieces};
+use resources::Arrangement;
+pub use resources::{Share, StepResources, Work};
 use table::Table;
 
 /// Largest number of different attention kinds in one model.
@@ -87,6 +92,8 @@ pub struct StepCost {
     shared: Table,
     /// The output layer, by the sequences that end a step with a token.
     head: Table,
+    /// Steps run otherwise than kernel after kernel on the whole accelerator.
+    arrangement: Arrangement,
 }
 
 /// What is left of kernels timed alone, in seconds, when `overlap` of it hides behind their neighbours: never less than
@@ -140,7 +147,7 @@ impl StepCost {
         ]);
         let shared = Table::sum(&[(&pieces.experts, 1.0 / p.moe), (&pieces.exchanges, 1.0 / p.all_reduce)]);
         let head = Table::sum(&[(&pieces.head, 1.0 / p.gemm), (&pieces.sampling, 1.0)]);
-        Self { pieces, parameters, local, shared, head }
+        Self { pieces, parameters, local, shared, head, arrangement: Arrangement::Plain }
     }
 
     /// The parts of a step.
@@ -264,6 +271,9 @@ impl StepCost {
 
     /// Seconds of a step in which the lanes do this; the host's part is in it.
     pub fn seconds(&self, lanes: &[Lane<'_>]) -> f64 {
+        if let (false, [lane]) = (self.plain(), lanes) {
+            return self.arranged_seconds(lane);
+        }
         if let [lane] = lanes
             && lane.chunks.is_empty()
             && lane.decoding > 0

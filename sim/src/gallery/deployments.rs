@@ -2,12 +2,13 @@
 //!
 //! A file names its `kind`; the keys of each are those that [`simulate`] reads.
 
+use super::{arrangements, drafts, transfers};
 use crate::serving::attention_ffn::AttentionFfn;
 use crate::serving::balance::ExpertLoads;
 use crate::serving::devices::{decode_step, mesh_vector_product, switch_seconds};
 use crate::serving::edge::EdgeReduce;
 use crate::serving::offload::{OffloadBlock, OffloadPolicy};
-use crate::serving::published::{self, half};
+use crate::serving::published::{self, in_16_bits};
 use crate::serving::speculation::{Acceptance, Drafter, speed_up};
 use psim_cost_models::serving::KINDS;
 use psim_hardware::DType;
@@ -16,20 +17,20 @@ use psim_models::presets;
 use psim_models::serving::{Deployment, lower, rng::Rng};
 
 /// Reads keys of a scenario.
-struct Keys<'a>(&'a toml::Table);
+pub(super) struct Keys<'a>(pub(super) &'a toml::Table);
 
 impl Keys<'_> {
-    fn text(&self, key: &str) -> Result<&str, String> {
+    pub(super) fn text(&self, key: &str) -> Result<&str, String> {
         self.0.get(key).and_then(toml::Value::as_str).ok_or_else(|| format!("`{key}` is not a text"))
     }
 
-    fn number(&self, key: &str) -> Result<f64, String> {
+    pub(super) fn number(&self, key: &str) -> Result<f64, String> {
         let value = self.0.get(key).ok_or_else(|| format!("`{key}` is missing"))?;
         let integer = value.as_integer().map(|i| i as f64);
         value.as_float().or(integer).ok_or_else(|| format!("`{key}` is not a number"))
     }
 
-    fn count(&self, key: &str) -> Result<u32, String> {
+    pub(super) fn count(&self, key: &str) -> Result<u32, String> {
         Ok(self.number(key)? as u32)
     }
 }
@@ -88,7 +89,14 @@ pub(super) fn simulate(table: &toml::Table) -> Result<f64, String> {
             };
             Ok(of(keys.count("micro_batches")?)? / of(1)?)
         }
-        "split-rate-ratio" => published::split_rate_ratio(),
+        "split-rate-ratio" => super::split::rate_ratio(table),
+        "mixed-replicas" => super::split::mixed(table),
+        "partition" => arrangements::partition(&keys),
+        "speculation" => drafts::speculation(table),
+        "context-parallel" => transfers::context_parallel(&keys),
+        "layer-wise" => transfers::layer_wise(&keys),
+        "dovetail" => arrangements::dovetail(&keys),
+        "large-expert-parallel" => arrangements::large_expert_parallel(&keys),
         other => Err(format!("no scenario of kind `{other}`")),
     }
 }
@@ -120,7 +128,7 @@ fn device_ratio(keys: &Keys<'_>) -> Result<f64, String> {
         }
     }
     let model = presets::find(keys.text("model")?).map_err(|e| e.to_string())?;
-    let shape = lower(&model, &half(keys.count("tp")?)).map_err(|e| e.to_string())?;
+    let shape = lower(&model, &in_16_bits(keys.count("tp")?)).map_err(|e| e.to_string())?;
     let (batch, context) = (keys.count("batch")?, keys.number("context")?);
     let step =
         |d| decode_step(d, &shape, DType::Fp16, batch, context).map(|s| s.seconds).map_err(|e| e.to_string());
@@ -131,9 +139,9 @@ fn device_ratio(keys: &Keys<'_>) -> Result<f64, String> {
 /// accelerators.
 fn pearl(keys: &Keys<'_>) -> Result<f64, String> {
     let gpu = keys.text("accelerator")?;
-    let staged = Deployment { pp: keys.count("stages")?, ..half(1) };
+    let staged = Deployment { pp: keys.count("stages")?, ..in_16_bits(1) };
     let target = published::price(keys.text("target")?, gpu, staged, "vllm-v1")?;
-    let draft = published::price(keys.text("draft")?, gpu, half(1), "vllm-v1")?;
+    let draft = published::price(keys.text("draft")?, gpu, in_16_bits(1), "vllm-v1")?;
     let mut context = [0; KINDS];
     context[0] = u64::from(keys.count("context")?);
     let ratio = target.decode_run(1).seconds(&context) / draft.decode_run(1).seconds(&context);

@@ -18,8 +18,8 @@
 //! counts.
 
 use crate::serving::{
-    AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, ServingInput,
-    ServingReport, ServingRun, SwapOptions, simulate as serve,
+    AdapterMode, AdapterOptions, Autoscale, CacheTier, CoServing, FleetOptions, Preemption, Router,
+    ServingInput, ServingReport, ServingRun, SwapOptions, simulate as serve,
 };
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::{EngineProfile, Policy, StepCost, engine};
@@ -70,6 +70,36 @@ struct Run {
     /// Host memory and disk.
     #[serde(default)]
     tiers: Vec<Tier>,
+    /// Steps are cut into nano-batches.
+    nano_batches: Option<Nano>,
+    /// What `effective_requests_per_s` asks of each request.
+    reading: Option<Reading>,
+    /// Replicas come and go, up to all of them.
+    autoscale: Option<Autoscale>,
+}
+
+/// A service level of reading speeds (DeepSpeed-FastGen, effective throughput).
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reading {
+    /// The first token comes within the prompt's tokens over this rate.
+    prompt_tokens_per_s: f64,
+    /// The exponential mean of the gaps stays below one over this rate.
+    tokens_per_s: f64,
+    /// Span of that mean.
+    span: u32,
+}
+
+/// The step that nano-batches are planned for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nano {
+    /// Tokens of a step.
+    tokens: u32,
+    /// Sequences that decode in it.
+    decoding: u32,
+    /// Cached tokens of each.
+    context: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +156,8 @@ enum Measure {
     Ratio,
     /// First run.
     Value,
+    /// Share of neighbouring runs of which the first has the higher figure: 1 where the order is right.
+    Order,
 }
 
 /// Simulates the runs of a file and takes the figure.
@@ -141,7 +173,11 @@ pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
         _ => toml::Table::new(),
     };
     let runs: Vec<toml::Table> = get("run")?.try_into().map_err(|e| format!("run: {e}"))?;
-    let wanted = if matches!(measure, Measure::Ratio) { 2 } else { 1 };
+    let wanted = match measure {
+        Measure::Ratio => 2,
+        Measure::Value => 1,
+        Measure::Order => runs.len().max(2),
+    };
     if runs.len() != wanted {
         return Err(format!("{} [[run]] tables where {wanted} are needed", runs.len()));
     }
@@ -152,30 +188,63 @@ pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
         let run: Run = table.try_into().map_err(|e| format!("run {}: {e}", index + 1))?;
         figures.push(run.best(&metric).map_err(|e| format!("run {}: {e}", index + 1))?);
     }
+    if matches!(measure, Measure::Order) {
+        let right = figures.windows(2).filter(|pair| pair[0] > pair[1]).count();
+        return Ok(right as f64 / (figures.len() - 1) as f64);
+    }
     Ok(match figures[..] {
         [a, b] => a / b,
         _ => figures[0],
     })
 }
 
+impl Reading {
+    /// Share of the requests that keep it.
+    fn kept(&self, run: &ServingRun, traffic: &Traffic) -> f64 {
+        let good = run.outcomes.iter().zip(&traffic.requests).filter(|(o, r)| {
+            let first = (o.first_token - o.sent).0 as f64 * 1e-12;
+            let slowest = o.slowest.0 as f64 * 1e-12;
+            !o.refused
+                && first <= f64::from(r.input) / self.prompt_tokens_per_s
+                && slowest < 1.0 / self.tokens_per_s
+        });
+        good.count() as f64 / traffic.requests.len().max(1) as f64
+    }
+}
+
 impl Run {
     fn best(&self, metric: &str) -> Result<f64, String> {
         if self.sweep.is_empty() {
-            let (run, report) = self.serve(&self.workload)?;
-            return figure(metric, &run, &report);
+            return self.figure(metric, &self.workload);
         }
         let mut best = f64::NEG_INFINITY;
         for n in &self.sweep {
-            let (run, report) = self.serve(&self.workload.replace("$n", &n.to_string()))?;
-            best = best.max(figure(metric, &run, &report)?);
+            best = best.max(self.figure(metric, &self.workload.replace("$n", &n.to_string()))?);
         }
         Ok(best)
+    }
+
+    /// A figure of one run; `…_per_accelerator` divides it by the accelerators.
+    fn figure(&self, metric: &str, workload: &str) -> Result<f64, String> {
+        let (run, report, traffic) = self.serve(workload)?;
+        if let ("effective_requests_per_s", Some(level)) = (metric, &self.reading) {
+            return Ok(report.requests_per_s * level.kept(&run, &traffic));
+        }
+        match metric.strip_suffix("_per_accelerator") {
+            Some(whole) => {
+                let accelerators = f64::from(self.tp * self.pp * self.replicas);
+                Ok(figure(whole, &run, &report, &traffic)? / accelerators)
+            }
+            None => figure(metric, &run, &report, &traffic),
+        }
     }
 
     fn options(&self, layers: f64, hidden: f64) -> Result<FleetOptions, String> {
         let router = self.router.as_deref().map_or(Ok(Router::default()), Router::parse)?;
         let mut options = FleetOptions { router, ..FleetOptions::default() };
         options.priority_steps = self.priority_steps.unwrap_or(options.priority_steps);
+        options.pace = self.reading.as_ref().map(|r| r.span);
+        options.autoscale = self.autoscale;
         if let Some(swap) = &self.swap {
             options.preemption = Preemption::Swap(BytesPerSec(swap.link));
             options.swap = SwapOptions {
@@ -209,7 +278,7 @@ impl Run {
         Ok(options)
     }
 
-    fn serve(&self, workload: &str) -> Result<(ServingRun, ServingReport), String> {
+    fn serve(&self, workload: &str) -> Result<(ServingRun, ServingReport, Traffic), String> {
         let format = match &self.format {
             Some(name) => NumberFormat::parse(name).ok_or(format!("`{name}` is not a number format"))?,
             None => NumberFormat::Bf16,
@@ -246,6 +315,12 @@ impl Run {
             engine.reserve_gib += spare / 1024f64.powi(3);
             cost = price(&engine)?;
         }
+        if let Some(nano) = &self.nano_batches {
+            cost = cost.with_nano_batches(nano.tokens, nano.decoding, nano.context);
+            if cost.nano_plan().is_none() {
+                return Err("nano-batches are built for engines with one lane".to_owned());
+            }
+        }
         let workload = parse_workload("workload", workload, &mut |_| Err("no files here".to_owned()))
             .map_err(|e| e.to_string())?;
         let traffic = Traffic::generate(&workload, self.seed);
@@ -260,7 +335,7 @@ impl Run {
         let run = serve(&input).map_err(|e| e.to_string())?;
         let levels: Vec<_> = workload.tenants.iter().map(|t| t.slo.clone()).collect();
         let report = ServingReport::new(&run, &traffic, &levels);
-        Ok((run, report))
+        Ok((run, report, traffic))
     }
 
     fn engine(&self) -> Result<EngineProfile, String> {
@@ -280,8 +355,30 @@ impl Run {
     }
 }
 
+/// Prompt and answer tokens a second between the ends of the first and the third quarter of the requests: without the
+/// filling and draining of a run that starts all at once.
+fn middle_tokens_per_s(run: &ServingRun, traffic: &Traffic) -> f64 {
+    let mut ends: Vec<(u64, u64)> = run
+        .outcomes
+        .iter()
+        .zip(&traffic.requests)
+        .map(|(o, r)| (o.finish.0, u64::from(r.input) + u64::from(r.output)))
+        .collect();
+    ends.sort_unstable();
+    let (first, last) = (ends.len() / 4, 3 * ends.len() / 4);
+    let Some(middle) = ends.get(first..=last) else { return 0.0 };
+    let tokens: u64 = middle.iter().skip(1).map(|(_, tokens)| tokens).sum();
+    let seconds = (ends[last].0 - ends[first].0) as f64 * 1e-12;
+    tokens as f64 / seconds.max(1e-12)
+}
+
 /// A figure of a run by name.
-fn figure(name: &str, run: &ServingRun, report: &ServingReport) -> Result<f64, String> {
+pub(super) fn figure(
+    name: &str,
+    run: &ServingRun,
+    report: &ServingReport,
+    traffic: &Traffic,
+) -> Result<f64, String> {
     let percentiles = match name.split('_').next() {
         Some("ttft") => Some(report.ttft_ms),
         Some("tpot") => Some(report.tpot_ms),
@@ -305,10 +402,12 @@ fn figure(name: &str, run: &ServingRun, report: &ServingReport) -> Result<f64, S
         "requests_per_s" => report.requests_per_s,
         "output_tokens_per_s" => report.output_tokens_per_s,
         "total_tokens_per_s" => report.output_tokens_per_s + report.input_tokens_per_s,
+        "middle_tokens_per_s" => middle_tokens_per_s(run, traffic),
         "goodput" => report.goodput,
         "good_share" => report.good_share,
         "cache_hits" => report.cache_hits,
         "steps" => run.steps as f64,
+        "replica_seconds" => run.replica_seconds,
         "tuned_tokens_per_s" => run.extra.tuned_tokens / report.seconds,
         "moved_bytes" => run.extra.moved_bytes as f64,
         _ => return Err(format!("`{name}` is not a figure")),

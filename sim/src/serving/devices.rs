@@ -38,9 +38,10 @@ fn work(
     device: &Device,
     shape: &ServingShape,
     dtype: DType,
-    sequences: f64,
+    (sequences, queries): (f64, f64),
     context: f64,
 ) -> Result<Vec<f64>, NoEngine> {
+    let rows = sequences * queries;
     let mut engines = vec![0.0; device.engine.len()];
     let mut run =
         |operator: &'static str, class, times: f64, flops: f64, bytes: f64| -> Result<(), NoEngine> {
@@ -55,20 +56,21 @@ fn work(
     let element = dtype.size();
     for l in &shape.linears {
         let weights = (l.n * l.k) as f64;
-        let class = if sequences > 1.0 { OperatorClass::MatrixProduct } else { OperatorClass::VectorProduct };
+        let class = if rows > 1.0 { OperatorClass::MatrixProduct } else { OperatorClass::VectorProduct };
         // A fused layer keeps what flows between its operators on the chip.
-        let between = if device.fuses { 0.0 } else { element * sequences * (l.n + l.k) as f64 };
-        run(l.name, class, l.layers, 2.0 * sequences * weights, element * weights + between)?;
+        let between = if device.fuses { 0.0 } else { element * rows * (l.n + l.k) as f64 };
+        run(l.name, class, l.layers, 2.0 * rows * weights, element * weights + between)?;
     }
     for a in &shape.attention {
         let reads = a.reads_at_most.map_or(context, |w| context.min(w as f64));
         let tokens = sequences * reads;
-        let flops = 2.0 * tokens * (a.q_heads * (a.head_dim + a.head_dim_v)) as f64;
+        // A cache is read once for all candidates of its sequence.
+        let flops = 2.0 * queries * tokens * (a.q_heads * (a.head_dim + a.head_dim_v)) as f64;
         let bytes = tokens * a.cache_elements as f64 * element;
         run("attention", OperatorClass::VectorProduct, a.layers, flops, bytes)?;
     }
     for e in &shape.experts {
-        let draws = sequences * e.top_k as f64;
+        let draws = rows * e.top_k as f64;
         let touched = e.local as f64 * (1.0 - (1.0 - 1.0 / e.experts.max(1) as f64).powf(draws));
         let parameters = (e.matrices * e.hidden * e.inner) as f64;
         let rows = draws * e.local as f64 / e.experts.max(1) as f64;
@@ -89,10 +91,25 @@ pub fn decode_step(
     sequences: u32,
     context: f64,
 ) -> Result<DeviceStep, NoEngine> {
-    let whole = work(device, shape, dtype, f64::from(sequences), context)?;
+    verify_step(device, shape, dtype, (sequences, 1), context)
+}
+
+/// A step in which each of `sequences` runs `queries` new tokens against its cache (verification of drafts).
+///
+/// # Errors
+/// An operator that no engine runs.
+pub fn verify_step(
+    device: &Device,
+    shape: &ServingShape,
+    dtype: DType,
+    (sequences, queries): (u32, u32),
+    context: f64,
+) -> Result<DeviceStep, NoEngine> {
+    let queries = f64::from(queries.max(1));
+    let whole = work(device, shape, dtype, (f64::from(sequences), queries), context)?;
     let sequential: f64 = whole.iter().sum();
     if device.engines_overlap && sequences >= 2 {
-        let half = work(device, shape, dtype, f64::from(sequences) / 2.0, context)?;
+        let half = work(device, shape, dtype, (f64::from(sequences) / 2.0, queries), context)?;
         let engines: Vec<f64> = half.iter().map(|s| 2.0 * s).collect();
         // The first operator of a half has nothing beside it: one layer's work of the idle engine.
         let fill = half.iter().copied().fold(f64::INFINITY, f64::min) / f64::from(shape.layers.max(1));

@@ -174,6 +174,7 @@ pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOpt
         adapters: options.adapters,
         co_serving: options.co_serving,
         tiers: options.tiers,
+        pace: options.pace.filter(|span| *span > 0),
         fed: false,
     }
 }
@@ -410,6 +411,7 @@ impl<'a> Fleet<'a> {
             preemptions: p.preemptions,
             refused: p.refused,
             replica: p.replica,
+            slowest: Time(p.slowest),
         };
         self.first_sent = self.first_sent.min(p.sent);
         self.last_finish = self.last_finish.max(p.finish);

@@ -134,6 +134,10 @@ pub struct FleetOptions {
     pub tiers: [Option<CacheTier>; 2],
     /// Replicas come and go with the load, up to all of them.
     pub autoscale: Option<Autoscale>,
+    /// Follow the exponential mean of each answer's gaps between tokens over a span of so many ([`Outcome::slowest`]).
+    ///
+    /// [`Outcome::slowest`]: super::Outcome::slowest
+    pub pace: Option<u32>,
 }
 
 impl Default for FleetOptions {
@@ -149,6 +153,7 @@ impl Default for FleetOptions {
             co_serving: None,
             tiers: [None; 2],
             autoscale: None,
+            pace: None,
         }
     }
 }

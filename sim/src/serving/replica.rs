@@ -17,6 +17,7 @@ mod co_serving;
 mod eviction;
 mod fairness;
 mod feeding;
+mod pace;
 
 /// Limits and switches of an engine.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub(super) struct Limits {
     pub(super) adapters: Option<AdapterOptions>,
     pub(super) co_serving: Option<CoServing>,
     pub(super) tiers: [Option<CacheTier>; 2],
+    /// Span of the exponential mean of gaps that is followed.
+    pub(super) pace: Option<u32>,
     /// Sequences come with their cache from another pool, whose events wake the engine.
     pub(super) fed: bool,
 }
@@ -93,10 +96,13 @@ pub(super) struct Replica {
     /// Steps since priorities changed.
     priority_age: u64,
     priority_round: u64,
-    /// When the engine fell idle.
+    /// When the engine fell idle; never before its first request.
     idle_since: u64,
     /// Tokens of fine-tuning in the pending step.
     tuning: u32,
+    /// Ends of the pending steps, and of all steps of each lane that decoded, where the pace is followed.
+    step_ends: Vec<u64>,
+    ends: Vec<Vec<u64>>,
     /// Steps that prompts have been held back for.
     held: u64,
     /// Prompts are being held back.
@@ -131,8 +137,10 @@ impl Replica {
             granted: vec![0; n],
             priority_age: 0,
             priority_round: 0,
-            idle_since: 0,
+            idle_since: u64::MAX,
             tuning: 0,
+            step_ends: Vec::new(),
+            ends: vec![Vec::new(); n],
             held: 0,
             holding: false,
             sums: Sums::default(),
@@ -243,6 +251,7 @@ impl Replica {
     /// Times the next steps: one step with prompts, or decoding until something changes or `limit` is reached.
     fn run(&mut self, cost: &StepCost, store: &Store, start: u64, limit: u64, decode_only: bool) {
         self.gaps.clear();
+        self.step_ends.clear();
         for (moving, lane) in self.moving.iter_mut().zip(&self.lanes) {
             *moving = lane.moving();
         }
@@ -256,6 +265,7 @@ impl Replica {
                     lane.advance(moving);
                 }
             }
+            self.step_ends.push(end);
             self.pending = Some(Pending { start, end, steps: 1, first_end: end, decode_only });
             return;
         }
@@ -267,7 +277,8 @@ impl Replica {
         }
         let most = if self.holding { most.min(self.limits.prompt_wait - self.held) } else { most };
         let most = if self.limits.coalesce { most } else { 1 };
-        let single = if self.lanes.len() == 1 { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
+        let alone = self.lanes.len() == 1 && cost.plain();
+        let single = if alone { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
         let mut now = start;
         let mut first_end = start;
         let mut steps = 0;
@@ -284,6 +295,9 @@ impl Replica {
                 duration += picoseconds(self.extra_seconds);
             }
             now += duration;
+            if self.limits.pace.is_some() {
+                self.step_ends.push(now);
+            }
             if steps == 0 {
                 first_end = now;
             } else {

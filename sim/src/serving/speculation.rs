@@ -116,18 +116,10 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     fn new(input: &'a SpeculativeInput<'a>) -> Self {
         let requests = &input.traffic.requests;
-        let nothing = Outcome {
-            sent: Time(0),
-            first_token: Time(0),
-            finish: Time(0),
-            preemptions: 0,
-            refused: false,
-            replica: 0,
-        };
         let mut engine = Self {
             input,
             requests,
-            outcomes: vec![nothing; requests.len()],
+            outcomes: Outcome::none(requests.len()),
             waiting: VecDeque::new(),
             sent: BinaryHeap::new(),
             next: 0,

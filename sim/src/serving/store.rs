@@ -28,6 +28,8 @@ pub(super) struct Progress {
     pub(super) ready: u64,
     /// Rank under a fair policy; the highest runs first.
     pub(super) priority: u64,
+    /// Highest exponential mean of its gaps so far, picoseconds.
+    pub(super) slowest: u64,
 }
 
 impl Default for Progress {
@@ -46,6 +48,7 @@ impl Default for Progress {
             host_copy: 0,
             ready: 0,
             priority: 0,
+            slowest: 0,
         }
     }
 }

@@ -472,3 +472,22 @@ fn replicas_of_two_kinds_share_by_speed_and_keep_the_laws() {
     let run = simulate_mixed(&MixedInput { groups: &groups, traffic: &endless, options }).unwrap();
     assert!(run.outcomes.iter().all(|o| o.refused));
 }
+
+#[test]
+fn the_pace_of_answers_is_the_same_coalesced_and_between_mean_and_longest_gap() {
+    let engine = engine(Policy::PrefillPriority);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let traffic =
+        workload(Arrival::Poisson { rate: 12.0 }, 200, Lengths::Fixed(2000), Lengths::Uniform([2, 200]));
+    let options = FleetOptions { pace: Some(16), ..FleetOptions::default() };
+    let run = serve(&cost, &engine, &traffic, options);
+    let slow = serve(&cost, &engine, &traffic, FleetOptions { coalesce: false, ..options });
+    assert_eq!(run.outcomes, slow.outcomes);
+    let longest = run.gaps.percentile(100.0).unwrap();
+    for (o, r) in run.outcomes.iter().zip(&traffic.requests) {
+        let mean = (o.finish - o.first_token).0 as f64 / f64::from(r.output.max(2) - 1);
+        assert!(o.slowest.0 as f64 >= 0.99 * mean && o.slowest.0 as f64 <= 1.01 * longest, "{o:?} {mean}");
+    }
+    let plain = serve(&cost, &engine, &traffic, FleetOptions::default());
+    assert!(plain.outcomes.iter().all(|o| o.slowest.0 == 0) && plain.gaps == run.gaps);
+}

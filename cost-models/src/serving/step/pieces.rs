@@ -1,7 +1,7 @@
 //! What a step is put together from: tables of one deployment that hardly depend on an engine's numbers.
 
 use super::attention::Kind;
-use super::pricing::Pricing;
+use super::pricing::{Pricing, peak};
 use super::table::Table;
 use super::{KINDS, StepCostError};
 use crate::serving::engine::{EngineParameters, EngineProfile};
@@ -11,7 +11,7 @@ use crate::{CostModel, ProfileLibrary, stacks};
 use psim_hardware::{Accelerator, Cluster, DType, GroupShape, Node};
 use psim_models::Model;
 use psim_models::serving::lower::{AttentionCore, ServingShape};
-use psim_models::serving::{Deployment, lower};
+use psim_models::serving::{Deployment, NumberFormat, lower};
 
 /// Tables of one deployment before an engine's efficiencies.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct StepPieces {
     pub(super) shape: ServingShape,
     pub(super) kinds: Vec<Kind>,
     pub(super) rates: Datasheet,
+    /// Matrix rates of four and eight bits, flop/s, where the part has them.
+    narrow: (Option<f64>, Option<f64>),
     pub(super) products: Table,
     pub(super) small: Table,
     pub(super) reduces: Table,
@@ -161,6 +163,7 @@ impl StepPieces {
             shape,
             kinds,
             rates,
+            narrow: (pricing.four_bit, pricing.eight_bit),
             roofline_local,
             roofline_head,
             roofline_shared,
@@ -195,6 +198,7 @@ impl StepPieces {
         Ok(Self {
             kinds: shape.attention.iter().map(price).collect(),
             rates,
+            narrow: (None, None),
             products: Table::new(step.tokens),
             head: Table::new(step.ends),
             small: nothing(),
@@ -219,6 +223,11 @@ impl StepPieces {
             rows: true,
             shaped_by: shaping(&EngineParameters::default()),
         })
+    }
+
+    /// Matrix rate of a format, flop/s.
+    pub(super) fn peak(&self, format: NumberFormat) -> f64 {
+        peak(format, self.rates.half, self.narrow)
     }
 
     /// Other numbers may be put on these tables: those that shape the tables are the same.

@@ -24,19 +24,28 @@ pub(super) struct Pricing<'a> {
 impl Pricing<'_> {
     /// Matrix rate of a format, flop/s.
     pub(super) fn peak(&self, format: NumberFormat) -> f64 {
-        let eight = self.eight_bit.unwrap_or(self.rates.half);
-        match format {
-            NumberFormat::Bf16 | NumberFormat::W8a16 | NumberFormat::W4a16 => self.rates.half,
-            NumberFormat::Fp8 | NumberFormat::Fp8Block | NumberFormat::Int8 | NumberFormat::W4a8 => eight,
-            NumberFormat::Nvfp4 => self.four_bit.unwrap_or(self.rates.half),
-            NumberFormat::Mxfp4 => {
-                if self.four_bit.is_some() {
-                    eight
-                } else {
-                    self.rates.half
-                }
+        peak(format, self.rates.half, (self.four_bit, self.eight_bit))
+    }
+}
+
+/// Matrix rate of a format, flop/s, of a part with a rate in 16 bits and perhaps in four and eight.
+pub(super) fn peak(
+    format: NumberFormat,
+    half: f64,
+    (four_bit, eight_bit): (Option<f64>, Option<f64>),
+) -> f64 {
+    let eight = eight_bit.unwrap_or(half);
+    match format {
+        NumberFormat::Bf16 | NumberFormat::W8a16 | NumberFormat::W4a16 => half,
+        NumberFormat::Fp8 | NumberFormat::Fp8Block | NumberFormat::Int8 | NumberFormat::W4a8 => eight,
+        NumberFormat::Nvfp4 => four_bit.unwrap_or(half),
+        NumberFormat::Mxfp4 => {
+            if four_bit.is_some() {
+                eight
+            } else {
+                half
             }
-            NumberFormat::Q4km => eight,
         }
+        NumberFormat::Q4km => eight,
     }
 }

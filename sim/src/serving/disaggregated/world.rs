@@ -250,6 +250,7 @@ impl<'a> World<'a> {
             preemptions: 0,
             refused: p.refused,
             replica: p.replica,
+            slowest: Time(p.slowest),
         };
         live.next
     }

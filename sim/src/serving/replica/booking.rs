@@ -27,9 +27,11 @@ impl Replica {
                 self.book_first_gap(index, p);
                 self.sums.generated += p.steps * u64::from(self.lanes[index].decoding);
                 let moved = self.moving[index];
+                self.log_ends(index);
                 let mut leaving = std::mem::take(&mut self.leaving);
                 self.lanes[index].commit(p.steps, moved, &mut leaving);
                 for gone in leaving.drain(..) {
+                    self.follow_pace(index, &gone, store);
                     let progress = store.progress(gone.id);
                     progress.generated += gone.steps;
                     progress.finish = p.end;

@@ -35,6 +35,14 @@ impl Replica {
         Some(lane)
     }
 
+    /// Gives back the memory of a granted request that needs none: its prompt was its whole answer.
+    pub(in crate::serving) fn forgo(&mut self, lane: usize, request: &Request) {
+        let bytes = self.whole(request);
+        self.lanes[lane].used -= bytes;
+        self.moving[lane].used = self.moving[lane].used.saturating_sub(bytes);
+        self.granted[lane] -= 1;
+    }
+
     /// The cache of a granted request leaves and will be there at `ready`; its first token came at `first_token`. A run
     /// of steps that is under way ends by then.
     pub(in crate::serving) fn expect(

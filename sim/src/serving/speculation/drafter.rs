@@ -55,7 +55,7 @@ pub enum Drafter<'a> {
 }
 
 /// Names of the field: (name, built as).
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 10] = [
     ("draft-model", "draft-model"),
     ("mtp", "heads"),
     ("eagle", "heads"),
@@ -65,6 +65,7 @@ const NAMES: [(&str, &str); 9] = [
     ("easyspec", "easyspec"),
     ("dovetail", "dovetail"),
     ("prompt-lookup", "copy"),
+    ("aggressive", "copy"),
 ];
 
 /// Names of the field that are not built, with the reason.
