@@ -228,3 +228,15 @@ fn co_serving_keeps_the_promised_step_and_tunes_in_what_is_left() {
     let share = tuned.extra.tuned_tokens / peak;
     assert!((0.6..1.02).contains(&share), "{share}");
 }
+
+#[test]
+fn nothing_is_tuned_before_the_first_request() {
+    let (engine, cost) = priced(Policy::FlexLlm);
+    let co_serving = Some(CoServing { step: Seconds(0.05), most_tokens: 4096 });
+    let tuned = |ms| {
+        let options = FleetOptions { co_serving, ..FleetOptions::default() };
+        with(&cost, &engine, &requests(&[(ms, 100, 20)]), options).extra.tuned_tokens
+    };
+    let (early, late) = (tuned(0), tuned(20_000));
+    assert!(early > 0.0 && (early / late - 1.0).abs() < 1e-9, "{early} {late}");
+}
