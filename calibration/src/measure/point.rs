@@ -233,6 +233,10 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// Bytes that rotating inputs should exceed, so that repeats do not find everything in the nearest cache.
 const ROTATE: u64 = 4 << 20;
+/// The same of products with so few rows that reading the weights is most of their time on a processor.
+const STREAM: u64 = 16 << 20;
+/// Rows up to which that is so.
+const STREAMING_ROWS: usize = 64;
 /// Most repeats, and fewest where a call fits the allowance (one is kept of a call that does not).
 const REPEATS: (usize, usize) = (15, 3);
 
@@ -383,8 +387,14 @@ fn gemm<D: Device>(
         Role::InputGradient => (Gemm::new(m, n, k).transposed_b(), setup.dtype),
         Role::WeightGradient => (Gemm::new(m, n, k).transposed_a().accumulating(), DType::Fp32),
     };
+    // Few rows read each weight once, and the weights of a model come from beyond the nearest caches.
+    let count = if m <= STREAMING_ROWS && setup.dtype == DType::Fp32 {
+        STREAM.div_ceil(bytes.max(1)).clamp(1, 64) as usize
+    } else {
+        setup.sets(bytes)
+    };
     let mut sets = Vec::new();
-    for _ in 0..setup.sets(bytes) {
+    for _ in 0..count {
         let (a, b) = (setup.input(setup.dtype, m * k)?, setup.input(setup.dtype, n * k)?);
         sets.push((a, b, setup.input(out, m * n)?));
     }
