@@ -177,7 +177,10 @@ impl Place<'_> {
 }
 
 fn formats(file: &File, place: Place<'_>) -> Result<Quantization, Failure> {
-    let dense = weight_format(&file.weights, place, None, "weights")?;
+    let dense = match &file.weights {
+        Some(name) => weight_format(name, place, None, "weights")?,
+        None => NumberFormat::Bf16,
+    };
     let or = |key: &str, given: &Option<String>| {
         given.as_deref().map_or(Ok(dense), |name| weight_format(name, place, None, key))
     };
@@ -208,6 +211,11 @@ fn weight_format(
 impl Deployed {
     fn place(&self) -> Place<'_> {
         Place { shown: &self.shown, text: &self.text }
+    }
+
+    /// Whether the file names a format of any weights; where it does not, they are those that the model is published with.
+    pub(crate) fn names_weights(&self) -> bool {
+        self.file.weights.is_some() || self.file.attention.is_some() || self.file.experts.is_some()
     }
 
     /// A failure at a key of the file.

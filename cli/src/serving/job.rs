@@ -232,8 +232,18 @@ impl ServingJob {
             job.precision.map(crate::inputs::job::Format::serving).transpose()?,
             job.kv_precision.as_deref().map(kv_format).transpose()?,
         );
-        let quantization = match deployed.map(|d| d.quantization) {
-            Some(q) if given == (None, None) => as_published(&model, q),
+        let quantization = match deployed {
+            Some(d) if given == (None, None) => match model.checkpoint {
+                Some(published) if !d.names_weights() => {
+                    assumptions.push(Assumption {
+                        name: "weights".to_owned(),
+                        value: published.experts.name().to_owned(),
+                        why: "as this model is published; `weights` of the deployment".to_owned(),
+                    });
+                    Quantization { kv: d.quantization.kv, ..published }
+                }
+                _ => as_published(&model, d.quantization),
+            },
             Some(_) => {
                 return Err(Failure::input(
                     "--precision and --kv-precision stand beside a deployment that has formats of its own",
@@ -242,6 +252,16 @@ impl ServingJob {
             }
             None => formats(&model, given.0, given.1, &mut assumptions),
         };
+        let (prompt, answer) = workload.mean_lengths();
+        if let Some(context) = model.max_context.filter(|&context| prompt + answer > context as f64) {
+            assumptions.push(Assumption {
+                name: "context".to_owned(),
+                value: format!("{:.0} tokens a request on average", prompt + answer),
+                why: format!(
+                    "beyond the {context} that the model was released for; engines refuse them unless told so"
+                ),
+            });
+        }
         let (library, _) = common.library(host)?;
         Ok(Self {
             model,

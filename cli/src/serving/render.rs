@@ -263,6 +263,9 @@ pub(crate) fn figures(report: &ServingReport) -> String {
         out.push('\n');
         return out;
     }
+    if report.requests == 0 {
+        return out;
+    }
     let columns = [
         ("ms", Left),
         ("mean", Right),

@@ -242,7 +242,8 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
         });
     }
     if plans.is_empty() {
-        let reasons = rejected.iter().take(3).map(|(layout, why)| format!("{layout}: {why}")).collect();
+        // The list goes from small to large: the last are the nearest to fit.
+        let reasons = rejected.iter().rev().take(3).map(|(layout, why)| format!("{layout}: {why}")).collect();
         return Err(ServingPlanError::Infeasible {
             model: request.model.name.clone(),
             accelerator: request.cluster.first_node().accelerator.name.clone(),

@@ -174,6 +174,32 @@ fn weights_are_those_that_the_model_is_published_with() {
 }
 
 #[test]
+fn requests_longer_than_the_cache_are_said_and_have_no_latencies() {
+    let long = "schema = 1\n[[tenant]]\narrival = \"poisson\"\nrate = 1\nrequests = 20\ninput = 2000000\noutput = 8\n";
+    let files = directory(&[("w.toml", long.as_bytes()), ("d.toml", DEPLOYMENT)]);
+    let run = psim_in(&files, "simulate --model 70b --cluster h100x8 --workload w.toml --plan d.toml");
+    assert_eq!(run.code, 1, "{}", run.transcript());
+    assert!(run.out.contains("20 refused") && !run.out.contains("TTFT  "), "{}", run.transcript());
+    assert!(run.out.contains("beyond the 8192 that the model was released for"), "{}", run.transcript());
+}
+
+#[test]
+fn a_deployment_without_formats_serves_what_is_published() {
+    let files = directory(&[
+        ("w.toml", TRAFFIC.as_bytes()),
+        ("d.toml", b"schema = 1\nreplicas = 1\ntp = 8\n"),
+        ("fp8.toml", b"schema = 1\nreplicas = 1\ntp = 8\nweights = \"fp8\"\n"),
+    ]);
+    for plan in ["d.toml", "fp8.toml"] {
+        let command =
+            format!("simulate --model deepseek-v3 --cluster h200x8 --workload w.toml --plan {plan} --json");
+        let run = psim_in(&files, &command);
+        assert_eq!(run.code, 0, "{}", run.transcript());
+        assert_eq!(json(&run.out)["deployment"]["experts"], "fp8-block", "{plan}");
+    }
+}
+
+#[test]
 fn capacity_sizes_several_accelerators_with_headroom() {
     let command = "capacity --model 8b --rate 30rps --slo 'ttft_p95<2s,tpot_p95<50ms' --input 512 --output 64 \
                    --accelerators h100,h200 --availability 99.999 --json";

@@ -53,8 +53,8 @@ pub(super) struct File {
     pub(super) attention_dp: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ep: Option<u32>,
-    #[serde(default = "half")]
-    pub(super) weights: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) weights: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) attention: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,7 +112,7 @@ impl File {
             pp: None,
             attention_dp: None,
             ep: None,
-            weights: q.dense.name().to_owned(),
+            weights: Some(q.dense.name().to_owned()),
             attention: differs(q.attention),
             experts: differs(q.experts),
             kv: q.kv.name().to_owned(),

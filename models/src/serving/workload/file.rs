@@ -40,8 +40,8 @@ struct TenantFile {
     duration_s: Option<Spanned<f64>>,
     trace: Option<Spanned<String>>,
     lengths: Option<Spanned<String>>,
-    input: Option<Spanned<Lengths>>,
-    output: Option<Spanned<Lengths>>,
+    input: Option<Spanned<Given>>,
+    output: Option<Spanned<Given>>,
     prefix: Option<Spanned<SharedPrefix>>,
     sessions: Option<Spanned<Sessions>>,
     adapters: Option<Spanned<Adapters>>,
@@ -86,6 +86,34 @@ const NOT_BUILT: [(&str, &str); 5] = [
     ("pareto", "only gamma gaps are built for burstiness"),
     ("mmpp", "only gamma gaps are built for burstiness; a rate that changes is a ramp or diurnal"),
 ];
+
+/// Lengths as written: a number of tokens, or a distribution.
+struct Given(Lengths);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Given;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(
+                    "a number of tokens, or a distribution such as { lognormal = { mean = 1000, cv = 1.0 } }",
+                )
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, tokens: i64) -> Result<Given, E> {
+                // A number below zero is refused as a length of 0 tokens is.
+                Ok(Given(Lengths::Fixed(u64::try_from(tokens).unwrap_or(0))))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Given, A::Error> {
+                Lengths::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Given)
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
 
 /// Reads a workload file. `load` fetches the text of trace and length files named in it.
 ///
@@ -339,7 +367,7 @@ impl Reader<'_> {
 
     fn lengths(
         &self,
-        value: Option<&Spanned<Lengths>>,
+        value: Option<&Spanned<Given>>,
         key: &str,
         free: bool,
         whole: &Range<usize>,
@@ -349,11 +377,11 @@ impl Reader<'_> {
             None => Err(self.at(
                 whole,
                 format!("the tenant has no `{key}` lengths"),
-                &format!("add `{key} = {{ fixed = 1024 }}`, or `lengths = \"FILE\"` for both"),
+                &format!("add `{key} = 1024`, or `lengths = \"FILE\"` for both"),
             )),
-            Some(l) => match l.get_ref().fault() {
+            Some(l) => match l.get_ref().0.fault() {
                 Some(fault) => Err(self.at(&l.span(), fault, "lengths are whole tokens")),
-                None => Ok(l.get_ref().clone()),
+                None => Ok(l.get_ref().0.clone()),
             },
         }
     }
