@@ -448,7 +448,7 @@ fn serving_cases() -> Vec<Case> {
         Case(
             "closed loop has no plan",
             SERVE,
-            put("poisson\"", "closed-loop\"\nconcurrency = 4"),
+            put("poisson\"\nrate = 2.0", "closed-loop\"\nconcurrency = 4"),
             2,
             &["closed loop"],
         ),
