@@ -19,7 +19,7 @@ pub(crate) fn run(
 ) -> Result<Option<Run>> {
     let library = Library::load()?;
     let found = Launch::from_environment()?;
-    let launch = found.clone().unwrap_or_else(|| Launch::alone());
+    let launch = found.clone().unwrap_or_else(Launch::alone);
     enough(launch.world, world)?;
     let device = device(found.as_ref())?;
     let by_mpi = matches!(launch.launcher, Launcher::OpenMpi | Launcher::Pmi);

@@ -88,23 +88,37 @@ plan() { # file, lines
 profiles() { [ -f "$profile" ] && echo "--profile $profile"; }
 
 # One line of a report: error of the step, of the memory.
-summary='import json, sys
+cat > "$out/summary.py" <<'PY'
+import json, sys
 name, path = sys.argv[1:3]
-try: d = json.load(open(path))
-except Exception as e: sys.exit(f"{name}: no report ({e})")
-ms = lambda s: f"{s * 1e3:.2f} ms"
-off = lambda p, m: f"{(p / m - 1) * 100:+.1f} %" if m else "?"
-gib = lambda b: f"{b / 2**30:.2f} GiB"
-if "shard" in d:
-    r = d["shard"]; m = sum(p["compute"] for p in r["phases"]); p = sum(p["predicted"] for p in r["phases"])
-    print(f"{name}: computes {ms(m)}, predicted {ms(p)} ({off(p, m)}), spread {r[\"spread\"] * 100:.1f} %; memory {gib(r[\"memory\"])}, ledger {gib(r[\"predicted_memory\"])} ({off(r[\"predicted_memory\"], r[\"memory\"])})")
-    rows = [(p["phase"], p["compute"], p["predicted"]) for p in r["phases"]]
+try:
+    d = json.load(open(path))
+except Exception as e:
+    sys.exit(f'{name}: no report ({e})')
+ms = lambda s: f'{s * 1e3:.2f} ms'
+off = lambda p, m: f'{(p / m - 1) * 100:+.1f} %' if m else '?'
+gib = lambda b: f'{b / 2**30:.3f} GiB'
+if 'shard' in d:
+    r = d['shard']
+    rows = [(p['phase'], p['compute'], p['predicted']) for p in r['phases']]
+    m, p = sum(x[1] for x in rows), sum(x[2] for x in rows)
+    waits = sum(x['inserted'] for x in r['phases'])
+    print(f"{name}: computes {ms(m)}, predicted {ms(p)} ({off(p, m)}), waits {ms(waits)}", end='; ')
+    print(f"states {gib(r['states'])}, ledger {gib(r['predicted_states'])} ({off(r['predicted_states'], r['states'])})", end='; ')
 else:
-    r = d["report"]
-    print(f"{name}: step {ms(r[\"measured\"])}, predicted {ms(r[\"predicted\"])} ({off(r[\"predicted\"], r[\"measured\"])}), spread {r[\"spread\"] * 100:.1f} %; memory {gib(r[\"memory\"])}, predicted {gib(r[\"predicted_memory\"])} ({off(r[\"predicted_memory\"], r[\"memory\"])}); losses {r[\"losses\"][:3]}")
-    rows = [(p["phase"], p["measured"], p["predicted"]) for p in r["phases"] if p["phase"] != "wait"]
-for phase, m, p in rows: print(f"    {phase}: {ms(m)}, predicted {ms(p)} ({off(p, m)})")
-'
+    r = d['report']
+    rows = [(p['phase'], p['measured'], p['predicted']) for p in r['phases'] if p['phase'] != 'wait']
+    print(f"{name}: step {ms(r['measured'])}, predicted {ms(r['predicted'])} ({off(r['predicted'], r['measured'])})", end='; ')
+    print(f"losses {[round(x, 4) for x in r['losses'][:4]]}", end='; ')
+    if r.get('device_memory'):
+        print(f"taken on the device {gib(r['device_memory'])}", end='; ')
+print(f"spread {r['spread'] * 100:.1f} %", end='; ')
+print(f"memory {gib(r['memory'])}, predicted {gib(r['predicted_memory'])} ({off(r['predicted_memory'], r['memory'])})")
+for phase, m, p in rows:
+    print(f'    {phase}: {ms(m)}, predicted {ms(p)} ({off(p, m)})')
+for text in d['notes']:
+    print(f'    note: {text}')
+PY
 execute() { # name, model, sequence length, plan, further arguments
     local name=$1 model=$2 length=$3 file=$4
     shift 4
@@ -112,7 +126,7 @@ execute() { # name, model, sequence length, plan, further arguments
     "$PSIM" execute --model "$model" --cluster "${here:-$cluster}" --seq-len "$length" --plan "$out/$file" \
         --device "$device" --steps "$steps" $(profiles) --json "$@" > "$out/$name.report.json" 2> "$out/$name.err" \
         || failed "$name: $(tail -2 "$out/$name.err" | tr '\n' ' ')"
-    python3 -c "$summary" "$name" "$out/$name.report.json" 2>&1 | tee -a "$out/summary.txt"
+    python3 "$out/summary.py" "$name" "$out/$name.report.json" 2>&1 | tee -a "$out/summary.txt"
 }
 
 for section in $sections; do
@@ -152,7 +166,10 @@ PY
             cat "$out/pytorch.jsonl" 2>/dev/null
             ;;
         calibrate)
-            "${PSIM:?}" calibrate --device "$device" --minutes "$minutes" --out "$out/profile.toml" > "$out/calibrate.log" 2>&1 \
+            # On the CPU a cluster of one rank thread is written beside it.
+            one=$([ "$device" != cpu ] || echo "--ranks 1")
+            # shellcheck disable=SC2086
+            "${PSIM:?}" calibrate --device "$device" --minutes "$minutes" $one --out "$out/profile.toml" > "$out/calibrate.log" 2>&1 \
                 || failed "calibrate: $(tail -2 "$out/calibrate.log" | tr '\n' ' ')"
             tail -12 "$out/calibrate.log"
             cp "$out"/profile* target/gpu/ 2>/dev/null
@@ -170,10 +187,10 @@ PY
                 lengths="4096 4096 8192 4096"
             fi
             read -r one three eight mixture <<< "$lengths"
-            plan train-1b.toml "micro_batch = 2" "global_batch = 8"
-            plan train-3b.toml "micro_batch = 1" "global_batch = 4" 'recompute = "full"'
-            plan train-8b.toml "micro_batch = 1" "global_batch = 4" 'recompute = "selective"'
-            plan train-moe.toml "micro_batch = 1" "global_batch = 4"
+            plan train-1b.toml "tp = 1" "pp = 1" "dp = 1" "micro_batch = 2" "global_batch = 8"
+            plan train-3b.toml "tp = 1" "pp = 1" "dp = 1" "micro_batch = 1" "global_batch = 4" 'recompute = "full"'
+            plan train-8b.toml "tp = 1" "pp = 1" "dp = 1" "micro_batch = 1" "global_batch = 4" 'recompute = "selective"'
+            plan train-moe.toml "tp = 1" "pp = 1" "dp = 1" "micro_batch = 1" "global_batch = 4"
             execute train-1b "$out/1b.json" "$one" train-1b.toml
             execute train-3b "$out/3b.json" "$three" train-3b.toml
             execute train-8b-slice "$out/8b-slice.json" "$eight" train-8b.toml
@@ -181,15 +198,13 @@ PY
             ;;
         shard)
             if [ "$device" = cpu ]; then
-                plan shard.toml "tp = 2" "pp = 2" "micro_batch = 1" "global_batch = 8"
+                plan shard.toml "tp = 2" "pp = 2" "dp = 1" "micro_batch = 1" "global_batch = 8"
                 config shard 64 4 4 2 128 256 false
-                wide=$out/shard.cluster.toml
-                "$PSIM" calibrate --device cpu --minutes 0.05 --ranks 4 --out "$out/shard.toml.profile.toml" > /dev/null 2>&1
-                here=$(ls "$out"/shard.toml.profile*.cluster.toml 2>/dev/null | head -1) || wide=$cluster
-                here=${here:-$wide} execute shard-0 "$out/shard.json" 64 shard.toml --shard 0
-                here=${here:-$wide} execute shard-3 "$out/shard.json" 64 shard.toml --shard 3
+                "$PSIM" calibrate --device cpu --minutes 0.05 --ranks 4 --out "$out/wide.toml" > /dev/null 2>&1
+                here=$out/wide.cluster.toml
+                for rank in 0 3; do execute "shard-$rank" "$out/shard.json" 64 shard.toml --shard "$rank"; done
             else
-                plan shard.toml "tp = 8" "pp = 8" "micro_batch = 1" "global_batch = 16" 'recompute = "selective"'
+                plan shard.toml "tp = 8" "pp = 8" "dp = 1" "micro_batch = 1" "global_batch = 16" 'recompute = "selective"'
                 here=${part}x64
                 # First stage, a middle one, the last with the output layer.
                 for rank in 0 24 63; do execute "shard-$rank" llama3-70b 8192 shard.toml --shard "$rank"; done
