@@ -99,7 +99,10 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         DeviceChoice::Cuda(_) => arguments.job.clone(),
     };
     let (job, plan) = super::simulate::load(&wanted, &arguments.common, &arguments.plan, host)?;
-    fits(&job, &plan)?;
+    match arguments.ranks {
+        Ranks::Threads => fits(&job, &plan)?,
+        Ranks::Mpi | Ranks::Tcp | Ranks::Nccl => enough(&job, &plan)?,
+    }
     let processes = matches!(arguments.ranks, Ranks::Mpi | Ranks::Tcp);
     if arguments.device == DeviceChoice::Cpu && processes && arguments.common.profiles.is_empty() {
         return Err(Failure::input(

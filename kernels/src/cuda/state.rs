@@ -176,7 +176,9 @@ impl<R: Runtime> CudaDevice<R> {
         if width == 0 {
             return (0, 1, 1);
         }
-        let columns = width.div_ceil(256).min(64);
+        // Few rows need many blocks each to fill the device.
+        let most = (self.runtime.units() as usize * 16 / rows.max(1)).max(64);
+        let columns = width.div_ceil(256).min(most);
         (columns as u32, rows.min(65_535) as u32, 1)
     }
 
