@@ -29,8 +29,15 @@ pub(super) const NOT_BUILT: [(&str, &str); 8] = [
         "the busiest rank's load is the engine's `expert_imbalance` (--set expert_imbalance=1.05); copies \
                            are balanced in `psim gallery` only",
     ),
-    ("sm_partition", "a partition of multiprocessors between prompts and answers (semi-PD) is not built"),
-    ("overlap", "overlap of kernels inside a device (NanoFlow) is not built"),
+    (
+        "sm_partition",
+        "a partition of multiprocessors between prompts and answers (semi-PD) is in `psim gallery` only, not in a run of \
+         requests",
+    ),
+    (
+        "overlap",
+        "overlap of kernels inside a device (NanoFlow) is in `psim gallery` only, not in a run of requests",
+    ),
 ];
 
 /// The file.
