@@ -180,7 +180,7 @@ fn calibrate_predict_execute_compare() {
 /// Rounds over all configurations.
 const ROUNDS: usize = 4;
 /// Timed steps of a run.
-const STEPS: u32 = 6;
+const STEPS: u32 = 4;
 /// Seconds after which no round is begun.
 const ENOUGH: u64 = 50;
 /// The configuration that is measured again and again: two ranks, a core each where there are two.
