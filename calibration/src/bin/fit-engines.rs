@@ -30,24 +30,19 @@ fn run(rows: &str, out: &Path, only: Option<&str>) -> Result<(), String> {
     let text = std::fs::read_to_string(rows).map_err(|e| format!("{rows}: {e}"))?;
     let rows = row::read(&text).map_err(|e| e.to_string())?;
     let predictor = ServingPredictor::built_in();
-    let mut count = 0;
     for engine in psim_cost_models::serving::engine::engines() {
         if only.is_some_and(|o| !o.split(',').any(|name| name == engine.name)) {
             continue;
         }
-        let (profiles, numbers) = fit(&rows, &predictor, Some(&engine.name));
-        count += numbers;
+        let (profiles, lines) = fit(&rows, &predictor, Some(&engine.name));
+        for line in lines {
+            println!("{line}");
+        }
         for profile in &profiles {
             let text = toml::to_string(profile).map_err(|e| e.to_string())?;
             let path = out.join(format!("{}.toml", profile.name));
             std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-            println!(
-                "{}: {numbers} numbers, {} accelerators of its own",
-                profile.name,
-                profile.accelerator.len()
-            );
         }
     }
-    println!("{count} numbers fitted");
     Ok(())
 }

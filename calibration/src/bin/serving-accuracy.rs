@@ -51,9 +51,20 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let results: Vec<_> = rows.par_iter().map(|r| predictor.row(r)).collect();
     if let Some(folder) = &write {
-        let page = psim_calibration::validate_serving::report::markdown(&rows, &results);
+        let profiles: Vec<_> = psim_cost_models::serving::engine::engines()
+            .iter()
+            .map(|e| predictor.tuned.get(&e.name).unwrap_or(e).clone())
+            .collect();
+        let page = psim_calibration::validate_serving::report::markdown(&rows, &results, &profiles);
         let file = std::path::Path::new(folder).join("accuracy-serving.md");
         if let Err(error) = std::fs::write(&file, page) {
+            eprintln!("error: {}: {error}", file.display());
+            return ExitCode::from(2);
+        }
+        let file = std::path::Path::new(folder).join("accuracy-serving.svg");
+        let drawn = psim_calibration::validate_serving::report::plot::panels(&rows, &results)
+            .and_then(|svg| std::fs::write(&file, svg).map_err(|e| e.to_string()));
+        if let Err(error) = drawn {
             eprintln!("error: {}: {error}", file.display());
             return ExitCode::from(2);
         }

@@ -6,14 +6,17 @@
 
 use super::accuracy::{Class, class};
 use super::map::{Mapped, map};
-use super::predict::{Figures, ServingPredictor, restate};
+use super::predict::{Figures, ServingPredictor};
 use crate::validate::row::Row;
 use psim_cost_models::serving::engine::{AcceleratorOverride, EngineProfile, find};
 use psim_cost_models::serving::{EngineParameters, StepCost, StepPieces};
 use psim_models::serving::Traffic;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
+
+mod newton;
+
+use newton::Problem;
 
 /// One row of a fit, with all that does not change while numbers do.
 struct Sample {
@@ -74,7 +77,7 @@ const FITTED: [(&str, f64); 6] = [
 ];
 
 /// Parameters of a whole engine, then of an engine on an accelerator.
-const BASE: [&str; 16] = [
+const BASE: [&str; 19] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -89,10 +92,13 @@ const BASE: [&str; 16] = [
     "prompt",
     "kv_reuse",
     "ttft_ms",
+    "reduce_us",
+    "cast",
     "eager_layer_us",
+    "expert_imbalance",
     "pipeline",
 ];
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -105,17 +111,26 @@ const OWN: [&str; 13] = [
     "loop_sequence_us",
     "all_reduce",
     "prompt",
+    "reduce_us",
     "ttft_ms",
 ];
+/// Pull of a number towards its anchor, per unit of logarithm.
+const PULL: f64 = 0.0008;
+/// A number stays if it lowers the mean error by this much.
+const WORTH: f64 = 0.0025;
+/// Samples that starting points are compared on, and most samples of a fit.
+const FIRST: usize = 60;
+const MOST: usize = 180;
+
 /// Parameters of an engine on an accelerator with few rows.
 const FEW: [&str; 5] = ["step_us", "gemm", "moe", "prompt", "ttft_ms"];
 
-/// Most rows of one fit; evenly picked.
-const MOST: usize = 64;
-
-/// Fits the engines that have rows (`only` one of them, if named). Returns changed profiles and the number of numbers
-/// that were fitted.
-pub fn fit(rows: &[Row], predictor: &ServingPredictor, only: Option<&str>) -> (Vec<EngineProfile>, usize) {
+/// Fits the engines that have rows (`only` one of them, if named). Returns changed profiles and a line on each fit.
+pub fn fit(
+    rows: &[Row],
+    predictor: &ServingPredictor,
+    only: Option<&str>,
+) -> (Vec<EngineProfile>, Vec<String>) {
     let mut groups: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     for row in rows {
         let use_it =
@@ -148,133 +163,94 @@ pub fn fit(rows: &[Row], predictor: &ServingPredictor, only: Option<&str>) -> (V
             });
         }
     }
-    let fitted: Vec<(EngineProfile, usize)> = groups
-        .par_iter()
-        .filter_map(|(name, samples)| {
-            let mut profile = find(name)?.clone();
-            profile.accelerator.clear();
-            let mut count = 0;
-            if samples.len() >= 12 {
-                let picked = thin(samples.iter().collect());
-                let start = profile.parameters;
-                profile.parameters = descend(predictor, &picked, start, &start, &BASE, &mut count);
-            }
-            let mut by_gpu: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
-            for s in samples {
-                by_gpu.entry(&s.gpu).or_default().push(s);
-            }
-            if by_gpu.len() > 1 {
-                for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= 4) {
-                    let names = if samples.len() < 15 { &FEW[..] } else { &OWN[..] };
-                    let picked = thin(samples);
-                    let base = profile.parameters;
-                    let own = descend(predictor, &picked, base, &base, names, &mut count);
-                    let changed: BTreeMap<String, f64> = OWN
-                        .iter()
-                        .filter_map(|n| {
-                            Some(((*n).to_owned(), own.get(n).filter(|v| Some(*v) != base.get(n))?))
-                        })
-                        .collect();
-                    if !changed.is_empty() {
-                        profile
-                            .accelerator
-                            .push(AcceleratorOverride { name: gpu.to_owned(), parameters: changed });
-                    }
-                }
-            }
-            Some((profile, count))
-        })
-        .collect();
-    let count = fitted.iter().map(|f| f.1).sum();
-    (fitted.into_iter().map(|f| f.0).collect(), count)
-}
-
-fn thin(samples: Vec<&Sample>) -> Vec<&Sample> {
-    let step = samples.len().div_ceil(MOST).max(1);
-    samples.into_iter().step_by(step).collect()
-}
-
-/// Mean error of a set of numbers, pulled slightly towards where it started.
-fn loss(
-    predictor: &ServingPredictor,
-    samples: &[&Sample],
-    p: EngineParameters,
-    prior: &EngineParameters,
-) -> f64 {
-    let mut with = predictor.clone();
-    with.parameters = Some(p);
-    let total: f64 = samples
-        .par_iter()
-        .map(|s| {
-            let Some(figures) = s.figures(&with, p) else { return 1.0 };
-            let (mut sum, mut weights) = (0.0, 0.0);
-            for (metric, measured) in &s.measured {
-                let weight = FITTED.iter().find(|f| f.0 == *metric).map_or(0.0, |f| f.1);
-                let Some([value, ..]) = restate(metric, &s.mapped, &figures) else { continue };
-                let e = (value / measured).ln().abs();
-                sum += weight * if e.is_finite() { e.min(0.8) } else { 0.8 };
-                weights += weight;
-            }
-            sum / f64::max(weights, 1e-9)
-        })
-        .sum();
-    let pull: f64 = EngineParameters::BOUNDS
+    let mut lines = Vec::new();
+    let fitted = groups
         .iter()
-        .filter_map(|(n, ..)| {
-            let (a, b) = (p.get(n)?, prior.get(n)?);
-            Some(((a.max(1e-3)) / b.max(1e-3)).ln().abs().min(3.0))
-        })
-        .sum();
-    total / samples.len() as f64 + 0.0015 * pull
+        .filter_map(|(name, samples)| Some(fit_engine(find(name)?, samples, predictor, &mut lines)))
+        .collect();
+    (fitted, lines)
 }
 
-/// Coordinate descent with shrinking multiplicative steps.
-fn descend(
+/// Numbers of the whole engine over all its rows, then of each accelerator over its own; what hardly helps goes.
+fn fit_engine(
+    built_in: &EngineProfile,
+    samples: &[Sample],
     predictor: &ServingPredictor,
-    samples: &[&Sample],
-    start: EngineParameters,
-    prior: &EngineParameters,
-    names: &[&str],
-    count: &mut usize,
-) -> EngineParameters {
-    let mut best = start;
-    // Hidden behind the accelerator a small number has no effect: one larger start each.
-    let mut value = loss(predictor, samples, best, prior);
-    for (name, larger) in [("prompt_us", 4000.0), ("loop_sequence_us", 50.0), ("loop_us", 4000.0)] {
-        let mut next = best;
-        if names.contains(&name) && next.set(name, larger) {
-            let candidate = loss(predictor, samples, next, prior);
-            if candidate < value - 1e-4 {
-                (best, value) = (next, candidate);
-            }
+    lines: &mut Vec<String>,
+) -> EngineProfile {
+    let mut profile = built_in.clone();
+    profile.accelerator.clear();
+    let mut by_gpu: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
+    for s in samples {
+        by_gpu.entry(&s.gpu).or_default().push(s);
+    }
+    let default = EngineParameters { graph_tokens: built_in.parameters.graph_tokens, ..Default::default() };
+    if samples.len() >= 12 {
+        let every: Vec<&Sample> = samples.iter().collect();
+        let problem = |most| Problem { predictor, samples: thin(&every, most), anchor: default, pull: PULL };
+        let (few, all) = (problem(FIRST), problem(MOST));
+        let (start, _) = starts(built_in.parameters)
+            .into_iter()
+            .map(|s| few.minimise(s, &BASE, 3))
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .unwrap_or((built_in.parameters, 0.0));
+        let (found, _) = all.minimise(start, &BASE, 4);
+        let (kept, loss) = all.prune(found, &BASE, WORTH);
+        lines.push(format!("{}: {} rows, loss {loss:.4}", profile.name, samples.len()));
+        profile.parameters = rounded(kept);
+    }
+    if by_gpu.len() < 2 {
+        return profile;
+    }
+    let base = profile.parameters;
+    for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= 4) {
+        let names = if samples.len() < 15 { &FEW[..] } else { &OWN[..] };
+        let rows = samples.len();
+        let own = Problem { predictor, samples: thin(&samples, MOST), anchor: base, pull: PULL };
+        let (found, _) = own.minimise(base, names, 6);
+        let (kept, loss) = own.prune(found, names, WORTH);
+        let kept = rounded(kept);
+        let changed: BTreeMap<String, f64> = OWN
+            .iter()
+            .filter_map(|n| Some(((*n).to_owned(), kept.get(n).filter(|v| Some(*v) != base.get(n))?)))
+            .collect();
+        lines.push(format!(
+            "{} on {gpu}: {rows} rows, loss {:.4} -> {loss:.4} with {} numbers",
+            profile.name,
+            own.loss(base),
+            changed.len()
+        ));
+        if !changed.is_empty() {
+            profile.accelerator.push(AcceleratorOverride { name: gpu.to_owned(), parameters: changed });
         }
     }
-    for factor in [1.8, 1.25, 1.08] {
-        for name in names {
-            let mut moved = false;
-            for direction in [factor, 1.0 / factor] {
-                // Go on in a direction while it helps.
-                for _ in 0..3 {
-                    let mut next = best;
-                    let now = best.get(name).unwrap_or(0.0).max(0.02);
-                    if !next.set(name, now * direction) || next == best {
-                        break;
-                    }
-                    if let Some(rounded) = next.get(name).and_then(|v| format!("{v:.3e}").parse().ok()) {
-                        next.set(name, rounded);
-                    }
-                    let candidate = loss(predictor, samples, next, prior);
-                    if candidate >= value - 1e-5 {
-                        break;
-                    }
-                    (best, value, moved) = (next, candidate, true);
-                }
-                if moved {
-                    break;
-                }
-            }
+    profile
+}
+
+/// Points to start from: hidden behind the accelerator a small number has no effect and no slope.
+fn starts(present: EngineParameters) -> Vec<EngineParameters> {
+    // Launches from the host without a captured graph, collectives of ranks out of step, casts of their own.
+    let mut eager = present;
+    for (name, larger) in [("eager_layer_us", 450.0), ("reduce_us", 3.0), ("cast", 0.8), ("loop_us", 2500.0)]
+    {
+        eager.set(name, larger);
+    }
+    vec![present, eager]
+}
+
+/// Four digits each.
+fn rounded(p: EngineParameters) -> EngineParameters {
+    let mut out = p;
+    for (name, ..) in EngineParameters::BOUNDS {
+        if let Some(v) = p.get(name).and_then(|v| format!("{v:.3e}").parse().ok()) {
+            out.set(name, v);
         }
     }
-    *count += names.iter().filter(|n| best.get(n) != start.get(n)).count();
-    best
+    out
+}
+
+/// At most `most` samples, evenly picked.
+fn thin<'a>(samples: &[&'a Sample], most: usize) -> Vec<&'a Sample> {
+    let step = samples.len().div_ceil(most).max(1);
+    samples.iter().step_by(step).copied().collect()
 }

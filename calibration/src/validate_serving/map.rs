@@ -150,7 +150,13 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
     if pools.is_some() {
         deployment.replicas = 1;
     }
-    let cluster = machine(gpu, total.max(deployment.accelerators())).map_err(Reason::Incomplete)?;
+    let mut accelerators = total.max(deployment.accelerators());
+    if let Some(p) = &pools {
+        // Roles lie on nodes of their own.
+        accelerators =
+            accelerators.max(p.prefill.accelerators() + p.decode.accelerators()).next_multiple_of(8) + 16;
+    }
+    let cluster = machine(gpu, accelerators).map_err(Reason::Incomplete)?;
     let (mut workload, prompt_only) = traffic(load, extra, config, &mut profile)?;
     if let Some(tenant) = workload.tenants.first_mut() {
         tenant.slo = ServiceLevel::default();
@@ -210,6 +216,8 @@ pub fn engine_for(text: &str, gpu: &str) -> (&'static str, Option<String>) {
         return ("llama.cpp-2024", None);
     }
     if has(&["trtllm", "tensorrt", "trt"]) {
+        // The release of Dynamo is not that of the engine in it, which is of 2025.
+        let version = version.filter(|_| !text.starts_with("dynamo"));
         let name = match version {
             _ if year_2024 => "trtllm-static-2024",
             Some((0, minor)) if minor < 10 => "trtllm-static",
@@ -358,15 +366,21 @@ fn pools(d: &Value, quantization: Quantization, model: &Model) -> Result<Disaggr
             return Err(Reason::Incomplete(format!("the {name} pool prints no tp")));
         };
         let explicit = count(get("attention_dp")).unwrap_or(1).max(1);
-        let (tp, attention_dp) = if flag(get("dp_attention")) {
-            (1, tp)
-        } else if dp {
-            (tp, explicit)
-        } else {
-            (tp, 1)
+        let printed_ep = count(get("ep")).unwrap_or(1).max(1);
+        // Some launchers print degrees of one for whatever ran; accelerators over workers are the ranks.
+        let ranks = match (gpus, workers) {
+            (Some(gpus), Some(workers)) if workers > 0 && gpus >= workers => gpus / workers,
+            _ if dp && !flag(get("dp_attention")) => tp * explicit,
+            _ => tp,
+        };
+        let (tp, attention_dp) = match (dp, flag(get("dp_attention"))) {
+            (true, true) => (1, ranks),
+            (true, false) => ((ranks / explicit).max(1), explicit),
+            (false, _) => (ranks, 1),
         };
         let replicas = workers.or(gpus.map(|g| g / (tp * attention_dp))).unwrap_or(1).max(1);
-        let ep = count(get("ep")).unwrap_or(1).clamp(1, tp * attention_dp);
+        let unprinted = dp && printed_ep == 1 && count(get("tp")) == Some(1) && ranks > 1;
+        let ep = if unprinted { ranks } else { printed_ep.clamp(1, tp * attention_dp) };
         let deployment = Deployment { replicas, tp, pp: 1, attention_dp, ep, quantization };
         deployment.check(model).map_err(|e| Reason::Incomplete(e.to_string()))?;
         Ok(deployment)
@@ -464,6 +478,7 @@ mod tests {
             ("vLLM (2024)", "MI300X", "rocm-vllm-2024"),
             ("vllm (vllm/vllm-openai:v0.13.0)", "H200-SXM-141GB", "vllm-v1"),
             ("sglang 0.5.9", "B200-SXM", "sglang"),
+            ("dynamo-trt (nvidia/ai-dynamo/tensorrtllm-runtime:0.5.1-rc0.pre3)", "GB200", "trtllm-1.0"),
             ("vllm 0.6.0", "H100-SXM-80GB", "vllm-2024"),
         ] {
             assert_eq!(engine_for(text, gpu).0, name, "{text}");

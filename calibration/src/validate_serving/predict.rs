@@ -1,16 +1,19 @@
 //! Simulates mapped rows and restates the results in the rows' own metrics.
 
-use super::map::{Disaggregated, Mapped, map};
+use super::map::{Mapped, map};
 use crate::validate::map::Reason;
 use crate::validate::row::{Row, source_of};
 use crate::validate::score::{Entry, RowResult, Status};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::{EngineParameters, EngineProfile, StepCost, StepCostError, StepPieces};
-use psim_models::serving::{Arrival, Deployment, Lengths, Traffic};
+use psim_models::serving::{Deployment, Traffic};
 use psim_sim::serving::{FleetOptions, Percentiles, ServingInput, ServingReport, simulate};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+mod pools;
+mod speculation;
 
 /// Metrics of a serving row, in the order in which one is scored.
 pub const METRICS: [&str; 6] = [
@@ -63,6 +66,21 @@ pub struct Figures {
     pub prefill_gpus: u32,
 }
 
+impl Figures {
+    fn of(report: &ServingReport, sigma: f64) -> Self {
+        Self {
+            output: report.output_tokens_per_s,
+            input: report.input_tokens_per_s,
+            requests: report.requests_per_s,
+            ttft: report.ttft_ms,
+            tpot: report.tpot_ms,
+            sigma,
+            decode_gpus: 0,
+            prefill_gpus: 0,
+        }
+    }
+}
+
 /// Why a mapped row has no figures.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NoFigures {
@@ -72,10 +90,6 @@ pub enum NoFigures {
     Other(String),
 }
 
-/// Tokens per step of multi-token prediction: one drafted token more, accepted at this rate (DeepSeek-V3 report,
-/// section 5.4.3: 85 to 90 per cent for the second token).
-const MTP_ACCEPTANCE: f64 = 0.85;
-
 impl ServingPredictor {
     /// Simulates a mapped row.
     ///
@@ -83,11 +97,16 @@ impl ServingPredictor {
     /// What does not fit or cannot be priced.
     pub fn figures(&self, mapped: &Mapped) -> Result<Figures, NoFigures> {
         if let Some(pools) = &mapped.disaggregated {
-            return self.both_pools(mapped, pools);
+            return pools::figures(self, mapped, pools);
         }
         let cost = self.cost(mapped, &mapped.deployment)?;
         let traffic = Traffic::generate(&mapped.workload, 1);
-        self.run(mapped, &cost, &traffic, mapped.deployment.replicas)
+        if !mapped.speculative {
+            return self.run(mapped, &cost, &traffic, mapped.deployment.replicas);
+        }
+        let drafts = speculation::drafts(mapped, &mapped.deployment);
+        let (cost, traffic, gain) = speculation::drafted(&cost, traffic, drafts);
+        Ok(gain.restated(self.run(mapped, &cost, &traffic, mapped.deployment.replicas)?))
     }
 
     /// The numbers of a row's engine on its accelerator.
@@ -152,135 +171,7 @@ impl ServingPredictor {
         if report.requests == 0 {
             return Err(NoFigures::Memory("no request fits the cache".to_owned()));
         }
-        let mut tpot = report.tpot_ms;
-        let mut scale = 1.0;
-        if mapped.speculative {
-            // One draft layer more in each step, 1 + acceptance tokens out of it.
-            let layers = f64::from(mapped.model.layers().max(1));
-            scale = (1.0 + MTP_ACCEPTANCE) / (1.0 + 1.5 / layers + 0.12);
-            for value in [&mut tpot.mean, &mut tpot.p50, &mut tpot.p90, &mut tpot.p95, &mut tpot.p99] {
-                *value /= scale;
-            }
-        }
-        // The share of an answer that is not the first token is sped up.
-        let wait = report.ttft_ms.mean / report.e2e_ms.mean.max(1e-9);
-        let faster = 1.0 / (wait + (1.0 - wait) / scale);
-        Ok(Figures {
-            output: report.output_tokens_per_s * faster,
-            input: report.input_tokens_per_s * faster,
-            requests: report.requests_per_s * faster,
-            ttft: report.ttft_ms,
-            tpot,
-            sigma: cost.sigma(),
-            decode_gpus: 0,
-            prefill_gpus: 0,
-        })
-    }
-
-    /// Prompt and answer pools one after the other: the prompt pool in a closed loop of its own, the answer pool with
-    /// what then remains in flight; the slower pool sets the rate. A closed form, reported apart.
-    fn both_pools(&self, mapped: &Mapped, pools: &Disaggregated) -> Result<Figures, NoFigures> {
-        let Some(tenant) = mapped.workload.tenants.first() else {
-            return Err(NoFigures::Other("no traffic".to_owned()));
-        };
-        let Arrival::ClosedLoop { concurrency } = tenant.arrival else {
-            return Err(NoFigures::Other(
-                "disaggregated rows are predicted in a closed loop only".to_owned(),
-            ));
-        };
-        let side = |deployment: &Deployment, clients: u32, prompts: bool| -> Result<Figures, NoFigures> {
-            let cost = self.cost(mapped, deployment)?;
-            let mut workload = mapped.workload.clone();
-            for t in &mut workload.tenants {
-                t.arrival = Arrival::ClosedLoop { concurrency: clients.max(1) };
-                t.requests = Some(t.requests.unwrap_or(100).min(clients.max(1) * 8));
-                if prompts {
-                    t.output = Lengths::Fixed(1);
-                }
-            }
-            let mut traffic = Traffic::generate(&workload, 1);
-            if !prompts {
-                // The cache arrives whole: a prompt of one token is left to compute, the rest is context.
-                for r in &mut traffic.requests {
-                    r.prefix = 0;
-                }
-            }
-            self.run(mapped, &cost, &traffic, deployment.replicas)
-        };
-        // In flight on the prompt side: found by a few rounds of Little's law.
-        let mut waiting = (f64::from(concurrency) * 0.1).max(1.0);
-        let mut prefill = side(&pools.prefill, waiting.round() as u32, true)?;
-        let decode = self.decode_only(mapped, pools, concurrency)?;
-        for _ in 0..3 {
-            let rate = prefill.requests.min(decode.requests);
-            let next = (rate * prefill.ttft.mean * 1e-3).clamp(1.0, f64::from(concurrency));
-            waiting = 0.5 * (waiting + next);
-            prefill = side(&pools.prefill, waiting.round() as u32, true)?;
-        }
-        let decode_clients = (f64::from(concurrency) - waiting).max(1.0);
-        let decode = if decode_clients < 0.95 * f64::from(concurrency) {
-            self.decode_only(mapped, pools, decode_clients.round() as u32)?
-        } else {
-            decode
-        };
-        let rate = prefill.requests.min(decode.requests);
-        let per_request = decode.output / decode.requests.max(1e-12);
-        let (mean_in, _) = mapped.workload.mean_lengths();
-        Ok(Figures {
-            output: rate * per_request,
-            input: rate * mean_in,
-            requests: rate,
-            ttft: prefill.ttft,
-            tpot: decode.tpot,
-            sigma: prefill.sigma.max(decode.sigma) + 0.1,
-            decode_gpus: pools.decode.accelerators(),
-            prefill_gpus: pools.prefill.accelerators(),
-        })
-    }
-
-    /// Steady decoding of a pool: every client's sequence is in the batch, at the mean length.
-    fn decode_only(
-        &self,
-        mapped: &Mapped,
-        pools: &Disaggregated,
-        clients: u32,
-    ) -> Result<Figures, NoFigures> {
-        use psim_cost_models::serving::{KINDS, Lane};
-        let d = &pools.decode;
-        let cost = self.cost(mapped, d)?;
-        let (input, output) = mapped.workload.mean_lengths();
-        let lanes = cost.lanes().max(1);
-        let per_lane = (f64::from(clients) / f64::from(d.replicas * lanes)).max(1.0);
-        let length = input + output / 2.0;
-        let bytes = cost.shape().sequence_bytes((input + output) as u64).max(1.0);
-        let most = (cost.cache_bytes() / bytes).floor();
-        if most < 1.0 {
-            return Err(NoFigures::Memory("no request fits the cache".to_owned()));
-        }
-        let batch = per_lane.min(most).round().max(1.0) as u32;
-        let mut context = [0; KINDS];
-        for (slot, limit) in context.iter_mut().zip(cost.reads_at_most()) {
-            let read = limit.map_or(length, |w| length.min(w as f64));
-            *slot = (f64::from(batch) * read) as u64;
-        }
-        let lane = Lane { decoding: batch, context, chunks: &[] };
-        let busy = (f64::from(clients) / f64::from(d.replicas)).min(f64::from(lanes)).max(1.0) as usize;
-        let step = cost.seconds(&vec![lane; busy]);
-        let mut tpot = step * 1e3;
-        if mapped.speculative {
-            tpot /= (1.0 + MTP_ACCEPTANCE) / (1.12 + 1.5 / f64::from(mapped.model.layers().max(1)));
-        }
-        let sequences = f64::from(batch) * busy as f64 * f64::from(d.replicas);
-        let rate = sequences / (tpot * 1e-3 * output.max(1.0));
-        let p = Percentiles { mean: tpot, p50: tpot, p90: tpot, p95: tpot, p99: tpot, max: tpot };
-        Ok(Figures {
-            output: rate * output,
-            input: rate * input,
-            requests: rate,
-            tpot: p,
-            sigma: cost.sigma(),
-            ..Figures::default()
-        })
+        Ok(Figures::of(&report, cost.sigma()))
     }
 
     /// Predicts one row and restates the prediction in its metrics.
@@ -375,6 +266,13 @@ pub fn restate(metric: &str, mapped: &Mapped, f: &Figures) -> Option<[f64; 3]> {
         "ttft_ms" => 0.50,
         _ => 0.21,
     };
+    // Never fitted to, and unstated numbers of drafts, schedules of pools: as wide as their errors.
+    let wider = match (&mapped.disaggregated, mapped.speculative) {
+        (Some(_), _) => 2.2,
+        (None, true) => 1.6,
+        (None, false) => 1.0,
+    };
+    let scatter = scatter * wider;
     let spread = (scatter * scatter + 0.02 * f.sigma * f.sigma).sqrt().exp();
     value.is_finite().then_some([value, value / spread, value * spread])
 }

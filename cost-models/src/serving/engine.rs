@@ -120,6 +120,12 @@ pub struct EngineParameters {
     pub graph_tokens: u32,
     /// Constant part of the time to the first token (HTTP, tokenisation, first streaming), milliseconds.
     pub ttft_ms: f64,
+    /// What a collective of small messages takes beyond its kernel timed alone: ranks that arrive at different times,
+    /// microseconds.
+    pub reduce_us: f64,
+    /// Share of the casts of activations to a narrow format that run as kernels of their own; the others are fused
+    /// into the kernel before.
+    pub cast: f64,
     /// Reached over tabled rate of dense products.
     pub gemm: f64,
     /// The same of decoding attention.
@@ -151,6 +157,8 @@ impl Default for EngineParameters {
             eager_layer_us: 150.0,
             graph_tokens: 512,
             ttft_ms: 20.0,
+            reduce_us: 0.0,
+            cast: 0.0,
             gemm: 0.95,
             decode: 0.9,
             prompt: 0.9,
@@ -165,7 +173,7 @@ impl Default for EngineParameters {
 
 impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
-    pub const BOUNDS: [(&'static str, f64, f64); 17] = [
+    pub const BOUNDS: [(&'static str, f64, f64); 19] = [
         ("step_us", 10.0, 40_000.0),
         ("sequence_us", 0.1, 300.0),
         ("prompt_us", 1.0, 20_000.0),
@@ -175,6 +183,8 @@ impl EngineParameters {
         ("loop_sequence_us", 0.1, 300.0),
         ("eager_layer_us", 10.0, 1500.0),
         ("ttft_ms", 1.0, 400.0),
+        ("reduce_us", 0.0, 20.0),
+        ("cast", 0.0, 2.0),
         ("gemm", 0.35, 1.0),
         ("decode", 0.25, 1.0),
         ("prompt", 0.35, 1.0),
@@ -214,6 +224,8 @@ impl EngineParameters {
             "loop_sequence_us" => &mut self.loop_sequence_us,
             "eager_layer_us" => &mut self.eager_layer_us,
             "ttft_ms" => &mut self.ttft_ms,
+            "reduce_us" => &mut self.reduce_us,
+            "cast" => &mut self.cast,
             "gemm" => &mut self.gemm,
             "decode" => &mut self.decode,
             "prompt" => &mut self.prompt,

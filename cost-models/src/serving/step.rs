@@ -17,6 +17,7 @@ use std::sync::Arc;
 mod attention;
 mod decode_run;
 mod decode_table;
+mod drafting;
 mod experts;
 mod linear;
 mod nano;
@@ -28,6 +29,7 @@ mod resources;
 mod table;
 
 pub use decode_run::DecodeRun;
+pub use drafting::Drafting;
 pub use nano::NanoPlan;
 pub use pieces::{PricedStep, StepPieces};
 use resources::Arrangement;
@@ -94,6 +96,8 @@ pub struct StepCost {
     head: Table,
     /// Steps run otherwise than kernel after kernel on the whole accelerator.
     arrangement: Arrangement,
+    /// Drafts of the model's own extra layers.
+    drafting: Option<Drafting>,
 }
 
 /// What is left of kernels timed alone, in seconds, when `overlap` of it hides behind their neighbours: never less than
@@ -143,11 +147,12 @@ impl StepCost {
         let local = Table::sum(&[
             (&pieces.products, 1.0 / p.gemm),
             (&pieces.small, 1.0),
+            (&pieces.casts, p.cast),
             (&pieces.reduces, 1.0 / p.all_reduce),
         ]);
         let shared = Table::sum(&[(&pieces.experts, 1.0 / p.moe), (&pieces.exchanges, 1.0 / p.all_reduce)]);
         let head = Table::sum(&[(&pieces.head, 1.0 / p.gemm), (&pieces.sampling, 1.0)]);
-        Self { pieces, parameters, local, shared, head, arrangement: Arrangement::Plain }
+        Self { pieces, parameters, local, shared, head, arrangement: Arrangement::Plain, drafting: None }
     }
 
     /// The parts of a step.
@@ -162,7 +167,7 @@ impl StepCost {
 
     /// Bytes for the cache on one accelerator.
     pub fn cache_bytes(&self) -> f64 {
-        self.pieces.cache_bytes
+        self.pieces.cache_bytes * self.drafting.map_or(1.0, |d| d.cache)
     }
 
     /// Attention kinds with a window or a selection: what they read at most.
@@ -188,18 +193,20 @@ impl StepCost {
     /// Accelerator time of one lane without experts, and its roofline.
     fn lane(&self, lane: &Lane<'_>) -> LaneTime {
         let prompt_tokens: u32 = lane.chunks.iter().map(|c| c.tokens).sum();
-        let tokens = lane.decoding + prompt_tokens;
+        let verified = lane.decoding.saturating_mul(self.queries());
+        let tokens = verified + prompt_tokens;
         if tokens == 0 {
             return LaneTime::default();
         }
-        let ends = lane.decoding + lane.chunks.len() as u32;
+        let ends = verified + lane.chunks.len() as u32;
         let (prompt, prompt_roofline) =
             if lane.chunks.is_empty() { (0.0, 0.0) } else { self.prompt_seconds(lane.chunks) };
         let attention = self.decode_seconds(lane) + prompt;
         let states = if self.pieces.shape.states.is_empty() {
             0.0
         } else {
-            self.state_seconds(f64::from(lane.decoding) + lane.chunks.len() as f64, f64::from(prompt_tokens))
+            let scanned = prompt_tokens + verified - lane.decoding;
+            self.state_seconds(f64::from(lane.decoding) + lane.chunks.len() as f64, f64::from(scanned))
         };
         let decode_roofline: f64 = self
             .pieces
@@ -211,7 +218,8 @@ impl StepCost {
                     / self.pieces.rates.bandwidth
             })
             .sum();
-        let linear = self.local.at(tokens) + self.head.at(ends);
+        let copies = (self.pieces.lanes / self.pieces.stages.max(1)).max(1);
+        let linear = self.local.at(tokens) + self.head.at(ends) + self.draft_seconds(lane.decoding, copies);
         LaneTime {
             tokens,
             gpu: linear + attention + states,
@@ -252,7 +260,14 @@ impl StepCost {
 
     /// Seconds that kernels of a step hide behind their neighbours.
     fn overlap(&self) -> f64 {
-        self.pieces.kernels * self.parameters.overlap_us * 1e-6
+        let p = &self.parameters;
+        (self.pieces.kernels + p.cast * self.pieces.cast_kernels) * p.overlap_us * 1e-6
+    }
+
+    /// Seconds of a pass over all layers in which no kernel runs: gaps between kernels, ranks that wait for one another.
+    fn idle(&self) -> f64 {
+        let p = &self.parameters;
+        (f64::from(self.pieces.shape.layers) * p.layer_us + self.pieces.collectives * p.reduce_us) * 1e-6
     }
 
     /// Least accelerator time of a step: the host's own loop runs beside it, and without a graph so do the launches.
@@ -287,7 +302,7 @@ impl StepCost {
             let p = &self.parameters;
             let time = self.pipelined_prompts(only, most);
             let batches = f64::from(time.tokens.div_ceil(most));
-            let gpu = time.gpu + batches * f64::from(self.pieces.shape.layers) * p.layer_us * 1e-6;
+            let gpu = time.gpu + batches * self.idle();
             return gpu.max(time.roofline) + (p.step_us + p.prompt_us * only.chunks.len() as f64) * 1e-6;
         }
         let mut slowest = LaneTime::default();
@@ -324,8 +339,8 @@ impl StepCost {
             gpu += (1.0 - p.pipeline) * serial;
             gpu += self.hops(slowest.tokens);
         }
-        gpu += f64::from(self.pieces.shape.layers) * p.layer_us * 1e-6;
-        let eager = prompts > 0 || slowest.tokens > p.graph_tokens;
+        gpu += self.idle();
+        let eager = prompts > 0 || slowest.tokens / self.queries() > p.graph_tokens;
         gpu = overlapped(gpu, self.overlap()).max(self.floor(decoding, eager));
         let host = p.step_us + p.sequence_us * f64::from(decoding) + p.prompt_us * prompts as f64;
         gpu.max(roofline) + host * 1e-6

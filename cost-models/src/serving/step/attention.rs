@@ -82,9 +82,11 @@ impl StepCost {
             return 0.0;
         }
         let mut total = 0.0;
-        for (kind, context) in self.pieces.kinds.iter().zip(lane.context) {
-            let one = kind.decode.row(lane.decoding).seconds(context as f64);
-            total += kind.core.layers * one / self.parameters.decode;
+        for (index, (kind, context)) in self.pieces.kinds.iter().zip(lane.context).enumerate() {
+            let context = context as f64 * self.stretch();
+            let one = kind.decode.row(lane.decoding).seconds(context);
+            let arithmetic = context * self.query_seconds(index);
+            total += kind.core.layers * (one / self.parameters.decode).max(arithmetic);
         }
         total + self.indexer_seconds(lane)
     }

@@ -24,6 +24,9 @@ struct RunKind<'a> {
     row: DecodeRow<'a>,
     index: f64,
     roofline: f64,
+    /// Real over counted context, and least seconds of all layers per cached token.
+    stretch: f64,
+    arithmetic: f64,
 }
 
 impl DecodeRun<'_> {
@@ -31,8 +34,8 @@ impl DecodeRun<'_> {
     pub fn seconds(&self, context: &[u64; KINDS]) -> f64 {
         let (mut attention, mut roofline) = (0.0, self.base_roofline);
         for (kind, context) in self.kinds.iter().flatten().zip(context) {
-            let c = *context as f64;
-            attention += kind.layers * kind.row.seconds(c) + c * kind.index;
+            let c = *context as f64 * kind.stretch;
+            attention += (kind.layers * kind.row.seconds(c)).max(c * kind.arithmetic) + c * kind.index;
             roofline += c * kind.roofline;
         }
         let gpu = super::overlapped(self.base + attention, self.overlap);
@@ -45,28 +48,35 @@ impl StepCost {
     pub fn decode_run(&self, decoding: u32) -> DecodeRun<'_> {
         let (p, pieces) = (&self.parameters, &*self.pieces);
         let mut kinds = [None; KINDS];
-        for (slot, kind) in kinds.iter_mut().zip(&pieces.kinds) {
+        for (index, (slot, kind)) in kinds.iter_mut().zip(&pieces.kinds).enumerate() {
             *slot = Some(RunKind {
                 layers: kind.core.layers / p.decode,
                 row: kind.decode.row(decoding),
                 index: kind.core.layers * kind.index_bytes / (0.5 * pieces.rates.bandwidth),
                 roofline: kind.core.layers * kind.core.cache_elements as f64 * kind.kv_size
                     / pieces.rates.bandwidth,
+                stretch: self.stretch(),
+                arithmetic: kind.core.layers * self.query_seconds(index),
             });
         }
-        let states =
-            if pieces.shape.states.is_empty() { 0.0 } else { self.state_seconds(f64::from(decoding), 0.0) };
+        let tokens = decoding.saturating_mul(self.queries());
+        let states = if pieces.shape.states.is_empty() {
+            0.0
+        } else {
+            self.state_seconds(f64::from(decoding), f64::from(tokens - decoding))
+        };
         DecodeRun {
             kinds,
-            base: self.local.at(decoding)
-                + self.head.at(decoding)
-                + self.shared.at(decoding)
+            base: self.local.at(tokens)
+                + self.head.at(tokens)
+                + self.shared.at(tokens)
+                + self.draft_seconds(decoding, 1)
                 + states
-                + f64::from(pieces.shape.layers) * p.layer_us * 1e-6
-                + self.hops(decoding),
-            base_roofline: pieces.roofline_local.at(decoding)
-                + pieces.roofline_head.at(decoding)
-                + pieces.roofline_shared.at(decoding),
+                + self.idle()
+                + self.hops(tokens),
+            base_roofline: pieces.roofline_local.at(tokens)
+                + pieces.roofline_head.at(tokens)
+                + pieces.roofline_shared.at(tokens),
             floor: self.floor(decoding, decoding > p.graph_tokens),
             host: (p.step_us + p.sequence_us * f64::from(decoding)) * 1e-6,
             overlap: self.overlap(),

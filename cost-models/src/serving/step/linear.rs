@@ -39,6 +39,31 @@ impl Pricing<'_> {
         shape.linears.iter().filter(|l| !l.last_token_only).map(|l| l.layers * self.linear(l, tokens)).sum()
     }
 
+    /// Kernels that cast the activations of narrow products, and their time: the product tables hold the products
+    /// alone. Each reads its input in 16 bits and writes it in the format's width.
+    pub(super) fn casts(&self, shape: &ServingShape, tokens: f64) -> (f64, f64) {
+        let width = |format: NumberFormat| match format {
+            NumberFormat::Fp8 | NumberFormat::Fp8Block => self.eight_bit.map(|_| 1.0),
+            NumberFormat::Int8 => Some(1.0),
+            NumberFormat::Nvfp4 => self.four_bit.map(|_| 0.5 + 1.0 / 16.0),
+            _ => None,
+        };
+        let (mut kernels, mut bytes) = (0.0, 0.0);
+        for l in shape.linears.iter().filter(|l| !l.last_token_only) {
+            if let Some(width) = width(l.format) {
+                kernels += l.layers;
+                bytes += l.layers * tokens * l.k as f64 * (2.0 + width);
+            }
+        }
+        let time = if kernels > 0.0 {
+            let launches = kernels.round().max(1.0) as u32;
+            self.costs.memory(MemoryClass::Quantize, bytes as u64, launches, 0.0).time.0
+        } else {
+            0.0
+        };
+        (kernels, time)
+    }
+
     /// Memory-bound kernels of all layers.
     pub(super) fn small(&self, shape: &ServingShape, tokens: f64) -> f64 {
         let kernels = shape.small_kernels.round().max(1.0);

@@ -66,7 +66,7 @@ impl StepCost {
             + self.shared.at(tokens)
             + states
             + self.decode_attention(sequences, context).max(arithmetic)
-            + f64::from(pieces.shape.layers) * p.layer_us * 1e-6
+            + self.idle()
             + self.hops(tokens);
         let gpu = super::overlapped(gpu, self.overlap()).max(self.floor(sequences, tokens > p.graph_tokens));
         let roofline = reads

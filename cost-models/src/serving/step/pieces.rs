@@ -24,6 +24,8 @@ pub struct StepPieces {
     pub(super) products: Table,
     pub(super) small: Table,
     pub(super) reduces: Table,
+    /// Casts of activations to the formats of narrow products.
+    pub(super) casts: Table,
     pub(super) experts: Table,
     pub(super) exchanges: Table,
     pub(super) head: Table,
@@ -31,8 +33,12 @@ pub struct StepPieces {
     pub(super) roofline_local: Table,
     pub(super) roofline_shared: Table,
     pub(super) roofline_head: Table,
-    /// Kernels of a step.
+    /// Kernels of a step, casts left out.
     pub(super) kernels: f64,
+    /// Kernels that cast activations.
+    pub(super) cast_kernels: f64,
+    /// Collectives of a step.
+    pub(super) collectives: f64,
     pub(super) lanes: u32,
     pub(super) stages: u32,
     pub(super) stage_hop: (f64, f64),
@@ -151,6 +157,9 @@ impl StepPieces {
             products: Table::new(|t| pricing.products(&shape, t)),
             small: Table::new(|t| pricing.small(&shape, t)),
             reduces: Table::new(|t| shape.all_reduces * pricing.all_reduce(t, shape.hidden)),
+            casts: Table::new(|t| pricing.casts(&shape, t).1),
+            cast_kernels: pricing.casts(&shape, 1.0).0,
+            collectives: shape.all_reduces + 2.0 * shape.exchanges,
             experts: Table::new(|t| pricing.experts(&shape, t)),
             exchanges: Table::new(|t| pricing.exchange(&shape, t)),
             head: Table::new(|t| pricing.head(&shape, t)),
@@ -203,6 +212,7 @@ impl StepPieces {
             head: Table::new(step.ends),
             small: nothing(),
             reduces: nothing(),
+            casts: nothing(),
             experts: nothing(),
             exchanges: nothing(),
             sampling: nothing(),
@@ -211,6 +221,8 @@ impl StepPieces {
             roofline_shared: nothing(),
             roofline_head: nothing(),
             kernels: 0.0,
+            cast_kernels: 0.0,
+            collectives: 0.0,
             lanes: deployment.lanes(),
             stages: deployment.pp,
             stage_hop: (0.0, 0.0),

@@ -147,10 +147,13 @@ impl StepCost {
             experts: self.expert_work(tokens, pieces.experts.at(tokens) / p.moe),
             prompt: self.prompt_work(lane),
             decode: self.decode_work(lane),
-            small: pieces.small.at(tokens) + pieces.sampling.at(ends) + states,
+            small: pieces.small.at(tokens)
+                + p.cast * pieces.casts.at(tokens)
+                + pieces.sampling.at(ends)
+                + states,
             network: (pieces.reduces.at(tokens) + pieces.exchanges.at(tokens)) / p.all_reduce
                 + self.hops(tokens),
-            gaps: f64::from(pieces.shape.layers) * p.layer_us * 1e-6,
+            gaps: self.idle(),
             hidden: self.overlap(),
             floor: self.floor(lane.decoding, eager),
             host: host * 1e-6,
