@@ -217,12 +217,14 @@ fn worst(out: &mut String, report: &Report) {
 /// Numbers that were set by hand while rows of one source were looked at; they count as fitted.
 const HAND_SET: &str = "\
 Set by hand with the rows of one source in view, hence fitted too, and not refitted when that source is left out: the\n\
-slow-down of unaligned batched products (three values, BLOOM), the traffic of biased expert activations (one value,\n\
+slow-down of unaligned batched products (three values, BLOOM), that BLOOM launched blocking (its scripts say so; the\n\
+default turn-around of 60 us an operator was estimated), the traffic of biased expert activations (one value,\n\
 Megatron-Bridge), cached device memory and fragmentation of megatron-deepspeed and llm-foundry-2023 (four values, memory\n\
 verdicts only). Switches of stacks and the layouts of recipes follow the frameworks' sources and documents, but which\n\
 switches exist at all was learnt from these rows: the left-out columns are kinder than a first meeting would be.\n\
-A stack, accelerator, fabric or release that only the left-out source speaks about takes the mean of what the others of\n\
-its era fitted; intervals of left-out sources come from the left-out errors of other sources of their kind.\n\n\
+A stack, accelerator or fabric that only the left-out source speaks about takes the mean of what the others of its era\n\
+fitted and of the documented default, a release the numbers of its stack; intervals of left-out sources come from the\n\
+left-out errors of other sources of their kind.\n\n\
 | parameter | value | documented default |\n|---|---|---|\n";
 
 /// Adjusted means moved by more than this from its documented default (in logarithms or the number's own unit).
