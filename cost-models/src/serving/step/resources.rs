@@ -302,7 +302,7 @@ mod tests {
                 cost.seconds_on(lane, Share::of_multiprocessors(0.5, 0.5)) / cost.seconds(&[*lane])
             };
             assert!(
-                slower(&decode) < 1.2 && slower(&prompt) > 1.3,
+                slower(&decode) < 1.05 && slower(&prompt) > 1.1,
                 "{} {}",
                 slower(&decode),
                 slower(&prompt)
