@@ -297,7 +297,6 @@ fn one() -> u32 {
     1
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_one(value: &u32) -> bool {
     *value == 1
 }
