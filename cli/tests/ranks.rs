@@ -32,7 +32,7 @@ fn folder() -> tempfile::TempDir {
     std::fs::write(folder.path().join("config.json"), CONFIG).unwrap();
     std::fs::write(folder.path().join("plan.toml"), PLAN).unwrap();
     let calibrate =
-        ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.03", "--ranks", "2"];
+        ["calibrate", "--device", "cpu", "--out", "cpu.toml", "--minutes", "0.06", "--ranks", "2"];
     let done = Command::new(PSIM).current_dir(folder.path()).args(calibrate).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     folder

@@ -5,7 +5,7 @@ set -euo pipefail
 to=${1:?a folder for the binaries}
 mkdir -p "$to"
 cargo=${CARGO:-cargo}
-$cargo build -q --release -p psim-cli --bin psim
+$cargo build -q --release -p psim --bin psim
 folder=$($cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 strip -o "$to/psim" "$folder/release/psim"
 echo "PSIM=$to/psim"
