@@ -1,7 +1,6 @@
 //! Ranks as processes of the program itself: under `mpirun`, and as torchrun would start them.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panic")]
-#![expect(clippy::print_stdout, reason = "a test says what it skipped")]
 
 use serde_json::Value;
 use std::path::Path;

@@ -4,7 +4,6 @@
 //! It checks what the kernels compute, not how fast, and nothing of what only NVIDIA's software can: that is NVRTC's
 //! test in the crate (no GPU needed) and `cuda/check-on-gpu.sh`.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "emulated/device.rs"]
 mod emulation;

@@ -209,7 +209,7 @@ impl Device for CpuDevice {
         y: &mut CpuBuffer,
         stats: &mut CpuBuffer,
     ) -> Result<()> {
-        lengths::norm(shape, [x.len(), weight.len(), y.len(), stats.len()], bias.map(|b| b.len()))?;
+        lengths::norm(shape, [x.len(), weight.len(), y.len(), stats.len()], bias.map(CpuBuffer::len))?;
         let name = "norm";
         let x = input!(name, x);
         let weight = input!(name, weight);
