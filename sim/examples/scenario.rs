@@ -1,4 +1,5 @@
 //! Simulates scenario files that are not in the gallery: `cargo run --example scenario -- FILE…`.
+#![expect(clippy::print_stdout, reason = "an example talks")]
 
 fn main() {
     for path in std::env::args().skip(1) {

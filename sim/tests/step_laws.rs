@@ -1,5 +1,6 @@
 //! Laws of a training step: costs that are added never shorten it, better hardware never lengthens it, equal inputs give
 //! equal bits, what is sent is received.
+#![expect(clippy::unwrap_used, reason = "a test stops at what is wrong")]
 
 use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;
