@@ -1,6 +1,4 @@
 //! Mechanisms switched on and off in published measurements: every sign right, sizes within a third.
-#![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
-#![expect(clippy::print_stdout, reason = "the table is the result")]
 
 use psim_calibration::validate::{Predictor, ablations};
 

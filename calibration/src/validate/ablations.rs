@@ -229,7 +229,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stdout, reason = "the table is the result")]
     fn every_published_sign_is_right() {
         let effects = run(&Predictor::built_in()).unwrap();
         println!("{}", table(&effects));

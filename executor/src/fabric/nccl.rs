@@ -15,6 +15,7 @@ use psim_kernels::cuda::runtime::{Lane, Runtime};
 use psim_kernels::cuda::{CudaBuffer, CudaDevice, Message};
 use psim_models::operator::Dimension;
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -83,9 +84,8 @@ impl<R: Runtime> Nccl<R> {
         ];
         for (purpose, group) in wanted {
             let Some(group) = group.filter(|g| g.size() > 1 || alone) else { continue };
-            let key = (purpose, group.ranks.clone());
-            if !groups.contains_key(&key) {
-                groups.insert(key, form(library, control, group)?);
+            if let Entry::Vacant(place) = groups.entry((purpose, group.ranks.clone())) {
+                place.insert(form(library, control, group)?);
             }
         }
         let mut directions = BTreeMap::new();

@@ -82,24 +82,24 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(config: Value) -> Option<(&'static str, &'static str)> {
-        formats(&config).map(|q| (q.attention.name(), q.experts.name()))
+    fn read(config: &Value) -> Option<(&'static str, &'static str)> {
+        formats(config).map(|q| (q.attention.name(), q.experts.name()))
     }
 
     #[test]
     fn released_configurations_are_understood() {
         let deepseek = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]});
-        assert_eq!(read(deepseek), Some(("fp8-block", "fp8-block")));
+        assert_eq!(read(&deepseek), Some(("fp8-block", "fp8-block")));
         let gpt_oss = json!({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]});
-        assert_eq!(read(gpt_oss), Some(("bf16", "mxfp4")));
+        assert_eq!(read(&gpt_oss), Some(("bf16", "mxfp4")));
         let int4 = json!({"quant_method": "compressed-tensors", "ignore": ["re:.*self_attn.*"], "config_groups": {"group_0": {
             "input_activations": null, "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}});
-        assert_eq!(read(int4), Some(("bf16", "w4a16")));
+        assert_eq!(read(&int4), Some(("bf16", "w4a16")));
         let nvfp4 = json!({"quant_method": "modelopt", "ignore": ["lm_head", "model.layers.0.self_attn"],
             "config_groups": {"group_0": {"input_activations": {"num_bits": 4},
             "weights": {"num_bits": 4, "type": "float", "group_size": 16}}}});
-        assert_eq!(read(nvfp4), Some(("nvfp4", "nvfp4")));
-        assert_eq!(read(json!({"quant_method": "gptq", "bits": 8})), Some(("w8a16", "w8a16")));
+        assert_eq!(read(&nvfp4), Some(("nvfp4", "nvfp4")));
+        assert_eq!(read(&json!({"quant_method": "gptq", "bits": 8})), Some(("w8a16", "w8a16")));
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
             json!({"quant_method": "gptq", "bits": 3}),
             json!(7),
         ] {
-            assert_eq!(read(config), None);
+            assert_eq!(read(&config), None);
         }
     }
 }
