@@ -77,7 +77,10 @@ fn calibrate_predict_execute_compare() {
         }),
         accelerator: None,
     };
+    let calibrating = Weather::now();
     let calibration = measure::calibrate(&options, &mut |_: f64, _: &str| true).unwrap();
+    let crowded = calibrating.others();
+    calibrating.print();
     println!("calibrated: {} points in {:.1} s", calibration.points, calibration.seconds);
     calibration.notes.iter().for_each(|note| println!("note: {note}"));
     assert!(calibration.profile.collectives.len() >= 5);
@@ -140,6 +143,7 @@ fn calibrate_predict_execute_compare() {
         }
     }
     before.print();
+    let crowded = crowded.max(before.others());
     let (mut steps, mut processors) = (Vec::new(), Vec::new());
     for ((name, plan), own) in plans.iter().zip(&reports) {
         let (measured, predicted) = (quickest(own), own[0].predicted.unwrap());
@@ -170,7 +174,8 @@ fn calibrate_predict_execute_compare() {
     let (_, processor_error) = summary("processor time", &processors, processor_noise);
     // However busy the machine is, a prediction that is off by a factor is wrong.
     assert!(processor_error < 0.6, "median error of processor time {processor_error}");
-    if noise < QUIET {
+    // A calibration disturbed by others is noise that repeats of a run do not show.
+    if noise < QUIET && crowded < QUIET {
         assert!(tau >= 0.7 && error <= 0.15, "tau {tau}, median error {error}");
     } else {
         println!("inconclusive: noisy machine");
@@ -227,6 +232,14 @@ impl Weather {
             faults: at(&own, 6),
             at: std::time::Instant::now(),
         }
+    }
+
+    /// Share of the processors that other programs have used since then.
+    fn others(&self) -> f64 {
+        let now = Self::now();
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
+        let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
+        (now.all - self.all - (now.own - self.own)) / whole
     }
 
     /// Since then.

@@ -128,15 +128,13 @@ mod tests {
         assert!(found.decode.len() > 2 && !found.exchange_left_out);
         for pair in found.decode.windows(2) {
             assert!(pair[1].step_ms >= pair[0].step_ms && pair[1].gib <= found.capacity_gib);
-            // Arithmetic may be the limit of large batches.
-            assert!(pair[1].tokens_per_s_per_device > 0.95 * pair[0].tokens_per_s_per_device);
         }
-        // One sequence reads all weights once: 13 GB at 1 TB/s.
-        assert!(
-            found.decode[0].step_ms > 12.0 && found.decode[0].step_ms < 16.0,
-            "{}",
-            found.decode[0].step_ms
-        );
+        // One sequence is vector products: the banks read all weights, 13.5 GB at 16 TB/s.
+        let [alone, batch, more] = &found.decode[..3] else { panic!("{:?}", found.decode) };
+        assert!((0.8..0.9).contains(&alone.step_ms), "{}", alone.step_ms);
+        // From two sequences on the products are the arrays' work, which read them at 1 TB/s.
+        assert!((12.0..16.0).contains(&batch.step_ms), "{}", batch.step_ms);
+        assert!(more.tokens_per_s_per_device > 3.0 * batch.tokens_per_s_per_device);
         let cpu = device_steps(&model, &d, &find("xeon-5220r").unwrap(), &workload).unwrap();
         assert_eq!(cpu.dtype, DType::Fp32);
     }
