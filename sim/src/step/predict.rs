@@ -159,6 +159,20 @@ impl<'a> StepModel<'a> {
             .unwrap_or(1e12)
     }
 
+    /// Mean peak of the parts that run the plan, flop/s: what utilisation is a share of.
+    pub(super) fn mean_peak(&self, plan: &Plan) -> f64 {
+        if !self.cluster.is_mixed() {
+            return self.peak(plan);
+        }
+        let (mut left, mut sum) = (plan.world(), 0.0);
+        for (index, group) in self.cluster.groups.iter().enumerate() {
+            let ranks = left.min(group.count * group.node.accelerators);
+            sum += f64::from(ranks) * self.on_part(index).peak(plan);
+            left -= ranks;
+        }
+        sum / f64::from(plan.world() - left).max(1.0)
+    }
+
     /// Seconds to send one micro-batch's activations to the next stage.
     pub(super) fn boundary_seconds(&self, plan: &Plan, shape: &Shape, groups: &Groups) -> f64 {
         if plan.pp <= 1 || self.stack.without.pp {

@@ -60,7 +60,7 @@ impl StepModel<'_> {
             level,
             step_time: Estimate { value, low: value / spread, high: value * spread },
             tokens_per_s_per_gpu: tokens / value / f64::from(world),
-            mfu: 100.0 * rate / self.peak(plan),
+            mfu: 100.0 * rate / self.mean_peak(plan),
             model_tflops_per_gpu: rate / 1e12,
             memory,
             memory_capacity: capacity,

@@ -227,6 +227,19 @@ fn terms_are_found_again_with_set() {
 }
 
 #[test]
+fn utilisation_of_a_mixed_cluster_is_a_share_of_the_peak_of_all_its_parts() {
+    let plan = b"schema = 1\ntp = 4\npp = 4\ndp = 4\nmicro_batch = 1\nglobal_batch = 128\n";
+    let files = directory(&[("p.toml", plan)]);
+    let run = psim_in(&files, "simulate --model 70b --cluster mixed-h100-a100 --plan p.toml --json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let prediction: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    let found = &prediction;
+    let (rate, mfu) = (found["model_tflops_per_gpu"].as_f64().unwrap(), found["mfu"].as_f64().unwrap());
+    // Half of the accelerators reach 989 TFLOP/s in bf16 on paper, the other half 312.
+    assert!((mfu - 100.0 * rate / 650.7).abs() < 0.1, "{mfu} % of {rate}");
+}
+
+#[test]
 fn all_ranks_of_a_uniform_cluster_are_the_representative_one() {
     let files = directory(&[("p.toml", PLAN)]);
     let step = |extra: &str| {
