@@ -228,7 +228,9 @@ mod tests {
         assert!(relative_error(&out, &reference) > 1e-5);
         assert!(error_beside(1.0, &out, &reference) < 1e-6);
         assert!(error_beside(1.0, &[3.1], &[3.0]) > 3e-2);
-        assert!(error_beside(1.0, &[f32::NAN], &[3.0]).is_nan() && error_beside(1.0, &[], &[3.0]).is_infinite());
+        assert!(
+            error_beside(1.0, &[f32::NAN], &[3.0]).is_nan() && error_beside(1.0, &[], &[3.0]).is_infinite()
+        );
         assert!(error_beside(1.0, &[0.5], &[0.0]) > 0.1, "what is not nought is an error");
     }
 }
