@@ -1,1 +1,3 @@
 //! Cross-crate test suites of psim.
+
+pub mod weather;

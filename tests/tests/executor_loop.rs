@@ -16,6 +16,7 @@ use psim_models::arch::{Model, Position};
 use psim_models::plan::{Recompute, Schedule};
 use psim_models::{Plan, TrainingWorkload};
 use psim_sim::residual::PhaseFactors;
+use psim_tests::weather::Weather;
 use std::sync::Arc;
 
 /// GPT-2 style: four layers of 128, untied.
@@ -211,59 +212,6 @@ fn quickest(reports: &[ExecuteReport]) -> f64 {
 /// Median over a run's steps, the best of the runs.
 fn least_processor(reports: &[ExecuteReport]) -> f64 {
     reports.iter().map(|r| r.processor).fold(f64::INFINITY, f64::min)
-}
-
-/// What the machine did meanwhile, from the system's own accounts: where noise comes from.
-struct Weather {
-    /// Jiffies of everybody, of other guests of the same host, and of this process; page faults of this process.
-    all: f64,
-    stolen: f64,
-    own: f64,
-    faults: f64,
-    at: std::time::Instant,
-}
-
-impl Weather {
-    fn now() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let numbers =
-            |text: &str| -> Vec<f64> { text.split_whitespace().filter_map(|w| w.parse().ok()).collect() };
-        let all = numbers(read("/proc/stat").lines().next().unwrap_or_default());
-        let text = read("/proc/self/stat");
-        // After the name in brackets: state is the third field of proc(5).
-        let own = numbers(text.rsplit_once(") ").map_or("", |(_, rest)| rest.get(1..).unwrap_or("")));
-        let at = |list: &[f64], i: usize| list.get(i).copied().unwrap_or(0.0);
-        Self {
-            all: (0..3).map(|i| at(&all, i)).sum(),
-            stolen: at(&all, 7),
-            own: at(&own, 10) + at(&own, 11),
-            faults: at(&own, 6),
-            at: std::time::Instant::now(),
-        }
-    }
-
-    /// Share of the processors that other programs have used since then.
-    fn others(&self) -> f64 {
-        let now = Self::now();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
-        let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
-        (now.all - self.all - (now.own - self.own)) / whole
-    }
-
-    /// Since then.
-    fn print(&self) {
-        let now = Self::now();
-        // A jiffy is a hundredth of a second on every Linux that says so to programs.
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
-        let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
-        println!(
-            "meanwhile: this test used {:.0} % of the processors, other programs {:.0} %, stolen {:.1} %; {:.0} page faults a second",
-            (now.own - self.own) / whole * 1e2,
-            (now.all - self.all - (now.own - self.own)) / whole * 1e2,
-            (now.stolen - self.stolen) / whole * 1e2,
-            (now.faults - self.faults) / self.at.elapsed().as_secs_f64(),
-        );
-    }
 }
 
 /// Prints and returns Kendall's tau and the median error.

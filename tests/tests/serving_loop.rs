@@ -2,8 +2,8 @@
 //! requests, same limits.
 //!
 //! That every token is generated is asserted always. Times to the first token and between tokens are compared by the
-//! clock and by processor time, which other programs change less; what the target says is printed where repeating the
-//! same run changes little, and that processor time is not off by a factor is asserted.
+//! clock and by processor time, which other programs change less, and asserted only where repeating the same run changes
+//! little and other programs left the machine alone, during the calibration too.
 
 #[path = "../../executor/tests/numerics/models.rs"]
 #[expect(dead_code, reason = "the numerics suite uses the rest")]
@@ -14,6 +14,7 @@ use psim_cost_models::ProfileLibrary;
 use psim_executor::serving::{Clock, ServeBasis, ServeRequest, ServeRun, ServeSettings, predict, serve};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::Model;
+use psim_tests::weather::Weather;
 use std::sync::Arc;
 
 /// Wide enough that a step takes milliseconds.
@@ -37,8 +38,12 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Median error that is aimed at. It is printed, not asserted, until a quiet machine has shown it.
+/// Median error that is aimed at; above it the test prints "target missed".
 const TARGET: f64 = 0.15;
+/// Median error that fails on a quiet machine: the target is not reached yet.
+const WORST: f64 = 0.6;
+/// Spread of repeats, and share of the processors that other programs take, below which a machine counts as quiet.
+const QUIET: f64 = 0.05;
 /// Runs of one setting.
 const RUNS: usize = 5;
 
@@ -63,7 +68,10 @@ fn serve_for_real_and_in_simulation() {
         }),
         accelerator: None,
     };
+    let calibrating = Weather::now();
     let calibration = measure::calibrate(&options, &mut |_: f64, _: &str| true).unwrap();
+    calibrating.print();
+    let crowded = calibrating.others();
     calibration.notes.iter().for_each(|note| println!("note: {note}"));
     for (name, points, sigma) in &calibration.tables {
         println!("fit of {name}: {points} points, error {:.0} %", sigma * 1e2);
@@ -90,9 +98,11 @@ fn serve_for_real_and_in_simulation() {
         let cluster = threads_cluster(&calibration.accelerator, tp as u32);
         let basis = ServeBasis { cluster: &cluster, stack: &stack, library: &library, facts: &facts };
         let outcomes = predict(&model, &requests, &settings, basis).unwrap().outcomes;
+        let serving = Weather::now();
         let runs: Vec<ServeRun> = (0..RUNS)
             .map(|_| serve(&model, &requests, &settings, |_| Ok(CpuDevice::new())).unwrap())
             .collect();
+        let crowded = crowded.max(serving.others());
         let mut errors = [Vec::new(), Vec::new()];
         for (i, (request, outcome)) in requests.iter().zip(&outcomes).enumerate() {
             assert!(runs.iter().all(|r| r.requests[i].tokens.len() == request.output));
@@ -120,18 +130,20 @@ fn serve_for_real_and_in_simulation() {
         let [ttft, tpot] = errors.map(median);
         let noise = spread(&runs);
         println!(
-            "tp {tp}, {clock:?}: {} steps; median error: TTFT {:.0} %, TPOT {:.0} %; repeat spread {:.0} %",
+            "tp {tp}, {clock:?}: {} steps; median error: TTFT {:.0} %, TPOT {:.0} %; repeat spread {:.0} %, others {:.0} %",
             runs[0].steps.len(),
             ttft * 1e2,
             tpot * 1e2,
-            noise * 1e2
+            noise * 1e2,
+            crowded * 1e2
         );
-        // However busy the machine is, processor time that is off by a factor is wrong.
-        assert!(clock == Clock::Wall || tpot < 0.6, "TPOT is off by {tpot}");
-        match (noise < 0.05, ttft <= TARGET && tpot <= TARGET) {
-            (true, true) => println!("    within the target"),
-            (true, false) => println!("    off the target of {:.0} %", TARGET * 1e2),
-            (false, _) => println!("    inconclusive: noisy machine"),
+        if noise >= QUIET || crowded >= QUIET {
+            println!("    inconclusive: noisy machine");
+        } else {
+            let reached = ttft <= TARGET && tpot <= TARGET;
+            println!("    {} of {:.0} %", if reached { "within the target" } else { "target missed" }, TARGET * 1e2);
+            // The clock counts what a virtual machine's host gives to others; processor time does not.
+            assert!(clock == Clock::Wall || ttft.max(tpot) < WORST, "TTFT is off by {ttft}, TPOT by {tpot}");
         }
     }
 }
