@@ -141,7 +141,11 @@ fn serve_for_real_and_in_simulation() {
             println!("    inconclusive: noisy machine");
         } else {
             let reached = ttft <= TARGET && tpot <= TARGET;
-            println!("    {} of {:.0} %", if reached { "within the target" } else { "target missed" }, TARGET * 1e2);
+            println!(
+                "    {} of {:.0} %",
+                if reached { "within the target" } else { "target missed" },
+                TARGET * 1e2
+            );
             // The clock counts what a virtual machine's host gives to others; processor time does not.
             assert!(clock == Clock::Wall || ttft.max(tpot) < WORST, "TTFT is off by {ttft}, TPOT by {tpot}");
         }
