@@ -9,6 +9,7 @@ mod adapters;
 pub mod attention_ffn;
 pub mod autoscale;
 pub mod balance;
+mod clients;
 pub mod devices;
 pub mod disaggregated;
 pub mod dovetail;
@@ -74,18 +75,22 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What is known of a request at its end.
+    fn of(progress: &store::Progress) -> Self {
+        Self {
+            sent: Time(progress.sent),
+            first_token: Time(progress.first_token),
+            finish: Time(progress.finish),
+            preemptions: progress.preemptions,
+            refused: progress.refused,
+            replica: progress.replica,
+            slowest: Time(progress.slowest),
+        }
+    }
+
     /// A place for each of so many requests.
     fn none(requests: usize) -> Vec<Self> {
-        let nothing = Self {
-            sent: Time(0),
-            first_token: Time(0),
-            finish: Time(0),
-            preemptions: 0,
-            refused: false,
-            replica: 0,
-            slowest: Time(0),
-        };
-        vec![nothing; requests]
+        vec![Self::of(&store::Progress::default()); requests]
     }
 }
 

@@ -132,7 +132,8 @@ pub fn simulate_disaggregated(
     let role = |pool: &Pool<'_>| Role { instances: pool.instances, size: pool.size(), group: pool.group };
     let sites = place(input.cluster, input.placement, role(&input.prefill), role(&input.decode))
         .ok_or(DisaggregatedError::Cluster(input.cluster.accelerators()))?;
-    let mut world = World::new(input, transfer, sites);
+    let mut requests = input.traffic.requests.iter().copied();
+    let mut world = World::new(input, &mut requests, transfer, sites);
     world.run();
     Ok(world.result())
 }

@@ -6,19 +6,19 @@ mod routing;
 pub use groups::{MixedInput, ReplicaGroup, simulate_mixed};
 
 use super::autoscale::Scaler;
+use super::clients::{Clients, delay};
 use super::lane::CacheShape;
 use super::options::{FleetOptions, Preemption};
 use super::replica::{Limits, Replica};
 use super::rules::Rules;
 use super::sink::{Outcomes, Sink};
-use super::store::{NONE, Store};
+use super::store::{Live, Store};
 use super::{Extra, Histogram, Outcome, Sample, ServingRun};
 use psim_cost_models::serving::{EngineProfile, KINDS, StepCost};
 use psim_hardware::Time;
 use psim_models::serving::{Request, Traffic};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::iter::Peekable;
 
 /// Everything that a run needs.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +125,7 @@ fn serve(
         return Err(ServingError::Autoscale(fault));
     }
     let mut fleet = Fleet::new(groups, (clients, options), requests, sink);
-    if fleet.source.peek().is_none() {
+    if fleet.clients.none_left() {
         return Err(ServingError::NoRequests);
     }
     fleet.run();
@@ -183,9 +183,8 @@ struct Fleet<'a> {
     groups: &'a [ReplicaGroup<'a>],
     /// Group of every replica.
     group_of: Vec<u32>,
-    clients: Option<u32>,
+    clients: Clients<'a>,
     options: FleetOptions,
-    source: Peekable<&'a mut dyn Iterator<Item = Request>>,
     sink: &'a mut dyn Sink,
     store: Store,
     replicas: Vec<Replica>,
@@ -199,17 +198,6 @@ struct Fleet<'a> {
     scaler: Option<Scaler>,
     turn: u32,
     events: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Place in the traffic of the next request that is taken.
-    next: u64,
-    /// Requests that clients of a closed loop or of a conversation have sent and that have not arrived: (arrival,
-    /// sequence, request).
-    sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
-    sequence: u64,
-    delay: u64,
-    in_system: u32,
-    integral: u128,
-    last_change: u64,
-    backlog: u32,
     first_sent: u64,
     last_finish: u64,
     finished: Vec<u32>,
@@ -237,15 +225,17 @@ impl<'a> Fleet<'a> {
             }
         }
         let all = replicas.len() as u32;
-        let mut fleet = Self {
+        let mut store = Store::default();
+        // The front end is one; it is taken to be the first group's.
+        let delay = groups.first().map_or(0, |g| delay(g.cost));
+        Self {
             groups,
             group_of,
-            clients,
+            clients: Clients::new(requests, clients, delay, &mut store),
             options,
             ahead: vec![0; replicas.len()],
-            source: requests.peekable(),
             sink,
-            store: Store::default(),
+            store,
             loads: vec![0; replicas.len()],
             by_load: (0..options.autoscale.map_or(all, |a| a.least)).map(|i| (0, i)).collect(),
             scaler: options.autoscale.map(|a| Scaler::new(a, all)),
@@ -253,15 +243,6 @@ impl<'a> Fleet<'a> {
             homes: BTreeMap::new(),
             turn: 0,
             events: BinaryHeap::new(),
-            next: 0,
-            sent: BinaryHeap::new(),
-            sequence: 0,
-            // The front end is one; it is taken to be the first group's.
-            delay: groups.first().map_or(0, |g| (g.cost.parameters().ttft_ms * 1e9) as u64),
-            in_system: 0,
-            integral: 0,
-            last_change: 0,
-            backlog: 0,
             first_sent: u64::MAX,
             last_finish: 0,
             finished: Vec::new(),
@@ -269,70 +250,16 @@ impl<'a> Fleet<'a> {
             samples: Vec::new(),
             stride: 1,
             seen: 0,
-        };
-        for _ in 0..clients.unwrap_or(0) {
-            fleet.send_next(0);
-        }
-        fleet
-    }
-
-    fn closed(&self) -> bool {
-        self.clients.is_some()
-    }
-
-    /// Takes the next request from the source, with the later turns of its conversation.
-    fn take(&mut self) -> Option<u32> {
-        let request = self.source.next()?;
-        let first = self.store.insert(request, self.next);
-        self.next += 1;
-        let mut last = first;
-        while request.session > 0
-            && let Some(turn) = self.source.next_if(|r| r.turn > 0 && r.session == request.session)
-        {
-            let id = self.store.insert(turn, self.next);
-            self.next += 1;
-            self.store.live_mut(last).next = id;
-            last = id;
-        }
-        Some(first)
-    }
-
-    /// A request leaves its client at `at`.
-    fn send(&mut self, id: u32, at: u64) {
-        self.store.progress(id).sent = at;
-        self.count(at, 1);
-        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
-        self.sequence += 1;
-    }
-
-    /// A client of a closed loop sends the next request, if any is left.
-    fn send_next(&mut self, now: u64) {
-        if let Some(id) = self.take() {
-            let earliest = self.store.request(id).arrival.0;
-            self.send(id, now.max(earliest));
-        }
-    }
-
-    /// When the next request arrives at an engine, and whether a client of a loop or a conversation has sent it.
-    fn arrival(&mut self) -> Option<(u64, bool)> {
-        let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
-        if self.closed() {
-            return sent;
-        }
-        let open = self.source.peek().map(|r| (r.arrival.0 + self.delay, false));
-        match (sent, open) {
-            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
-            (a, b) => a.or(b),
         }
     }
 
     fn run(&mut self) {
         loop {
-            let arrival = self.arrival();
+            let arrival = self.clients.arrival();
             let event = self.events.peek().map(|Reverse(e)| *e);
             match (arrival, event) {
                 (None, None) => break,
-                (Some((at, _)), event) if event.is_none_or(|(end, _)| at <= end) => self.arrive(at),
+                (Some(at), event) if event.is_none_or(|(end, _)| at <= end) => self.arrive(at),
                 _ => self.step(),
             }
         }
@@ -341,21 +268,13 @@ impl<'a> Fleet<'a> {
     /// All arrivals of one instant; only then do idle engines start.
     fn arrive(&mut self, now: u64) {
         self.touched.clear();
-        while let Some((_, sent)) = self.arrival().filter(|(at, _)| *at == now) {
-            let id = if sent {
-                let Some(Reverse((_, _, id))) = self.sent.pop() else { break };
-                id
-            } else {
-                let Some(id) = self.take() else { break };
-                let at = self.store.request(id).arrival.0;
-                self.store.progress(id).sent = at;
-                self.count(at, 1);
-                id
-            };
+        while let Some(id) = self.clients.arrive(&mut self.store, now) {
             let request = *self.store.request(id);
             self.scale(now);
             let Some(replica) = self.route(&request) else {
-                self.refuse(id, now);
+                for (_, live) in self.clients.refuse(&mut self.store, id, now) {
+                    self.report(&live);
+                }
                 continue;
             };
             self.store.progress(id).replica = replica;
@@ -363,9 +282,7 @@ impl<'a> Fleet<'a> {
             self.replicas[replica as usize].waiting.push_back(id);
             self.touched.push(replica);
         }
-        if self.backlog == 0 && self.source.peek().is_none() {
-            self.backlog = self.in_system;
-        }
+        self.clients.note_backlog();
         let touched = std::mem::take(&mut self.touched);
         for &index in &touched {
             let replica = &mut self.replicas[index as usize];
@@ -384,39 +301,11 @@ impl<'a> Fleet<'a> {
         self.touched = touched;
     }
 
-    /// A request that can never fit, and the later turns of its conversation, which are longer.
-    fn refuse(&mut self, id: u32, now: u64) {
-        let (mut id, mut later) = (id, false);
-        self.count(now, -1);
-        while id != NONE {
-            let p = self.store.progress(id);
-            p.refused = true;
-            p.sent = if later { now } else { p.sent };
-            (p.first_token, p.finish) = (now, now);
-            (id, later) = (self.done(id), true);
-        }
-        if self.closed() {
-            self.send_next(now);
-        }
-    }
-
-    /// Reports what became of a request and forgets it; returns the next turn of its conversation.
-    fn done(&mut self, id: u32) -> u32 {
-        let live = self.store.remove(id);
-        let p = live.progress;
-        let outcome = Outcome {
-            sent: Time(p.sent),
-            first_token: Time(p.first_token),
-            finish: Time(p.finish),
-            preemptions: p.preemptions,
-            refused: p.refused,
-            replica: p.replica,
-            slowest: Time(p.slowest),
-        };
-        self.first_sent = self.first_sent.min(p.sent);
-        self.last_finish = self.last_finish.max(p.finish);
-        self.sink.take(live.number, &live.request, &outcome);
-        live.next
+    /// Reports what became of a request.
+    fn report(&mut self, live: &Live) {
+        self.first_sent = self.first_sent.min(live.progress.sent);
+        self.last_finish = self.last_finish.max(live.progress.finish);
+        self.sink.take(live.number, &live.request, &Outcome::of(&live.progress));
     }
 
     fn start(&mut self, index: u32, now: u64) {
@@ -466,36 +355,17 @@ impl<'a> Fleet<'a> {
         let mut finished = std::mem::take(&mut self.finished);
         self.replicas[index as usize].finish(&mut self.store, &mut finished);
         for &id in &finished {
-            self.count(end, -1);
             self.set_load(index, self.loads[index as usize] - 1);
             if let Some(scaler) = &mut self.scaler {
                 scaler.emptied(index, self.loads[index as usize], end);
             }
-            let next = self.done(id);
-            if next != NONE {
-                let think = self.store.request(next).think.0;
-                self.send(next, end + think);
-            } else if self.closed() {
-                self.send_next(end);
-            }
+            let live = self.store.remove(id);
+            self.report(&live);
+            self.clients.answered(&mut self.store, live.next, end);
         }
         finished.clear();
         self.finished = finished;
         self.start(index, end);
-    }
-
-    /// Requests in the system change by `by` at `now`.
-    fn count(&mut self, now: u64, by: i32) {
-        // Open-loop requests are counted when sent, which is one delay before they are seen here.
-        if now >= self.last_change {
-            self.integral += u128::from(self.in_system) * u128::from(now - self.last_change);
-            self.last_change = now;
-            self.in_system = self.in_system.saturating_add_signed(by);
-        } else {
-            self.in_system = self.in_system.saturating_add_signed(by);
-            let late = u128::from(self.last_change - now);
-            self.integral = if by > 0 { self.integral + late } else { self.integral.saturating_sub(late) };
-        }
     }
 
     fn result(mut self) -> ServingRun {
@@ -532,12 +402,12 @@ impl<'a> Fleet<'a> {
             gaps,
             steps,
             busy: busy as f64 * 1e-12,
-            request_seconds: self.integral as f64 * 1e-12,
+            request_seconds: self.clients.request_seconds(),
             computed_prompt_tokens: computed,
             cached_prompt_tokens: cached,
             generated_tokens: generated,
             peak_cache,
-            backlog: self.backlog,
+            backlog: self.clients.backlog(),
             start: Time(self.first_sent.min(self.last_finish)),
             end: Time(self.last_finish),
             samples: self.samples,

@@ -12,10 +12,11 @@ mod controller;
 #[cfg(test)]
 mod tests;
 
+use super::clients::{Clients, delay};
 use super::fleet::{cache_shape, limits};
 use super::options::FleetOptions;
 use super::replica::{Limits, Replica};
-use super::store::Store;
+use super::store::{Live, Store};
 use super::{Extra, Outcome, ServingError, ServingRun};
 use controller::Border;
 pub use controller::Controller;
@@ -109,7 +110,8 @@ pub fn simulate_partitioned(input: &PartitionInput<'_>) -> Result<PartitionRun, 
     if input.traffic.requests.iter().any(|r| r.turn > 0) {
         return Err(PartitionError::Conversations);
     }
-    let mut engine = Engine::new(input);
+    let mut requests = input.traffic.requests.iter().copied();
+    let mut engine = Engine::new(input, &mut requests);
     engine.run();
     Ok(engine.result())
 }
@@ -126,7 +128,7 @@ enum Event {
 
 struct Engine<'a> {
     input: &'a PartitionInput<'a>,
-    requests: &'a [Request],
+    clients: Clients<'a>,
     store: Store,
     outcomes: Vec<Outcome>,
     waiting: VecDeque<u32>,
@@ -139,13 +141,6 @@ struct Engine<'a> {
     /// A window has ended and waits for the running step.
     due: bool,
     events: BinaryHeap<Reverse<(u64, Event)>>,
-    next: usize,
-    sent: VecDeque<(u64, u32)>,
-    delay: u64,
-    in_system: u32,
-    integral: u128,
-    last_change: u64,
-    backlog: u32,
     busy: u64,
     steps: u64,
     computed: u64,
@@ -154,14 +149,15 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn new(input: &'a PartitionInput<'a>) -> Self {
+    fn new(input: &'a PartitionInput<'a>, requests: &'a mut dyn Iterator<Item = Request>) -> Self {
         let options = FleetOptions { coalesce: input.coalesce, ..FleetOptions::default() };
         let fed = Limits { fed: true, ..limits(input.cost, input.engine, &options) };
         let shape = cache_shape(input.cost, input.engine);
+        let mut store = Store::default();
         let mut engine = Self {
             input,
-            requests: &input.traffic.requests,
-            store: Store::default(),
+            clients: Clients::new(requests, input.traffic.clients, delay(input.cost), &mut store),
+            store,
             outcomes: Outcome::none(input.traffic.requests.len()),
             waiting: VecDeque::new(),
             batch: None,
@@ -170,58 +166,21 @@ impl<'a> Engine<'a> {
             border: Border::new(input.partition.prompts, input.partition.controller),
             due: false,
             events: BinaryHeap::new(),
-            next: 0,
-            sent: VecDeque::new(),
-            delay: (input.cost.parameters().ttft_ms * 1e9) as u64,
-            in_system: 0,
-            integral: 0,
-            last_change: 0,
-            backlog: 0,
             busy: 0,
             steps: 0,
             computed: 0,
             first_tokens: 0,
             finished: Vec::new(),
         };
-        for _ in 0..input.traffic.clients.unwrap_or(0) {
-            engine.send(0);
-        }
         if let Some(window) = engine.border.window() {
             engine.events.push(Reverse((window, Event::Window)));
         }
         engine
     }
 
-    fn closed(&self) -> bool {
-        self.input.traffic.clients.is_some()
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        let request = *self.requests.get(self.next)?;
-        let id = self.store.insert(request, self.next as u64);
-        self.next += 1;
-        Some(id)
-    }
-
-    /// A client of a closed loop sends the next request, if any is left.
-    fn send(&mut self, now: u64) {
-        if let Some(id) = self.take() {
-            let at = now.max(self.store.request(id).arrival.0);
-            self.store.progress(id).sent = at;
-            self.sent.push_back((at + self.delay, id));
-        }
-    }
-
-    fn arrival(&self) -> Option<u64> {
-        if self.closed() {
-            return self.sent.front().map(|(at, _)| *at);
-        }
-        self.requests.get(self.next).map(|r| r.arrival.0 + self.delay)
-    }
-
     fn run(&mut self) {
         loop {
-            let arrival = self.arrival();
+            let arrival = self.clients.arrival();
             let event = self.events.peek().map(|Reverse((at, _))| *at);
             match (arrival, event) {
                 (None, None) => break,
@@ -239,55 +198,28 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn count(&mut self, now: u64, by: i32) {
-        self.integral += u128::from(self.in_system) * u128::from(now.saturating_sub(self.last_change));
-        self.last_change = self.last_change.max(now);
-        self.in_system = self.in_system.saturating_add_signed(by);
-    }
-
     fn arrive(&mut self, now: u64) {
-        let id = if self.closed() {
-            self.sent.pop_front().map(|(_, id)| id)
-        } else {
-            let id = self.take();
-            if let Some(id) = id {
-                self.store.progress(id).sent = self.store.request(id).arrival.0;
-            }
-            id
-        };
-        let Some(id) = id else { return };
-        self.count(now, 1);
-        self.integral += u128::from(now - self.store.live(id).progress.sent);
-        if self.next >= self.requests.len() && self.backlog == 0 {
-            self.backlog = self.in_system;
-        }
+        let Some(id) = self.clients.arrive(&mut self.store, now) else { return };
+        self.clients.note_backlog();
         if !self.answers.fits(self.store.request(id)) {
-            let progress = self.store.progress(id);
-            progress.refused = true;
-            (progress.first_token, progress.finish) = (now, now);
-            self.done(id, now);
+            for (_, live) in self.clients.refuse(&mut self.store, id, now) {
+                self.keep(&live);
+            }
             return;
         }
         self.waiting.push_back(id);
         self.start_prompts(now);
     }
 
+    /// Keeps what became of a request.
+    fn keep(&mut self, live: &Live) {
+        self.outcomes[live.number as usize] = Outcome::of(&live.progress);
+    }
+
     fn done(&mut self, id: u32, now: u64) {
-        self.count(now, -1);
         let live = self.store.remove(id);
-        let p = live.progress;
-        self.outcomes[live.number as usize] = Outcome {
-            sent: Time(p.sent),
-            first_token: Time(p.first_token),
-            finish: Time(p.finish),
-            preemptions: 0,
-            refused: p.refused,
-            replica: 0,
-            slowest: Time(p.slowest),
-        };
-        if self.closed() {
-            self.send(now);
-        }
+        self.keep(&live);
+        self.clients.answered(&mut self.store, live.next, now);
     }
 
     /// The share of each process; what both ask of the memory is cut to its rate while both run.
@@ -412,7 +344,7 @@ impl<'a> Engine<'a> {
     fn move_border(&mut self, now: u64) {
         self.due = false;
         self.border.move_on(now, (self.answers.sums.busy, self.answers.sums.steps), self.waiting.len());
-        let open = self.in_system > 0 || self.arrival().is_some();
+        let open = self.clients.in_system() > 0 || !self.clients.none_left();
         if let (true, Some(window)) = (open, self.border.window()) {
             self.events.push(Reverse((now + window, Event::Window)));
         }
@@ -433,12 +365,12 @@ impl<'a> Engine<'a> {
             gaps: sums.gaps.clone(),
             steps: self.steps + sums.steps,
             busy: (self.busy + sums.busy) as f64 * 1e-12,
-            request_seconds: self.integral as f64 * 1e-12,
+            request_seconds: self.clients.request_seconds(),
             computed_prompt_tokens: self.computed,
             cached_prompt_tokens: 0,
             generated_tokens: self.first_tokens + sums.generated,
             peak_cache: sums.peak_cache,
-            backlog: self.backlog,
+            backlog: self.clients.backlog(),
             start: self.outcomes.iter().map(|o| o.sent).min().unwrap_or_default(),
             end,
             outcomes: self.outcomes,

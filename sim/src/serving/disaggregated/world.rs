@@ -2,13 +2,13 @@
 
 use super::prefill::PrefillInstance;
 use super::{DisaggregatedInput, DisaggregatedRun};
+use crate::serving::clients::{Clients, delay};
 use crate::serving::fleet::{cache_shape, limits};
 use crate::serving::options::FleetOptions;
 use crate::serving::replica::{Limits, Replica};
-use crate::serving::store::{NONE, Store};
+use crate::serving::store::{Live, Store};
 use crate::serving::transfer::{Placement, Route, Site, TransferMode};
 use crate::serving::{Extra, Histogram, Outcome, ServingRun};
-use psim_hardware::Time;
 use psim_models::serving::{KvTransfer, Request};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -25,7 +25,7 @@ enum Event {
 
 pub(super) struct World<'a> {
     input: &'a DisaggregatedInput<'a>,
-    requests: &'a [Request],
+    clients: Clients<'a>,
     transfer: KvTransfer,
     sites: (Vec<Site>, Vec<Site>),
     store: Store,
@@ -42,15 +42,6 @@ pub(super) struct World<'a> {
     /// When the links of senders and receivers are free, by instance or by node.
     send_free: Vec<u64>,
     receive_free: Vec<u64>,
-    next: usize,
-    /// Sent by clients of a loop or of a conversation and not arrived yet: (arrival, sequence, request).
-    sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
-    sequence: u64,
-    delay: u64,
-    in_system: u32,
-    integral: u128,
-    last_change: u64,
-    backlog: u32,
     out: Sums,
     finished: Vec<u32>,
 }
@@ -67,6 +58,7 @@ struct Sums {
 impl<'a> World<'a> {
     pub(super) fn new(
         input: &'a DisaggregatedInput<'a>,
+        requests: &'a mut dyn Iterator<Item = Request>,
         transfer: KvTransfer,
         sites: (Vec<Site>, Vec<Site>),
     ) -> Self {
@@ -77,11 +69,12 @@ impl<'a> World<'a> {
         let prefill =
             || PrefillInstance::new(input.prefill.cost, input.prefill.engine, input.prefill.context_parallel);
         let links = (input.cluster.nodes() + input.prefill.instances + input.decode.instances) as usize;
-        let mut world = Self {
-            requests: &input.traffic.requests,
+        let mut store = Store::default();
+        Self {
+            clients: Clients::new(requests, input.traffic.clients, delay(input.prefill.cost), &mut store),
             transfer,
             sites,
-            store: Store::default(),
+            store,
             outcomes: Outcome::none(input.traffic.requests.len()),
             granted: Vec::new(),
             prefills: (0..input.prefill.instances).map(|_| prefill()).collect(),
@@ -93,82 +86,19 @@ impl<'a> World<'a> {
             held: VecDeque::new(),
             send_free: vec![0; links],
             receive_free: vec![0; links],
-            next: 0,
-            sent: BinaryHeap::new(),
-            sequence: 0,
-            delay: (input.prefill.cost.parameters().ttft_ms * 1e9) as u64,
-            in_system: 0,
-            integral: 0,
-            last_change: 0,
-            backlog: 0,
             out: Sums::default(),
             finished: Vec::new(),
             input,
-        };
-        for _ in 0..input.traffic.clients.unwrap_or(0) {
-            world.send_next(0);
-        }
-        world
-    }
-
-    fn closed(&self) -> bool {
-        self.input.traffic.clients.is_some()
-    }
-
-    /// Takes the next request of the traffic with the later turns of its conversation.
-    fn take(&mut self) -> Option<u32> {
-        let request = *self.requests.get(self.next)?;
-        let first = self.store.insert(request, self.next as u64);
-        self.next += 1;
-        let mut last = first;
-        while let Some(turn) = self.requests.get(self.next)
-            && request.session > 0
-            && turn.turn > 0
-            && turn.session == request.session
-        {
-            let id = self.store.insert(*turn, self.next as u64);
-            self.next += 1;
-            self.store.live_mut(last).next = id;
-            last = id;
-        }
-        Some(first)
-    }
-
-    /// A request leaves its client at `at`.
-    fn send(&mut self, id: u32, at: u64) {
-        self.store.progress(id).sent = at;
-        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
-        self.sequence += 1;
-    }
-
-    /// A client of a closed loop sends the next request, if any is left.
-    fn send_next(&mut self, now: u64) {
-        if let Some(id) = self.take() {
-            let earliest = self.store.request(id).arrival.0;
-            self.send(id, now.max(earliest));
-        }
-    }
-
-    /// When the next request arrives, and whether a client of a loop or a conversation has sent it.
-    fn arrival(&self) -> Option<(u64, bool)> {
-        let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
-        if self.closed() {
-            return sent;
-        }
-        let open = self.requests.get(self.next).map(|r| (r.arrival.0 + self.delay, false));
-        match (sent, open) {
-            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
-            (a, b) => a.or(b),
         }
     }
 
     pub(super) fn run(&mut self) {
         loop {
-            let arrival = self.arrival();
+            let arrival = self.clients.arrival();
             let event = self.events.peek().map(|Reverse((at, _))| *at);
             match (arrival, event) {
                 (None, None) => break,
-                (Some((at, sent)), event) if event.is_none_or(|next| at <= next) => self.arrive(at, sent),
+                (Some(at), event) if event.is_none_or(|next| at <= next) => self.arrive(at),
                 _ => {
                     if let Some(Reverse((at, event))) = self.events.pop() {
                         self.handle(at, event);
@@ -178,32 +108,14 @@ impl<'a> World<'a> {
         }
     }
 
-    fn count(&mut self, now: u64, by: i32) {
-        self.integral += u128::from(self.in_system) * u128::from(now.saturating_sub(self.last_change));
-        self.last_change = self.last_change.max(now);
-        self.in_system = self.in_system.saturating_add_signed(by);
-    }
-
-    fn arrive(&mut self, now: u64, sent: bool) {
-        let id = if sent {
-            self.sent.pop().map(|Reverse((.., id))| id)
-        } else {
-            let id = self.take();
-            if let Some(id) = id {
-                self.store.progress(id).sent = self.store.request(id).arrival.0;
-            }
-            id
-        };
-        let Some(id) = id else { return };
-        self.count(now, 1);
-        // The time before the engine saw it counts too.
-        self.integral += u128::from(now - self.store.live(id).progress.sent);
-        if self.next >= self.requests.len() && self.backlog == 0 {
-            self.backlog = self.in_system;
-        }
+    fn arrive(&mut self, now: u64) {
+        let Some(id) = self.clients.arrive(&mut self.store, now) else { return };
+        self.clients.note_backlog();
         let request = *self.store.request(id);
         if !self.prefills[0].fits(self.input.prefill.cost, &request) || !self.decodes[0].fits(&request) {
-            self.refuse(id, now);
+            for (id, live) in self.clients.refuse(&mut self.store, id, now) {
+                self.keep(id, &live);
+            }
             return;
         }
         // Join the shortest queue; ties go to the first.
@@ -220,50 +132,18 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A request that can never fit, and the later turns of its conversation, which are longer.
-    fn refuse(&mut self, id: u32, now: u64) {
-        self.count(now, -1);
-        let (mut id, mut later) = (id, false);
-        while id != NONE {
-            let p = self.store.progress(id);
-            p.refused = true;
-            p.sent = if later { now } else { p.sent };
-            (p.first_token, p.finish) = (now, now);
-            (id, later) = (self.forget(id), true);
-        }
-        if self.closed() {
-            self.send_next(now);
-        }
-    }
-
-    /// Keeps what became of a request; the next turn of its conversation.
-    fn forget(&mut self, id: u32) -> u32 {
-        let live = self.store.remove(id);
+    /// Keeps what became of a request.
+    fn keep(&mut self, id: u32, live: &Live) {
         if let Some(slot) = self.granted.get_mut(id as usize) {
             *slot = None;
         }
-        let p = live.progress;
-        self.outcomes[live.number as usize] = Outcome {
-            sent: Time(p.sent),
-            first_token: Time(p.first_token),
-            finish: Time(p.finish),
-            preemptions: 0,
-            refused: p.refused,
-            replica: p.replica,
-            slowest: Time(p.slowest),
-        };
-        live.next
+        self.outcomes[live.number as usize] = Outcome::of(&live.progress);
     }
 
     fn done(&mut self, id: u32, now: u64) {
-        self.count(now, -1);
-        let next = self.forget(id);
-        if next != NONE {
-            let think = self.store.request(next).think.0;
-            self.send(next, now + think);
-        } else if self.closed() {
-            self.send_next(now);
-        }
+        let live = self.store.remove(id);
+        self.keep(id, &live);
+        self.clients.answered(&mut self.store, live.next, now);
     }
 
     fn handle(&mut self, now: u64, event: Event) {
@@ -452,12 +332,12 @@ impl<'a> World<'a> {
                 gaps,
                 steps,
                 busy: prefill_busy + decode_busy,
-                request_seconds: self.integral as f64 * 1e-12,
+                request_seconds: self.clients.request_seconds(),
                 computed_prompt_tokens: self.out.computed,
                 cached_prompt_tokens: 0,
                 generated_tokens: generated,
                 peak_cache,
-                backlog: self.backlog,
+                backlog: self.clients.backlog(),
                 start: self.outcomes.iter().map(|o| o.sent).min().unwrap_or_default(),
                 end,
                 outcomes: self.outcomes,

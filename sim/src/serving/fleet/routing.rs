@@ -19,7 +19,7 @@ impl Fleet<'_> {
         if let Some(scaler) = &mut self.scaler {
             let (loads, by_load) = (&self.loads, &mut self.by_load);
             let (groups, group_of) = (self.groups, &self.group_of);
-            scaler.look(now, self.in_system, loads, |replica, takes| {
+            scaler.look(now, self.clients.in_system(), loads, |replica, takes| {
                 let slowness = groups[group_of[replica as usize] as usize].slowness();
                 let entry = (u64::from(loads[replica as usize]) * slowness, replica);
                 if takes {
@@ -95,7 +95,7 @@ impl Fleet<'_> {
         let group = u64::from(request.prefix_group);
         let home = self.homes.get(&key).or_else(|| self.homes.get(&group)).copied();
         let home = home.filter(|_| shares);
-        let total: u64 = u64::from(self.in_system);
+        let total: u64 = u64::from(self.clients.in_system());
         let all = self.replicas.len() as u64;
         let crowded = |r: u32| u64::from(self.loads[r as usize]) * all > 2 * total + 8;
         let open = |r: &u32| self.takes(*r) && !crowded(*r) && self.fits(*r, request);

@@ -1,0 +1,219 @@
+//! Who sends requests and when: an open stream, the clients of a closed loop, the later turns of conversations; and how
+//! many requests are in the system meanwhile.
+
+use super::store::{Live, NONE, Store};
+use psim_cost_models::serving::StepCost;
+use psim_models::serving::Request;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::iter::Peekable;
+
+/// From a client to its engine and back to the first token, outside the engine's steps, in picoseconds.
+pub(super) fn delay(cost: &StepCost) -> u64 {
+    (cost.parameters().ttft_ms * 1e9) as u64
+}
+
+/// Requests in the system over time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Population {
+    now: u32,
+    /// Requests times picoseconds.
+    integral: u128,
+    last_change: u64,
+}
+
+impl Population {
+    /// Changes by one at `at`, which may lie before the last change: requests are seen one delay after they were sent.
+    fn change(&mut self, at: u64, by: i32) {
+        if at >= self.last_change {
+            self.integral += u128::from(self.now) * u128::from(at - self.last_change);
+            self.last_change = at;
+        } else {
+            let late = u128::from(self.last_change - at);
+            self.integral = if by > 0 { self.integral + late } else { self.integral.saturating_sub(late) };
+        }
+        self.now = self.now.saturating_add_signed(by);
+    }
+}
+
+/// The clients of a run.
+pub(super) struct Clients<'a> {
+    source: Peekable<&'a mut dyn Iterator<Item = Request>>,
+    /// Each client waits for its answer before it sends again.
+    closed: bool,
+    /// Place in the traffic of the next request that is taken.
+    next: u64,
+    /// Sent by clients of a closed loop or of a conversation and not arrived yet: (arrival, sequence, request).
+    sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    sequence: u64,
+    /// From the client to the engine, picoseconds.
+    delay: u64,
+    population: Population,
+    backlog: u32,
+}
+
+impl<'a> Clients<'a> {
+    /// `clients` of a closed loop send their first request at once; without a number the stream is open.
+    pub(super) fn new(
+        source: &'a mut dyn Iterator<Item = Request>,
+        clients: Option<u32>,
+        delay: u64,
+        store: &mut Store,
+    ) -> Self {
+        let mut made = Self {
+            source: source.peekable(),
+            closed: clients.is_some(),
+            next: 0,
+            sent: BinaryHeap::new(),
+            sequence: 0,
+            delay,
+            population: Population::default(),
+            backlog: 0,
+        };
+        for _ in 0..clients.unwrap_or(0) {
+            made.send_next(store, 0);
+        }
+        made
+    }
+
+    /// Takes the next request from the source, with the later turns of its conversation.
+    fn take(&mut self, store: &mut Store) -> Option<u32> {
+        let request = self.source.next()?;
+        let first = store.insert(request, self.next);
+        self.next += 1;
+        let mut last = first;
+        while request.session > 0
+            && let Some(turn) = self.source.next_if(|r| r.turn > 0 && r.session == request.session)
+        {
+            let id = store.insert(turn, self.next);
+            self.next += 1;
+            store.live_mut(last).next = id;
+            last = id;
+        }
+        Some(first)
+    }
+
+    /// A request leaves its client at `at`.
+    fn send(&mut self, store: &mut Store, id: u32, at: u64) {
+        store.progress(id).sent = at;
+        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
+        self.sequence += 1;
+    }
+
+    /// A client of a closed loop sends the next request, if any is left.
+    fn send_next(&mut self, store: &mut Store, now: u64) {
+        if let Some(id) = self.take(store) {
+            let earliest = store.request(id).arrival.0;
+            self.send(store, id, now.max(earliest));
+        }
+    }
+
+    /// When the next request arrives, and whether a client of a loop or a conversation has sent it.
+    fn next(&mut self) -> Option<(u64, bool)> {
+        let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
+        if self.closed {
+            return sent;
+        }
+        let open = self.source.peek().map(|r| (r.arrival.0 + self.delay, false));
+        match (sent, open) {
+            (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// When the next request arrives at an engine.
+    pub(super) fn arrival(&mut self) -> Option<u64> {
+        self.next().map(|(at, _)| at)
+    }
+
+    /// The next request that arrives at `now`.
+    pub(super) fn arrive(&mut self, store: &mut Store, now: u64) -> Option<u32> {
+        let (_, sent) = self.next().filter(|(at, _)| *at == now)?;
+        let id = if sent {
+            self.sent.pop().map(|Reverse((.., id))| id)?
+        } else {
+            let id = self.take(store)?;
+            store.progress(id).sent = store.request(id).arrival.0;
+            id
+        };
+        self.population.change(store.live(id).progress.sent, 1);
+        Some(id)
+    }
+
+    /// Notes how many requests are in the system once the last of the traffic has come.
+    pub(super) fn note_backlog(&mut self) {
+        if self.backlog == 0 && self.source.peek().is_none() {
+            self.backlog = self.population.now;
+        }
+    }
+
+    /// A request whose conversation goes on with `next` has its answer: the client sends its next turn, or, in a closed
+    /// loop, another request.
+    pub(super) fn answered(&mut self, store: &mut Store, next: u32, now: u64) {
+        self.population.change(now, -1);
+        if next != NONE {
+            let think = store.request(next).think.0;
+            self.send(store, next, now + think);
+        } else if self.closed {
+            self.send_next(store, now);
+        }
+    }
+
+    /// A request that can never fit, and the later turns of its conversation, which are longer. What was known of each,
+    /// by its number in the store.
+    pub(super) fn refuse(&mut self, store: &mut Store, first: u32, now: u64) -> Vec<(u32, Live)> {
+        let mut refused = Vec::new();
+        let mut id = first;
+        while id != NONE {
+            let progress = store.progress(id);
+            progress.refused = true;
+            progress.sent = if id == first { progress.sent } else { now };
+            (progress.first_token, progress.finish) = (now, now);
+            let live = store.remove(id);
+            refused.push((id, live));
+            id = live.next;
+        }
+        self.answered(store, NONE, now);
+        refused
+    }
+
+    /// Nobody has sent anything and nobody will of their own accord.
+    pub(super) fn none_left(&mut self) -> bool {
+        self.next().is_none()
+    }
+
+    /// Requests in the system now.
+    pub(super) fn in_system(&self) -> u32 {
+        self.population.now
+    }
+
+    /// Requests in the system when the last of the traffic had come.
+    pub(super) fn backlog(&self) -> u32 {
+        self.backlog
+    }
+
+    /// Requests in the system summed over time.
+    pub(super) fn request_seconds(&self) -> f64 {
+        self.population.integral as f64 * 1e-12
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_it_was_seen_counts_from_then() {
+        let mut p = Population::default();
+        p.change(10, 1);
+        p.change(30, 1);
+        // Sent at 20, seen only now.
+        p.change(20, 1);
+        assert_eq!((p.now, p.integral), (3, 20 + 10));
+        p.change(40, -1);
+        assert_eq!((p.now, p.integral), (2, 30 + 3 * 10));
+        // Left at 35, seen only now.
+        p.change(35, -1);
+        assert_eq!((p.now, p.integral), (1, 60 - 5));
+    }
+}
