@@ -291,14 +291,14 @@ pub(crate) fn run(
 fn option_json(s: &ServingSize) -> serde_json::Value {
     json!({
         "other": s.other.as_ref().map(|o| json!({
-            "deployment": render::layout_json(&o.layout), "accelerators": o.accelerators, "usd_per_hour": o.usd_per_hour,
+            "deployment": render::json::layout(&o.layout), "accelerators": o.accelerators, "usd_per_hour": o.usd_per_hour,
             "rate_rps_per_replica": o.rate_per_unit, "spare_replicas": o.spare_replicas, "kilowatts": o.kilowatts,
         })),
         "accelerator": s.accelerator,
         "accelerators": s.accelerators,
         "needed": s.needed,
         "spare_replicas": s.spare_replicas,
-        "deployment": render::layout_json(&s.layout),
+        "deployment": render::json::layout(&s.layout),
         "token_budget": s.token_budget,
         "accelerators_per_replica": s.unit_accelerators,
         "rate_rps_per_replica": s.rate_per_unit,
@@ -309,7 +309,7 @@ fn option_json(s: &ServingSize) -> serde_json::Value {
         "kilowatts": s.kilowatts,
         "energy_j_per_output_token": s.joule_per_token,
         "measured": s.measured,
-        "replica_at_its_highest_rate": render::report_json(&s.report),
+        "replica_at_its_highest_rate": render::json::report(&s.report),
     })
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn run(a: Side<'_>, b: Side<'_>, host: &mut Host<'_>) -> Result<(), F
     let (x, y) = (first.run(0)?, second.run(0)?);
     if a.1.json {
         let side =
-            |case: &Case, found: &ServingDetail| render::simulation_json(&case.job, &case.served, found);
+            |case: &Case, found: &ServingDetail| render::json::simulation(&case.job, &case.served, found);
         let rows: Vec<_> = figures(&first, &x)
             .into_iter()
             .zip(figures(&second, &y))

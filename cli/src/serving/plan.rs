@@ -130,17 +130,17 @@ pub(crate) fn run(
         }
     }
     if arguments.common.json {
-        let plans: Vec<_> = report.plans.iter().map(|p| render::plan_json(p, rate)).collect();
+        let plans: Vec<_> = report.plans.iter().map(|p| render::json::plan(p, rate)).collect();
         let rejected: Vec<_> =
             report.rejected.iter().map(|(layout, why)| json!({ "layout": layout, "why": why })).collect();
         host.json(&json!({
             "schema": 1,
             "kind": "serving",
-            "question": render::question_json(&job),
+            "question": render::json::question(&job),
             "objective": objective.name(),
             "plans": plans,
-            "best_at_the_workloads_rate": own.as_ref().map(|d| render::report_json(&d.report)),
-            "split": split.as_ref().map(|s| s.plans.iter().map(render::split_json).collect::<Vec<_>>()),
+            "best_at_the_workloads_rate": own.as_ref().map(|d| render::json::report(&d.report)),
+            "split": split.as_ref().map(|s| s.plans.iter().map(render::json::split).collect::<Vec<_>>()),
             "rejected": rejected,
             "searched": report.searched,
         }))?;

@@ -116,7 +116,7 @@ pub(crate) fn run(
         host.say(format_args!("wrote {}", path.display()));
     }
     if common.json {
-        return host.json(&render::simulation_json(job, &case.served, &found));
+        return host.json(&render::json::simulation(job, &case.served, &found));
     }
     host.print(render::header(job))?;
     host.print(render::deployment_line(&found, &case.served))?;
@@ -165,15 +165,15 @@ pub(crate) fn explain(
         let sides: Vec<_> = layouts
             .iter()
             .map(|(name, d, steps)| {
-                json!({ "role": name, "deployment": render::deployment_json(d), "steps": steps })
+                json!({ "role": name, "deployment": render::json::deployment(d), "steps": steps })
             })
             .collect();
         let first = layouts.first();
         return host.json(&json!({
             "schema": 1,
             "kind": "serving",
-            "question": render::question_json(&job),
-            "deployment": first.map(|(_, d, _)| render::deployment_json(d)),
+            "question": render::json::question(&job),
+            "deployment": first.map(|(_, d, _)| render::json::deployment(d)),
             "steps": first.map(|(.., steps)| steps),
             "roles": sides,
         }));
@@ -199,7 +199,7 @@ fn explain_device(
         .map_err(|e| file.at("device", e.to_string(), "another device, or another layout"))?;
     if common.json {
         return host.json(&json!({
-            "schema": 1, "kind": "serving-device", "model": job.model.name, "deployment": render::deployment_json(layout),
+            "schema": 1, "kind": "serving-device", "model": job.model.name, "deployment": render::json::deployment(layout),
             "workload": job.workload.name, "steps": found,
         }));
     }
