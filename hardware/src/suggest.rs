@@ -7,21 +7,25 @@ type Nearness = (usize, Reverse<usize>, usize);
 
 /// The candidate with the smallest edit distance to `name`, if it is near enough to be a slip of the fingers.
 pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    nearest(name, candidates).first().copied()
+}
+
+/// The candidates that are near enough to `name` to be meant by it, nearest first; equally near ones as they came.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let typed: Vec<char> = name.to_lowercase().chars().take(64).collect();
     let limit = (typed.len() / 3).max(2);
-    let mut best: Option<(Nearness, &str)> = None;
-    for candidate in candidates {
+    let rank = |candidate: &'a str| -> Option<(Nearness, &'a str)> {
         let lower: Vec<char> = candidate.to_lowercase().chars().collect();
         // A name left unfinished is likelier than any slip; among equals a longer common beginning, then similar length.
-        let unfinished = !typed.is_empty() && lower.starts_with(&typed);
+        let unfinished = lower.starts_with(&typed);
         let distance = if unfinished { 0 } else { edit_distance(&typed, &lower) };
         let common = typed.iter().zip(&lower).take_while(|(a, b)| a == b).count();
         let rank = (distance, Reverse(common), lower.len().abs_diff(typed.len()));
-        if distance <= limit && best.is_none_or(|(r, _)| rank < r) {
-            best = Some((rank, candidate));
-        }
-    }
-    best.map(|(_, candidate)| candidate)
+        (!typed.is_empty() && distance <= limit).then_some((rank, candidate))
+    };
+    let mut ranked: Vec<(Nearness, &str)> = candidates.into_iter().filter_map(rank).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment).
@@ -54,6 +58,7 @@ mod tests {
         assert_eq!(closest("gb200-nlv72x8", known), Some("gb200-nvl72x8"));
         assert_eq!(closest("tpp", ["vpp", "tp"]), Some("tp"));
         assert_eq!(closest("cerebras", known), None);
-        assert_eq!(closest("", ["abc"]), None);
+        assert_eq!(closest("", ["abc", "a"]), None);
+        assert_eq!(nearest("h00", ["h200", "h100", "a100"]), ["h200", "h100", "a100"]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use psim_hardware::suggest::nearest;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -93,26 +94,14 @@ impl Catalogue {
         self.index.get(key).and_then(|at| self.presets.get(*at))
     }
 
-    /// Names of up to three presets whose keys are few edits away or contain the question.
+    /// Names of up to three presets that the question may mean: it is their beginning, a part of them or few edits away.
     pub(super) fn nearest(&self, wanted: &str) -> Vec<String> {
-        let wanted: String = wanted.chars().take(64).collect();
-        if wanted.is_empty() {
-            return Vec::new();
-        }
-        let mut scored: Vec<(usize, usize)> = Vec::new();
-        for (key, at) in &self.index {
-            let edits = distance(key, &wanted);
-            if key.contains(&wanted) || edits <= 1 + wanted.len() / 4 {
-                scored.push((edits, *at));
-            }
-        }
-        scored.sort_unstable();
+        let slips = nearest(wanted, self.index.keys().map(String::as_str));
+        let parts =
+            self.index.keys().map(String::as_str).filter(|key| wanted.len() > 1 && key.contains(wanted));
         let mut names: Vec<String> = Vec::new();
-        for (_, at) in scored {
-            if let Some(preset) = self.presets.get(at)
-                && !names.contains(&preset.name)
-                && names.len() < 3
-            {
+        for preset in slips.into_iter().chain(parts).filter_map(|key| self.get(key)) {
+            if !names.contains(&preset.name) && names.len() < 3 {
                 names.push(preset.name.clone());
             }
         }
@@ -139,25 +128,9 @@ pub(super) fn key(name: &str) -> String {
     plain.chars().filter(|c| *c != '-').collect()
 }
 
-/// Edit distance (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{distance, key};
+    use super::key;
 
     #[test]
     fn spellings_of_one_model_share_a_key() {
@@ -172,9 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn distance_counts_edits() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("same", "same"), 0);
+    fn names_left_unfinished_are_found() {
+        let catalogue = super::catalogue().unwrap();
+        assert_eq!(catalogue.nearest(&key("qwen3-235b"))[0], "qwen3-235b-a22b");
+        assert!(catalogue.nearest(&key("scout"))[0].contains("scout"));
+        assert!(catalogue.nearest("").is_empty() && catalogue.nearest("zzzzzzzzzzzz").is_empty());
     }
 }
