@@ -41,6 +41,12 @@ pub struct Summary {
     pub law: String,
 }
 
+/// Rounds to `digits` decimals.
+pub fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
 /// The value below which `share` of the sorted copy lies; 0 for nothing.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     if values.is_empty() {

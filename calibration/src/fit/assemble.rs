@@ -4,7 +4,7 @@ use super::attention::{self, shape};
 use super::collectives;
 use super::gemm::{self, importance};
 use super::memory;
-use super::{Summary, grouped, median, quantile};
+use super::{Summary, grouped, median, quantile, round};
 use crate::tables::datasheet::{Datasheet, datasheets};
 use crate::tables::kernels::{AttentionRow, ElementwiseRow, GemmRow, MoeRow, PeakRow};
 use crate::tables::network::{CollectiveRow, PointRow};
@@ -274,12 +274,6 @@ pub struct Assembled {
     pub summaries: Vec<Summary>,
     /// Remarks.
     pub notes: Vec<String>,
-}
-
-/// Rounds to `digits` decimals.
-pub fn round(value: f64, digits: i32) -> f64 {
-    let scale = 10f64.powi(digits);
-    (value * scale).round() / scale
 }
 
 /// Fits everything that one accelerator has rows for.

@@ -1,10 +1,9 @@
 //! Fused attention: forward, backward and decode tables per kernel generation.
 
-use super::Summary;
-use super::assemble::round;
 use super::law::{Errors, Fitted, Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
+use super::{Summary, round};
 use crate::tables::kernels::AttentionRow;
 use psim_cost_models::attention::{AttentionShape, QUERY_TILE, law_seconds};
 use psim_cost_models::gemm::Rates;
@@ -170,24 +169,7 @@ pub fn fit(
         _ => text,
     };
     let summary =
-        summary(machine, format!("attention {kernel:?} {pass:?} {dtype}").to_lowercase(), &errors, text);
+        errors.summary(machine, format!("attention {kernel:?} {pass:?} {dtype}").to_lowercase(), text);
     let fit = FitQuality { points: samples.len() as u32, sigma: errors.sigma() };
     (AttentionTable { kernel, pass, dtype, law, residual, fit }, summary)
-}
-
-/// A summary from errors.
-pub fn summary(machine: &str, table: String, errors: &Errors, law: String) -> Summary {
-    use super::{median, quantile};
-    Summary {
-        machine: machine.to_owned(),
-        table,
-        points: errors.inside.len(),
-        median: median(&errors.inside),
-        p90: quantile(&errors.inside, 0.9),
-        held_median: median(&errors.held),
-        held_p90: quantile(&errors.held, 0.9),
-        core_median: median(&errors.core),
-        core_p90: quantile(&errors.core, 0.9),
-        law,
-    }
 }

@@ -3,7 +3,7 @@
 use super::law::{Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
-use super::{Summary, attention::summary, median};
+use super::{Summary, median};
 use crate::tables::network::{CollectiveRow, PointRow};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::collective::CollectiveModel;
@@ -145,7 +145,7 @@ pub fn fit(
         }
     }
     for value in [&mut out.ring, &mut out.tree, &mut out.all_to_all, &mut out.send_recv] {
-        *value = super::assemble::round(*value, 3);
+        *value = super::round(*value, 3);
     }
     let text = format!(
         "ring {:.2}, tree {:.2}, all-to-all {:.2}, stream {:.2}, base {:.0} us, step {:.1} us, fill {:.0} us per rank (half at {:.1} MB), loss per doubling {:.3}",
@@ -159,7 +159,7 @@ pub fn fit(
         out.half_bytes / 1e6,
         out.scale_loss
     );
-    let summary = summary("fabric", kind.to_owned(), &errors, text);
+    let summary = errors.summary("fabric", kind.to_owned(), text);
     Some((out, summary))
 }
 

@@ -1,11 +1,10 @@
 //! Dense matrix products: the law by Nelder-Mead, the residual as a smooth surface, the cast of dynamic
 //! quantisation separated where the measured kernel includes it.
 
-use super::assemble::round;
 use super::law::bounded;
 use super::minimise::{Bounded, nelder_mead};
 use super::surface::{self, Residual, Smoothing};
-use super::{Summary, held_out, median, quantile, sigma};
+use super::{Summary, held_out, median, quantile, round, sigma};
 use psim_cost_models::gemm::{Rates, law_seconds};
 use psim_hardware::profile::accelerator::{FitQuality, GemmLaw, GemmTable};
 use psim_hardware::{DType, Scaling};

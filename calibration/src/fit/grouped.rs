@@ -1,11 +1,9 @@
 //! Grouped products of the experts: a few measured shapes per machine, so a law without residual.
 
-use super::Summary;
-use super::assemble::round;
-use super::attention::summary;
 use super::law::{Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
+use super::{Summary, round};
 use crate::tables::kernels::MoeRow;
 use psim_cost_models::gemm::Rates;
 use psim_cost_models::grouped::{GroupedShape, law_seconds};
@@ -119,7 +117,7 @@ pub fn fit(
         "compute {:.3}, memory {:.3}, prologue {:.0}, small tile {:.2}, {:.2} us per group, input gradient {:.2}, weight gradient {:.2}",
         law.compute, law.memory, law.prologue, law.small_tile, p[2], p[3], p[4]
     );
-    let summary = summary(machine, format!("grouped {dtype} {scaling:?}").to_lowercase(), &errors, text);
+    let summary = errors.summary(machine, format!("grouped {dtype} {scaling:?}").to_lowercase(), text);
     let table = GroupedGemmTable {
         dtype,
         scaling,

@@ -2,7 +2,7 @@
 
 use super::minimise::{Bounded, nelder_mead};
 use super::surface::{self, Residual, Smoothing};
-use super::{held_out, median, quantile};
+use super::{Summary, held_out, median, quantile};
 use psim_hardware::profile::accelerator::ResidualGrid;
 
 /// One measured call of a kernel.
@@ -58,6 +58,24 @@ pub struct Errors {
     pub held: Vec<f64>,
     /// Of held-out shapes in the core region.
     pub core: Vec<f64>,
+}
+
+impl Errors {
+    /// The errors of one table in a few figures.
+    pub fn summary(&self, machine: &str, table: String, law: String) -> Summary {
+        Summary {
+            machine: machine.to_owned(),
+            table,
+            points: self.inside.len(),
+            median: median(&self.inside),
+            p90: quantile(&self.inside, 0.9),
+            held_median: median(&self.held),
+            held_p90: quantile(&self.held, 0.9),
+            core_median: median(&self.core),
+            core_p90: quantile(&self.core, 0.9),
+            law,
+        }
+    }
 }
 
 impl Errors {

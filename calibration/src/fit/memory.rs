@@ -1,7 +1,6 @@
 //! Memory-bound operators: launch, share of the bandwidth and ramp per class.
 
 use super::Summary;
-use super::attention::summary;
 use super::law::{Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
@@ -73,5 +72,5 @@ pub fn fit(machine: &str, class: &str, bandwidth: f64, samples: &[Sample]) -> (M
         working_sets: None,
         fit: FitQuality { points: samples.len() as u32, sigma: errors.sigma() },
     };
-    (table, summary(machine, format!("memory {class}"), &errors, text))
+    (table, errors.summary(machine, format!("memory {class}"), text))
 }

@@ -1,6 +1,7 @@
 //! Fills the tables that a machine has no rows for from its nearest measured relative, scaled by what both have.
 
-use super::assemble::{Assembled, grouped_like, round, set_sustained};
+use super::assemble::{Assembled, grouped_like, set_sustained};
+use super::round;
 use psim_hardware::DType;
 use psim_hardware::profile::accelerator::{
     AcceleratorProfile, AttentionPass, AttentionTable, FitQuality, MemoryTable,

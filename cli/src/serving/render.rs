@@ -197,7 +197,7 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, objective: Ob
         table.row(cells.into_iter().zip(all).filter(|(_, n)| keep(n)).map(|(c, _)| c));
     }
     let legend = "reps: replicas; budget: most tokens of a step; req/s: most requests a second within every promise, all replicas; tok/s generated tokens at that rate; \
-                  TTFT and TPOT in ms at that rate; none: a promise breaks even for a single request; P: no other plan has \
+                  TTFT and TPOT in ms at that rate; none: a promise breaks even for a single request; P: no other plan, split or not, has \
                   both more tok/s/GPU and more tok/s/user";
     let joules =
         if energy { "; J/tok: joules for a generated token, hosts and facility included" } else { "" };
