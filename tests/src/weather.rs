@@ -31,26 +31,28 @@ impl Weather {
         }
     }
 
-    /// Share of the processors that other programs have used since then.
-    pub fn others(&self) -> f64 {
-        let now = Self::now();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
-        let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
-        (now.all - self.all - (now.own - self.own)) / whole
-    }
-
-    /// Prints what has happened since then.
-    pub fn print(&self) {
+    /// Shares of the processors since then: this process, other programs, other guests of the same host.
+    fn shares(&self) -> [f64; 3] {
         let now = Self::now();
         // A jiffy is a hundredth of a second on every Linux that says so to programs.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get()) as f64;
         let whole = 100.0 * cores * self.at.elapsed().as_secs_f64();
+        let own = now.own - self.own;
+        [own, now.all - self.all - own, now.stolen - self.stolen].map(|jiffies| jiffies / whole)
+    }
+
+    /// Share of the processors that this process has not had since then: other programs, other guests of the host.
+    pub fn others(&self) -> f64 {
+        let [_, programs, guests] = self.shares();
+        programs + guests
+    }
+
+    /// Prints what has happened since then.
+    pub fn print(&self) {
+        let [own, programs, guests] = self.shares().map(|share| share * 1e2);
+        let faults = (Self::now().faults - self.faults) / self.at.elapsed().as_secs_f64();
         println!(
-            "meanwhile: this test used {:.0} % of the processors, other programs {:.0} %, stolen {:.1} %; {:.0} page faults a second",
-            (now.own - self.own) / whole * 1e2,
-            (now.all - self.all - (now.own - self.own)) / whole * 1e2,
-            (now.stolen - self.stolen) / whole * 1e2,
-            (now.faults - self.faults) / self.at.elapsed().as_secs_f64(),
+            "meanwhile: this test used {own:.0} % of the processors, other programs {programs:.0} %, stolen {guests:.1} %; {faults:.0} page faults a second"
         );
     }
 }

@@ -11,6 +11,7 @@ use psim_executor::{Job, RankRecord, Settings};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::plan::{Recompute, Schedule, Sharding};
 use psim_models::{Model, Plan};
+use psim_tests::weather::Weather;
 use std::sync::Arc;
 
 fn wide_llama() -> Model {
@@ -45,6 +46,7 @@ fn a_shard_equals_its_rank_in_the_whole_run() {
     let settings = Settings { steps: 6, ..Settings::default() };
     for plan in plans() {
         let job = Job::new(&model, &plan, &workload).unwrap();
+        let weather = Weather::now();
         let whole = job.run_threads(&settings, |_| Ok(CpuDevice::new())).unwrap();
         // As many shards at once as there were ranks, so that the cores are as busy.
         let shards: Vec<RankRecord> = std::thread::scope(|scope| {
@@ -78,7 +80,7 @@ fn a_shard_equals_its_rank_in_the_whole_run() {
             together * 1e3,
             spread * 1e2
         );
-        if spread < 0.05 && whole.ranks.len() <= 2 {
+        if spread < 0.05 && weather.others() < 0.05 && whole.ranks.len() <= 2 {
             assert!((ratio - 1.0).abs() < 0.2, "ratio {ratio}");
         } else {
             println!("    times inconclusive: noisy machine, or more ranks than cores");

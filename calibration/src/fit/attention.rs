@@ -1,6 +1,6 @@
 //! Fused attention: forward, backward and decode tables per kernel generation.
 
-use super::law::{Errors, Fitted, Measured, Problem};
+use super::law::{Fitted, Measured, Problem};
 use super::minimise::Bounded;
 use super::surface::Smoothing;
 use super::{Summary, round};
