@@ -9,6 +9,7 @@ mod elementwise;
 mod loss;
 mod math;
 mod matmul;
+mod memory;
 mod micro;
 mod norm;
 mod operators;
@@ -106,21 +107,28 @@ fn unsupported(operator: &str) -> DeviceError {
 }
 
 /// One rank on the CPU.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct CpuDevice {
     ledger: Arc<Ledger>,
     poison: bool,
 }
 
+impl Default for CpuDevice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl CpuDevice {
-    /// A device with its own memory count.
+    /// A device with its own memory count. From the first one on the process keeps the memory that it frees.
     pub fn new() -> Self {
-        Self::default()
+        memory::keep();
+        Self { ledger: Arc::default(), poison: false }
     }
 
     /// A device that fills every new buffer with NaN, so that a forgotten write is noticed.
     pub fn poisoning() -> Self {
-        Self { poison: true, ..Self::default() }
+        Self { poison: true, ..Self::new() }
     }
 
     fn wrap(&self, data: Data) -> CpuBuffer {
