@@ -3,7 +3,7 @@
 //! Query and key tiles of 64 tokens; the score tile lives in the cache, its two products run through the same GEMM
 //! as everything else. Tiles that the causal mask empties are skipped.
 
-use super::math::{axpy, dot, exp};
+use super::math::{axpy, dot, exp, vectorised};
 use super::matmul::{View, product};
 use crate::device::{Attention, PagedAttention};
 
@@ -49,7 +49,7 @@ pub(super) fn forward(shape: &Attention, q: &[f32], k: &[f32], v: &[f32], out: &
                         false,
                         (&mut scores, View::new(0, TILE, false)),
                     );
-                    pulp::Arch::new().dispatch(
+                    vectorised(
                         #[inline(always)]
                         || {
                             for i in 0..rows {
@@ -166,7 +166,7 @@ pub(super) fn backward(
                         false,
                         (&mut slopes, tile),
                     );
-                    pulp::Arch::new().dispatch(
+                    vectorised(
                         #[inline(always)]
                         || {
                             for i in 0..rows {
@@ -238,7 +238,7 @@ pub(super) fn paged(
         };
         for head in 0..shape.heads {
             let at = (sequence * shape.heads + head) * dim;
-            pulp::Arch::new().dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     let q = &q[at..at + dim];

@@ -1,18 +1,18 @@
 //! Element-wise operators: sums, biases, activations, rotary embedding, Adam.
 
-use super::math::{sigmoid, tanh};
+use super::math::{sigmoid, tanh, vectorised};
 use crate::device::{Activation, Adam, Rope, Strided};
 use std::cell::RefCell;
 
 pub(super) fn add(source: &[f32], target: &mut [f32]) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || target.iter_mut().zip(source).for_each(|(t, s)| *t += s),
     );
 }
 
 pub(super) fn scale(factor: f32, buffer: &mut [f32]) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || buffer.iter_mut().for_each(|x| *x *= factor),
     );
@@ -22,7 +22,7 @@ pub(super) fn bias_forward(width: usize, bias: &[f32], x: &mut [f32]) {
     if width == 0 {
         return;
     }
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for row in x.chunks_exact_mut(width) {
@@ -36,7 +36,7 @@ pub(super) fn bias_backward(width: usize, dy: &[f32], dbias: &mut [f32]) {
     if width == 0 {
         return;
     }
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for row in dy.chunks_exact(width) {
@@ -50,7 +50,7 @@ pub(super) fn bias_backward(width: usize, dy: &[f32], dbias: &mut [f32]) {
 const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 
 pub(super) fn activation_forward(kind: Activation, rows: usize, width: usize, x: &[f32], y: &mut [f32]) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || match kind {
             Activation::Gelu => {
@@ -79,7 +79,7 @@ pub(super) fn activation_backward(
     dy: &[f32],
     dx: &mut [f32],
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || match kind {
             Activation::Gelu => {
@@ -167,7 +167,7 @@ pub(super) fn rope(
         let turns = &kept[index];
         let sign = if shape.inverse { -1.0_f32 } else { 1.0 };
         let mut far = Vec::new();
-        pulp::Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (token, &position) in positions[..shape.tokens].iter().enumerate() {
@@ -201,10 +201,10 @@ pub(super) fn adam(settings: &Adam, gradient: &[f32], m: &mut [f32], v: &mut [f3
     let first = 1.0 - f64::from(settings.beta1).powi(settings.step as i32);
     let second = 1.0 - f64::from(settings.beta2).powi(settings.step as i32);
     let (first, second) = ((1.0 / first) as f32, (1.0 / second) as f32);
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
-            for (((p, m), v), &g) in parameters.iter_mut().zip(m).zip(v).zip(gradient) {
+            for (((p, m), v), &g) in parameters.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(gradient) {
                 *m = settings.beta1 * *m + (1.0 - settings.beta1) * g;
                 *v = settings.beta2 * *v + (1.0 - settings.beta2) * g * g;
                 let update = (*m * first) / ((*v * second).sqrt() + settings.epsilon);

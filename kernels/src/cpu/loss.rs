@@ -1,10 +1,10 @@
 //! Softmax cross-entropy over a slice of the vocabulary.
 
-use super::math::{LANES, exp, sum};
+use super::math::{LANES, exp, sum, vectorised};
 use crate::device::CrossEntropy;
 
 pub(super) fn stats(shape: &CrossEntropy, logits: &[f32], targets: &[u32], stats: &mut [f32]) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for row in 0..shape.rows {
@@ -22,7 +22,7 @@ pub(super) fn stats(shape: &CrossEntropy, logits: &[f32], targets: &[u32], stats
                 }
                 let target = (targets[row] as usize).wrapping_sub(shape.first);
                 stats[3 * row] = top;
-                stats[3 * row + 1] = sum(x.len(), |i| exp(x[i] - top));
+                stats[3 * row + 1] = sum([x], |[x]| exp(x - top));
                 stats[3 * row + 2] = x.get(target).copied().unwrap_or(0.0);
             }
         },
@@ -42,7 +42,7 @@ pub(super) fn backward(
     stats: &[f32],
     logits: &mut [f32],
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for row in 0..shape.rows {

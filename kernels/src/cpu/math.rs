@@ -1,5 +1,24 @@
 //! Vectorisable scalar functions and reductions.
 
+/// Runs a loop compiled for what the processor has (AVX-512, AVX2 or the baseline).
+///
+/// The body is called as a [`FnMut`]: one that could run again reaches a [`FnOnce`] only through an adapter, which compilers
+/// leave out of line where the body is long, and then compile for the baseline.
+#[inline(always)]
+pub(super) fn vectorised(body: impl FnMut()) {
+    pulp::Arch::new().dispatch(Body(body));
+}
+
+struct Body<F>(F);
+
+impl<F: FnMut()> pulp::NullaryFnOnce for Body<F> {
+    type Output = ();
+    #[inline(always)]
+    fn call(mut self) {
+        (self.0)();
+    }
+}
+
 /// Lanes of the reductions: two AVX-512 registers, four AVX2 ones.
 pub(super) const LANES: usize = 16;
 
@@ -37,19 +56,20 @@ pub(super) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// Sum of `f(i)` for `i < len`, in lanes.
+/// Sum of `f` over equally long slices, in lanes. Whole chunks have a length that is known, so the loop over them vectorises.
 #[inline(always)]
-pub(super) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(super) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
-    let whole = len / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
+    let parts = slices.map(|s| s.as_chunks::<LANES>());
+    let whole = parts.iter().map(|p| p.0.len()).min().unwrap_or(0);
+    for chunk in 0..whole {
+        let chunks = parts.map(|p| &p.0[chunk]);
         for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(i + lane);
+            *total += f(chunks.map(|c| c[lane]));
         }
-        i += LANES;
     }
-    let mut total: f32 = (whole..len).map(&f).sum();
+    let rest = parts.iter().map(|p| p.1.len()).min().unwrap_or(0);
+    let mut total: f32 = (0..rest).map(|i| f(parts.map(|p| p.1[i]))).sum();
     for lane in lanes {
         total += lane;
     }

@@ -1,7 +1,7 @@
 //! Matrix products through the `gemm` crate.
 #![expect(unsafe_code, reason = "the gemm crate takes raw pointers")]
 
-use super::math::dot;
+use super::math::{dot, vectorised};
 use crate::device::Gemm;
 
 /// A matrix inside a slice: strides in elements along columns and rows.
@@ -84,7 +84,7 @@ const FEW_ROWS: usize = 16;
 fn scalar_products(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
     let [a_from, b_from, c_from] = shape.offset;
     let [a_stride, b_stride, c_stride] = shape.stride;
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for column in 0..shape.n {

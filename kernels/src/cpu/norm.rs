@@ -1,6 +1,6 @@
 //! RMS and layer normalisation, forward and backward, one pass per row.
 
-use super::math::sum;
+use super::math::{sum, vectorised};
 use crate::device::Norm;
 
 pub(super) fn forward(
@@ -11,7 +11,7 @@ pub(super) fn forward(
     y: &mut [f32],
     stats: &mut [f32],
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let width = shape.width;
@@ -19,8 +19,8 @@ pub(super) fn forward(
             for row in 0..shape.rows {
                 let x = &x[row * width..][..width];
                 let y = &mut y[row * width..][..width];
-                let mean = if shape.rms { 0.0 } else { sum(width, |i| x[i]) / width as f32 };
-                let variance = sum(width, |i| (x[i] - mean) * (x[i] - mean)) / width as f32;
+                let mean = if shape.rms { 0.0 } else { sum([x], |[x]| x) / width as f32 };
+                let variance = sum([x], |[x]| (x - mean) * (x - mean)) / width as f32;
                 let scale = 1.0 / (variance + shape.epsilon).sqrt();
                 stats[2 * row] = mean;
                 stats[2 * row + 1] = scale;
@@ -47,7 +47,7 @@ pub(super) fn backward(
     dweight: &mut [f32],
     mut dbias: Option<&mut [f32]>,
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let width = shape.width;
@@ -57,8 +57,8 @@ pub(super) fn backward(
                 let dy = &dy[row * width..][..width];
                 let dx = &mut dx[row * width..][..width];
                 let (mean, scale) = (stats[2 * row], stats[2 * row + 1]);
-                let along = sum(width, |i| dy[i] * weight[i] * (x[i] - mean)) * scale / width as f32;
-                let average = if shape.rms { 0.0 } else { sum(width, |i| dy[i] * weight[i]) / width as f32 };
+                let along = sum([x, dy, weight], |[x, dy, w]| dy * w * (x - mean)) * scale / width as f32;
+                let average = if shape.rms { 0.0 } else { sum([dy, weight], |[dy, w]| dy * w) / width as f32 };
                 for i in 0..width {
                     let normal = (x[i] - mean) * scale;
                     dx[i] = scale * (dy[i] * weight[i] - average - normal * along);

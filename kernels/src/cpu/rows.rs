@@ -1,6 +1,6 @@
 //! Operators that move whole rows: embedding, expert permutation.
 
-use super::math::{axpy, dot};
+use super::math::{axpy, dot, vectorised};
 
 pub(super) fn embedding_forward(
     width: usize,
@@ -50,7 +50,7 @@ pub(super) fn scatter_add(
     source: &[f32],
     target: &mut [f32],
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for (i, &row) in rows.iter().enumerate() {
@@ -70,7 +70,7 @@ pub(super) fn scatter_add_backward(
     dsource: &mut [f32],
     dweights: &mut [f32],
 ) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for (i, &row) in rows.iter().enumerate() {
