@@ -52,6 +52,8 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
                 residual: None,
                 input_gradient: 1.0,
                 weight_gradient: 1.05,
+                input_gradient_residual: None,
+                weight_gradient_residual: None,
                 sustained: 1.0,
                 fit: GUESS,
             })

@@ -98,8 +98,8 @@ pub fn law_seconds(law: &GemmLaw, rates: Rates, m: f64, n: f64, k: f64, batch: f
 pub struct GemmModel {
     law: GemmLaw,
     residual: Residual,
-    input_gradient: f64,
-    weight_gradient: f64,
+    input_gradient: (f64, Residual),
+    weight_gradient: (f64, Residual),
     sustained: f64,
     /// Held-out error of the table.
     pub sigma: f64,
@@ -111,8 +111,8 @@ impl GemmModel {
         Self {
             law: table.law,
             residual: Residual::new(table.residual.as_ref()),
-            input_gradient: table.input_gradient,
-            weight_gradient: table.weight_gradient,
+            input_gradient: (table.input_gradient, Residual::new(table.input_gradient_residual.as_ref())),
+            weight_gradient: (table.weight_gradient, Residual::new(table.weight_gradient_residual.as_ref())),
             sustained: table.sustained,
             sigma: table.fit.sigma,
         }
@@ -154,10 +154,13 @@ impl GemmModel {
         // A fused accumulation reads the fp32 gradient as well as writing it.
         let again = if role == GemmRole::WeightGradient { 4.0 * m * n * batch } else { 0.0 };
         let base = law_seconds(&self.law, rates, m, n, k, batch, bytes + again);
+        let ratio = |(constant, residual): &(f64, Residual)| {
+            if residual.is_empty() { *constant } else { constant * residual.at(shape).exp() }
+        };
         let factor = match role {
             GemmRole::Forward => 1.0,
-            GemmRole::InputGradient => self.input_gradient,
-            GemmRole::WeightGradient => self.weight_gradient,
+            GemmRole::InputGradient => ratio(&self.input_gradient),
+            GemmRole::WeightGradient => ratio(&self.weight_gradient),
         };
         (base * self.residual.at(shape).exp() * factor, self.residual.covers(shape))
     }

@@ -271,6 +271,8 @@ pub fn fit(
         residual: Some(surface::to_grid(&values, &axes)),
         input_gradient: 1.0,
         weight_gradient: 1.0,
+        input_gradient_residual: None,
+        weight_gradient_residual: None,
         sustained: 1.0,
         fit: FitQuality { points: samples.len() as u32, sigma: (spread * 1000.0).round() / 1000.0 },
     };

@@ -109,6 +109,12 @@ pub struct GemmTable {
     /// Time of the weight-gradient layout (accumulated in fp32) relative to the forward layout.
     #[serde(default = "one")]
     pub weight_gradient: f64,
+    /// What is left of [`GemmTable::input_gradient`] over (m, n, k): packing a transposed matrix costs few rows more than many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_gradient_residual: Option<ResidualGrid>,
+    /// What is left of [`GemmTable::weight_gradient`], likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_gradient_residual: Option<ResidualGrid>,
     /// Rate under sustained power over burst rate.
     #[serde(default = "one")]
     pub sustained: f64,
