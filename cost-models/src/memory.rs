@@ -4,7 +4,7 @@ use psim_hardware::profile::accelerator::MemoryTable;
 use psim_models::operator::MemoryClass;
 
 /// Number of memory classes.
-pub(crate) const CLASSES: usize = 11;
+pub(crate) const CLASSES: usize = 12;
 
 /// Every class with the name that profiles use.
 pub const CLASS_NAMES: [(MemoryClass, &str); CLASSES] = [
@@ -19,6 +19,7 @@ pub const CLASS_NAMES: [(MemoryClass, &str); CLASSES] = [
     (MemoryClass::Quantize, "quantize"),
     (MemoryClass::Permute, "permute"),
     (MemoryClass::Scan, "scan"),
+    (MemoryClass::Gelu, "gelu"),
 ];
 
 /// Bandwidth law of one class.

@@ -396,8 +396,10 @@ fn attention_tables(
 }
 
 fn memory_laws(profile: &AcceleratorProfile, fallback: &AcceleratorProfile) -> [MemoryLaw; CLASSES] {
-    let of =
-        |p: &AcceleratorProfile, name: &str| p.memory.iter().find(|t| t.class == name).map(MemoryLaw::new);
+    let of = |p: &AcceleratorProfile, name: &str| {
+        let own = |name: &str| p.memory.iter().find(|t| t.class == name).map(MemoryLaw::new);
+        own(name).or_else(|| if name == "gelu" { own("activation") } else { None })
+    };
     CLASS_NAMES.map(|(_, name)| {
         of(profile, name)
             .or_else(|| if profile.memory.is_empty() { of(fallback, name) } else { None })

@@ -64,7 +64,7 @@ pub enum GemmRole {
 pub enum MemoryClass {
     /// RMS or layer normalisation.
     Norm,
-    /// GeLU, SwiGLU, bias.
+    /// SwiGLU and other gates, bias.
     Activation,
     /// Residual addition, dropout, scaling, plain copies.
     Elementwise,
@@ -84,6 +84,9 @@ pub enum MemoryClass {
     Permute,
     /// State-space or linear-attention scan.
     Scan,
+    /// GeLU without a gate: fewer bytes per function value than SwiGLU, which tells where the arithmetic is not hidden (a
+    /// processor's core). Profiles without a table of its own price it as [`MemoryClass::Activation`].
+    Gelu,
 }
 
 /// Kind and shape of an operator.

@@ -12,6 +12,11 @@ pub(super) fn activation_traffic(gated: bool) -> (f64, f64) {
     if gated { (3.0, 5.0) } else { (2.0, 3.0) }
 }
 
+/// Class of an activation function.
+pub(super) fn activation_class(gated: bool) -> MemoryClass {
+    if gated { MemoryClass::Activation } else { MemoryClass::Gelu }
+}
+
 /// Up projection, activation, down projection. `parallel`: tensor-parallel with its collectives.
 pub(super) fn dense(
     b: &mut Builder<'_>,
@@ -39,7 +44,7 @@ pub(super) fn dense(
         if b.shape.fusion.activation { (1.0, 1) } else { (2.2, if gated { 3 } else { 4 }) };
     b.memory(
         act,
-        MemoryClass::Activation,
+        activation_class(gated),
         (forward * elements * factor, kernels),
         (backward * elements * factor, kernels),
     );

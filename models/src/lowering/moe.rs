@@ -74,7 +74,7 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     };
     b.memory(
         "expert-activation",
-        MemoryClass::Activation,
+        ffn::activation_class(m.gated),
         (forward * activations * factor, kernels),
         (backward * activations * factor, kernels),
     );
