@@ -286,21 +286,36 @@ fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: 
     let expected =
         |[m, n, k]: [f64; 3]| law_seconds(&law, rates, m, n, k, 1.0, gemm_bytes(dtype.size(), [m, n, k]));
     let scatter = Scatter { points: samples.iter().map(|&(s, t)| (s, (t / expected(s)).ln())).collect() };
-    let ratio = |role: Role| {
-        let ratios: Vec<f64> = gemm_samples(records, role)
+    // Against the forward layout as the cost model prices it: a weight gradient also reads and writes its sum.
+    let against = |role: Role, s: [f64; 3]| {
+        let again = if role == Role::WeightGradient { 8.0 * s[0] * s[1] } else { 0.0 };
+        let bytes = gemm_bytes(dtype.size(), s) + again;
+        law_seconds(&law, rates, s[0], s[1], s[2], 1.0, bytes) * scatter.at(s, None).exp()
+    };
+    let layout = |role: Role| {
+        let ratios: Vec<([f64; 3], f64)> = gemm_samples(records, role)
             .into_iter()
             .filter(|(s, _)| s[0] > FEW_ROWS as f64)
-            .map(|(s, t)| t / (expected(s) * scatter.at(s, None).exp()))
+            .map(|(s, t)| (s, t / against(role, s)))
             .collect();
-        if ratios.is_empty() { 1.0 } else { round(median(&ratios)) }
+        if ratios.is_empty() {
+            return (1.0, None);
+        }
+        let constant = round(median(&ratios.iter().map(|r| r.1).collect::<Vec<_>>()));
+        let points = ratios.into_iter().map(|(s, ratio)| (s, (ratio / constant).ln())).collect();
+        (constant, Scatter { points }.grid())
     };
+    let (input_gradient, input_gradient_residual) = layout(Role::InputGradient);
+    let (weight_gradient, weight_gradient_residual) = layout(Role::WeightGradient);
     GemmTable {
         dtype,
         scaling: Scaling::None,
         law,
         residual: scatter.grid(),
-        input_gradient: ratio(Role::InputGradient),
-        weight_gradient: ratio(Role::WeightGradient),
+        input_gradient,
+        weight_gradient,
+        input_gradient_residual,
+        weight_gradient_residual,
         sustained: 1.0,
         fit: scatter.quality(),
     }

@@ -247,6 +247,8 @@ pub fn memory_traffic(class: &str, element: f64) -> Option<(f64, u32)> {
         "norm" => (5.0 * element, 2),
         // SwiGLU per output element: forward 2 + 1, backward 2 + 1 + 2.
         "activation" => (8.0 * element, 2),
+        // GeLU: forward 1 + 1, backward 1 + 1 + 1.
+        "gelu" => (5.0 * element, 2),
         "elementwise" => (3.0 * element, 1),
         // Read, write; a plain copy likewise.
         "rope" | "default" => (2.0 * element, 1),
@@ -378,30 +380,38 @@ fn gemm<D: Device>(
     role: Role,
     allowance: f64,
 ) -> Result<Vec<f64>, MeasureError> {
-    let size = setup.dtype.size();
-    let bytes = (size * (m * k + n * k + m * n) as f64) as u64;
+    let dtype = setup.dtype;
+    let size = dtype.size();
     let [m, n, k] = [m, n, k].map(|x| x as usize);
-    // The operator's m, n, k are the product's own: rows of C, columns of C, reduction.
     let (shape, out) = match role {
-        Role::Forward => (Gemm::new(m, n, k), setup.dtype),
-        Role::InputGradient => (Gemm::new(m, n, k).transposed_b(), setup.dtype),
-        Role::WeightGradient => (Gemm::new(m, n, k).transposed_a().accumulating(), DType::Fp32),
+        Role::Forward => (Gemm::new(m, n, k), dtype),
+        Role::InputGradient => (Gemm::new(m, n, k).transposed_b(), dtype),
+        // The operator's m are output features, and weights are stored as inputs × outputs.
+        Role::WeightGradient => (Gemm::new(n, m, k).transposed_a().accumulating(), DType::Fp32),
     };
-    // Few rows read each weight once, and the weights of a model come from beyond the nearest caches.
-    let count = if m <= STREAMING_ROWS && setup.dtype == DType::Fp32 {
-        STREAM.div_ceil(bytes.max(1)).clamp(1, 64) as usize
+    let lens = [shape.m * shape.k, shape.n * shape.k, shape.m * shape.n];
+    // Which of A, B, C come from afar while a model runs. On a processor, whose caches hold what the operator before has
+    // written: the weights; for their gradient the input that the forward pass has kept, and the sum.
+    let far = match (dtype == DType::Fp32, role) {
+        (false, _) => [true; 3],
+        (true, Role::WeightGradient) => [true, false, true],
+        (true, _) => [false, true, false],
+    };
+    let bytes: f64 = lens.iter().zip(far).filter(|(_, far)| *far).map(|(&len, _)| size * len as f64).sum();
+    let count = if dtype == DType::Fp32 {
+        let enough = if m <= STREAMING_ROWS { STREAM } else { ROTATE };
+        enough.div_ceil((bytes as u64).max(1)).clamp(1, 64) as usize
     } else {
-        setup.sets(bytes)
+        setup.sets(bytes as u64)
     };
-    let mut sets = Vec::new();
-    for _ in 0..count {
-        let (a, b) = (setup.input(setup.dtype, m * k)?, setup.input(setup.dtype, n * k)?);
-        sets.push((a, b, setup.input(out, m * n)?));
-    }
-    let count = sets.len();
-    repeat(setup.device, allowance, |i| {
-        let (a, b, c) = &mut sets[i % count];
-        setup.device.gemm(&shape, a, b, c)
+    let mut fill = |which: usize, dtype: DType| -> Result<Vec<D::Buffer>, MeasureError> {
+        (0..if far[which] { count } else { 1 }).map(|_| setup.input(dtype, lens[which])).collect()
+    };
+    let (a, b, mut c) = (fill(0, dtype)?, fill(1, dtype)?, fill(2, out)?);
+    let device = setup.device;
+    repeat(device, allowance, |i| {
+        let last = c.len();
+        device.gemm(&shape, &a[i % a.len()], &b[i % b.len()], &mut c[i % last])
     })
 }
 
@@ -481,6 +491,10 @@ fn memory<D: Device>(
         "activation" => repeat(device, allowance, |_| {
             device.activation_forward(Activation::SwiGlu, rows, width, &x, &mut y)?;
             device.activation_backward(Activation::SwiGlu, rows, width, &x, &y, &mut z)
+        }),
+        "gelu" => repeat(device, allowance, |_| {
+            device.activation_forward(Activation::Gelu, rows, width, &x, &mut y)?;
+            device.activation_backward(Activation::Gelu, rows, width, &x, &y, &mut z)
         }),
         "elementwise" => {
             let (a, mut b) = (setup.input(dtype, len)?, setup.input(dtype, len)?);

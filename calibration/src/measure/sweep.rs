@@ -9,8 +9,8 @@ use psim_kernels::Device;
 
 /// Tables of a sweep, with their share of the time.
 const TABLES: [(&str, f64); 7] = [
-    ("gemm", 0.32),
-    ("gemm-roles", 0.05),
+    ("gemm", 0.27),
+    ("gemm-roles", 0.1),
     ("attention", 0.2),
     ("decode", 0.08),
     ("memory", 0.15),
@@ -117,7 +117,7 @@ pub struct Sweep {
 fn coordinates(point: &Point) -> [f64; 3] {
     let log = |x: u64| (x.max(1) as f64).log2();
     match point {
-        Point::Gemm { m, n, k, .. } => [log(*m), log(*n), log(*k)],
+        Point::Gemm { m, n, k, role } => [log(*m) + 100.0 * f64::from(*role as u8), log(*n), log(*k)],
         Point::Attention { seq, head_dim, backward, .. } => {
             [log(*seq), log(*head_dim), f64::from(u8::from(*backward)) * 100.0]
         }
@@ -144,9 +144,10 @@ fn class_number(name: &str) -> f64 {
 }
 
 /// Memory-bound classes that are measured.
-pub const CLASSES: [&str; 9] = [
+pub const CLASSES: [&str; 10] = [
     "norm",
     "activation",
+    "gelu",
     "elementwise",
     "rope",
     "cross-entropy",
@@ -237,11 +238,25 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
         }
     }
     for role in [Role::InputGradient, Role::WeightGradient] {
-        let last = |l: &[u64]| l.last().copied().unwrap_or(64);
-        let middle = |l: &[u64]| l.get(l.len() / 2).copied().unwrap_or(64);
-        lists[1].0.push(Point::Gemm { m: middle(ms), n: middle(ns), k: middle(ks), role });
-        lists[1].0.push(Point::Gemm { m: last(ms), n: last(ns), k: middle(ks), role });
-        lists[1].0.push(Point::Gemm { m: middle(ms), n: last(ns), k: last(ks), role });
+        // What a layout costs beside the other depends on the rows most: two numbers of them against small shapes.
+        let at = |l: &[u64], i: usize| l.get(i.min(l.len().saturating_sub(1))).copied().unwrap_or(64);
+        let middle = |l: &[u64]| at(l, l.len() / 2);
+        let low = |l: &[u64]| at(l, (l.len() / 2).saturating_sub(1));
+        let last = |l: &[u64]| at(l, usize::MAX);
+        let mut base = vec![[last(ms), middle(ns), middle(ks)], [middle(ms), last(ns), last(ks)]];
+        for m in [middle(ms), at(ms, ms.len() / 2 + 1)] {
+            base.extend([[m, low(ns), low(ks)], [m, low(ns), middle(ks)], [m, middle(ns), low(ks)]]);
+        }
+        base.sort_unstable();
+        base.dedup();
+        for &m in ms.iter().filter(|&&m| m > FEW_ROWS) {
+            for &n in ns {
+                for &k in ks {
+                    let point = Point::Gemm { m, n, k, role };
+                    if base.contains(&[m, n, k]) { lists[1].0.push(point) } else { lists[1].1.push(point) }
+                }
+            }
+        }
     }
     for &m in ms.iter().filter(|&&m| ms.first() == Some(&1) && m <= FEW_ROWS) {
         let [n, k] = transposed_shape(ns, ks);
