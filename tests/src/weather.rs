@@ -41,10 +41,11 @@ impl Weather {
         [own, now.all - self.all - own, now.stolen - self.stolen].map(|jiffies| jiffies / whole)
     }
 
-    /// Share of the processors that this process has not had since then: other programs, other guests of the host.
+    /// Share of the processors that this process has not had since then: other programs, other guests of the host. All of it
+    /// where the system keeps no such accounts.
     pub fn others(&self) -> f64 {
         let [_, programs, guests] = self.shares();
-        programs + guests
+        if self.all > 0.0 { programs + guests } else { 1.0 }
     }
 
     /// Prints what has happened since then.
