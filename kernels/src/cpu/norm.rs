@@ -58,7 +58,8 @@ pub(super) fn backward(
                 let dx = &mut dx[row * width..][..width];
                 let (mean, scale) = (stats[2 * row], stats[2 * row + 1]);
                 let along = sum([x, dy, weight], |[x, dy, w]| dy * w * (x - mean)) * scale / width as f32;
-                let average = if shape.rms { 0.0 } else { sum([dy, weight], |[dy, w]| dy * w) / width as f32 };
+                let average =
+                    if shape.rms { 0.0 } else { sum([dy, weight], |[dy, w]| dy * w) / width as f32 };
                 for i in 0..width {
                     let normal = (x[i] - mean) * scale;
                     dx[i] = scale * (dy[i] * weight[i] - average - normal * along);
