@@ -122,19 +122,7 @@ impl StepModel<'_> {
         in_full: bool,
     ) -> Result<Events, SimError> {
         let alone = [vec![1.0; plan.pp.max(1) as usize]];
-        let step = Step {
-            plan,
-            passes: self.passes(plan, deep, prepared),
-            units: &deep.units,
-            weights: &deep.weights,
-            prepared,
-            costs,
-            overlap: self.stack.overlap,
-            reduce_class: class_of(&prepared.shape.groups.dp),
-            program,
-            in_full,
-            replicas: &alone,
-        };
+        let step = Step { program, in_full, ..self.step_of(plan, deep, prepared, costs, &alone) };
         simulate(&step, sim).map_err(failed)
     }
 
@@ -148,7 +136,19 @@ impl StepModel<'_> {
         sim: &mut PipelineSim,
         replicas: &[Vec<f64>],
     ) -> Result<Events, SimError> {
-        let step = Step {
+        simulate(&self.step_of(plan, deep, prepared, costs, replicas), sim).map_err(failed)
+    }
+
+    /// The step in the order of its schedule, folded.
+    fn step_of<'d>(
+        &'d self,
+        plan: &'d Plan,
+        deep: &'d Deep,
+        prepared: &'d Prepared<'_>,
+        costs: &'d PipelineCosts,
+        replicas: &'d [Vec<f64>],
+    ) -> Step<'d> {
+        Step {
             plan,
             passes: self.passes(plan, deep, prepared),
             units: &deep.units,
@@ -160,7 +160,6 @@ impl StepModel<'_> {
             program: None,
             in_full: false,
             replicas,
-        };
-        simulate(&step, sim).map_err(failed)
+        }
     }
 }

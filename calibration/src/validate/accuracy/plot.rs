@@ -1,8 +1,78 @@
-//! Plots of the accuracy report as SVG text.
+//! Plots of the accuracy reports as SVG text.
 
 use crate::validate::report::Report;
 use crate::validate::score::percentile;
+use plotters::coord::Shift;
 use plotters::prelude::*;
+
+/// One panel of predicted against measured values, both axes logarithmic, with the diagonal and a band around it.
+#[derive(Debug, Clone, Copy)]
+pub struct Panel<'a> {
+    /// Above the panel.
+    pub caption: &'a str,
+    /// Its size in points.
+    pub caption_size: u32,
+    /// Margin, height of the labels below, width of the labels on the left, in pixels.
+    pub margins: [u32; 3],
+    /// Values below it are not shown.
+    pub smallest: f64,
+    /// Factor of the thin lines beside the diagonal.
+    pub tolerance: f64,
+    /// Radius of a dot in pixels and its opacity.
+    pub dot: (u32, f64),
+}
+
+impl Panel<'_> {
+    /// Draws the dots (measured, predicted) of every source, one colour each; sources without dots keep their colour.
+    ///
+    /// # Errors
+    /// The drawing backend's message.
+    pub fn draw(
+        &self,
+        area: &DrawingArea<SVGBackend<'_>, Shift>,
+        sources: &[(&str, Vec<(f64, f64)>)],
+    ) -> Result<(), String> {
+        let flat = || sources.iter().flat_map(|s| &s.1);
+        let low = flat().map(|p| p.0.min(p.1)).fold(f64::INFINITY, f64::min).clamp(self.smallest, 1e9) * 0.8;
+        let high = flat().map(|p| p.0.max(p.1)).fold(0.0, f64::max).max(low * 10.0) * 1.25;
+        let [margin, below, left] = self.margins;
+        let mut chart = ChartBuilder::on(area)
+            .caption(self.caption, ("sans-serif", self.caption_size))
+            .margin(margin)
+            .x_label_area_size(below)
+            .y_label_area_size(left)
+            .build_cartesian_2d((low..high).log_scale(), (low..high).log_scale())
+            .map_err(|e| e.to_string())?;
+        chart
+            .configure_mesh()
+            .x_desc("measured")
+            .y_desc("predicted")
+            .light_line_style(WHITE)
+            .draw()
+            .map_err(|e| e.to_string())?;
+        let (full, thin) = (BLACK.mix(0.8), BLACK.mix(0.25));
+        for (factor, style) in [(1.0, full), (self.tolerance, thin), (1.0 / self.tolerance, thin)] {
+            chart
+                .draw_series(LineSeries::new([(low, low * factor), (high, high * factor)], &style))
+                .map_err(|e| e.to_string())?;
+        }
+        let (radius, opacity) = self.dot;
+        for (index, (name, own)) in sources.iter().enumerate().filter(|(_, s)| !s.1.is_empty()) {
+            let colour = Palette99::pick(index).to_rgba();
+            chart
+                .draw_series(own.iter().map(|p| Circle::new(*p, radius, colour.mix(opacity).filled())))
+                .map_err(|e| e.to_string())?
+                .label(*name)
+                .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .border_style(BLACK.mix(0.3))
+            .draw()
+            .map_err(|e| e.to_string())
+    }
+}
 
 /// Predicted against measured step-like times of all rows that are not weak, both axes logarithmic.
 ///
@@ -30,42 +100,22 @@ pub fn times(report: &Report) -> Result<String, String> {
     {
         let area = SVGBackend::with_string(&mut text, (900, 620)).into_drawing_area();
         area.fill(&WHITE).map_err(|e| e.to_string())?;
-        let low = scaled.iter().map(|p| p.1.min(p.2)).fold(f64::INFINITY, f64::min).max(1e-4) * 0.8;
-        let high = scaled.iter().map(|p| p.1.max(p.2)).fold(0.0, f64::max).max(low * 10.0) * 1.25;
-        let mut chart = ChartBuilder::on(&area)
-            .caption("Predicted against measured time, relative to the source's median", ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(60)
-            .build_cartesian_2d((low..high).log_scale(), (low..high).log_scale())
-            .map_err(|e| e.to_string())?;
-        chart
-            .configure_mesh()
-            .x_desc("measured")
-            .y_desc("predicted")
-            .light_line_style(WHITE)
-            .draw()
-            .map_err(|e| e.to_string())?;
-        for (factor, style) in [(1.0, BLACK.mix(0.8)), (1.1, BLACK.mix(0.25)), (1.0 / 1.1, BLACK.mix(0.25))] {
-            chart
-                .draw_series(LineSeries::new([(low, low * factor), (high, high * factor)], &style))
-                .map_err(|e| e.to_string())?;
-        }
-        for (index, name) in names.iter().enumerate() {
-            let colour = Palette99::pick(index).to_rgba();
-            let own = scaled.iter().filter(|p| p.0 == index);
-            chart
-                .draw_series(own.map(|p| Circle::new((p.1, p.2), 3, colour.mix(0.7).filled())))
-                .map_err(|e| e.to_string())?
-                .label(name.as_str())
-                .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
-        }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .border_style(BLACK.mix(0.3))
-            .draw()
-            .map_err(|e| e.to_string())?;
+        let panel = Panel {
+            caption: "Predicted against measured time, relative to the source's median",
+            caption_size: 18,
+            margins: [12, 40, 60],
+            smallest: 1e-4,
+            tolerance: 1.1,
+            dot: (3, 0.7),
+        };
+        let sources: Vec<(&str, Vec<(f64, f64)>)> = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| {
+                (name.as_str(), scaled.iter().filter(|p| p.0 == index).map(|p| (p.1, p.2)).collect())
+            })
+            .collect();
+        panel.draw(&area, &sources)?;
         area.present().map_err(|e| e.to_string())?;
     }
     Ok(text)
