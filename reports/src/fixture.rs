@@ -57,6 +57,7 @@ fn prediction(plan: &Plan, seconds: f64) -> StepPrediction {
         breakdown,
         energy_joule: 64.0 * 900.0 * seconds,
         provenance: Provenance::Interpolated,
+        doubts: Vec::new(),
         timeline: None,
         notes: vec!["one remark <with> markup & more".to_owned()],
     }

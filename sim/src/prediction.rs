@@ -160,6 +160,9 @@ pub struct StepPrediction {
     pub energy_joule: f64,
     /// Weakest provenance among the operators that make up 90 % of the time.
     pub provenance: Provenance,
+    /// What the interval is made of: standard deviation of ln(step time) by cause, largest first.
+    #[serde(skip)]
+    pub doubts: Vec<(&'static str, f64)>,
     /// Timeline, if asked for.
     #[serde(skip)]
     pub timeline: Option<Timeline>,

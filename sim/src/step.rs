@@ -16,6 +16,7 @@ mod ends;
 mod energy;
 mod error;
 mod fast;
+pub mod interval;
 mod layer;
 mod mesh;
 mod operators;

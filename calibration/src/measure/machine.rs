@@ -214,6 +214,7 @@ pub fn threads_stack() -> StackProfile {
         dropout: false,
         fp32_logits: true,
         residual_sigma: 0.1,
+        mechanism_spread: 0.0,
         without: Default::default(),
         releases: Vec::new(),
     }

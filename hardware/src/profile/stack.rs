@@ -242,8 +242,12 @@ pub struct StackProfile {
     pub dropout: bool,
     /// Logits are kept and reduced in fp32.
     pub fp32_logits: bool,
-    /// Residual standard deviation of ln(measured / predicted) for the interval.
+    /// Standard deviation of ln(measured / predicted) that no mechanism below explains, for the interval.
     pub residual_sigma: f64,
+    /// How far the cost of a mechanism may be from its prediction, over the documented spread of that mechanism
+    /// (`sim/src/step/interval.rs`): 0 where the stack was measured on the very machine.
+    #[serde(default = "one")]
+    pub mechanism_spread: f64,
     /// Mechanisms taken out, to see what they cost.
     #[serde(default)]
     pub without: Without,

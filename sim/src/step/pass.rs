@@ -24,6 +24,8 @@ pub struct Pass {
     pub flops: f64,
     /// Sum over operators of time² · sigma², for the interval.
     pub variance: f64,
+    /// Time of operators by family (dense products, attention, experts and casts, memory-bound), for the interval.
+    pub families: [f64; 4],
     /// Time of operators that limit by arithmetic, memory and network, for energy.
     pub busy: [f64; 3],
     /// Time spent in operators without a measured table.
@@ -41,6 +43,7 @@ impl Pass {
             floor: self.floor + other.floor * factor,
             flops: self.flops + other.flops * factor,
             variance: self.variance + other.variance * factor * factor,
+            families: std::array::from_fn(|i| self.families[i] + other.families[i] * factor),
             busy: std::array::from_fn(|i| self.busy[i] + other.busy[i] * factor),
             unmeasured: self.unmeasured + other.unmeasured * factor,
         }
@@ -78,6 +81,22 @@ pub(super) fn kernels(kind: &OperatorKind) -> f64 {
         OperatorKind::Memory { kernels, .. } => f64::from(*kernels),
         OperatorKind::Collective { .. } => 1.0,
     }
+}
+
+/// Kernels that a stack gets right or wrong together: dense products, attention cores (fused or not), what only mixtures
+/// of experts run and low-precision casts, other memory-bound operators. Collectives are none of them.
+fn family(kind: &OperatorKind) -> Option<usize> {
+    Some(match kind {
+        // Unfused attention is a batch of products around a softmax.
+        OperatorKind::Attention { .. } => 1,
+        OperatorKind::Gemm { batch, .. } if *batch > 1 => 1,
+        OperatorKind::Memory { class: MemoryClass::Softmax, .. } => 1,
+        OperatorKind::Gemm { .. } => 0,
+        OperatorKind::GroupedGemm { .. } => 2,
+        OperatorKind::Memory { class: MemoryClass::Permute | MemoryClass::Quantize, .. } => 2,
+        OperatorKind::Memory { .. } => 3,
+        OperatorKind::Collective { .. } => return None,
+    })
 }
 
 pub(super) fn is_matrix(kind: &OperatorKind) -> bool {
@@ -131,6 +150,9 @@ pub fn run_pass(
         let time = counted(&op.kind, price.time.0, stack, peak);
         host += launches(&op.kind, &stack.host) * stack.host.launch.0;
         out.variance += time * time * price.sigma * price.sigma;
+        if let Some(family) = family(&op.kind) {
+            out.families[family] += time;
+        }
         if price.provenance <= Provenance::Transferred {
             out.unmeasured += time;
         }

@@ -1,6 +1,7 @@
 //! From times to the prediction that is shown: rates, intervals, memory per stage, energy.
 
 use super::energy::step_energy;
+use super::interval;
 use super::predict::{Prepared, StepModel};
 use super::{Pass, SimError};
 use crate::pipeline::{ChunkMemory, PipelineResult};
@@ -37,9 +38,15 @@ impl StepModel<'_> {
             + breakdown.ep_exposed
             + breakdown.pp_exposed
             + breakdown.dp_exposed;
-        let sigma = (self.stack.residual_sigma.powi(2) + table_variance(mean)).sqrt();
-        // 80 % of a normal distribution lies within 1.2816 standard deviations.
-        let spread = (1.2816 * sigma).exp();
+        let doubts = interval::doubts(
+            self.stack,
+            &prepared.shape.groups,
+            mean,
+            &breakdown,
+            value,
+            self.model.is_moe(),
+        );
+        let spread = interval::half_width(&doubts).exp();
         let mut notes = Vec::new();
         let provenance = if mean.unmeasured > 0.1 * mean.time {
             notes.push(format!(
@@ -70,6 +77,7 @@ impl StepModel<'_> {
             energy_joule: step_energy(self.cluster, &self.cost, mean, value, world),
             breakdown,
             provenance,
+            doubts,
             timeline,
             notes,
         })
@@ -134,13 +142,4 @@ impl StepModel<'_> {
         let all = memory::ledger(self.model, plan, &layout, &shape, self.stack);
         Ok(all.iter().map(memory::StageLedger::total).max().unwrap_or_default())
     }
-}
-
-/// Variance of ln(time) from the tables' own errors: operators of equal kind share one table, so half of the spread
-/// is taken as common.
-fn table_variance(mean: &Pass) -> f64 {
-    if mean.time <= 0.0 {
-        return 0.0;
-    }
-    (mean.variance / (mean.time * mean.time)).min(0.25)
 }

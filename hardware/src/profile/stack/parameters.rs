@@ -50,7 +50,18 @@ pub const PARAMETERS: &[Parameter] = &[
     parameter("memory.context", 0.0, 12e9, "driver context, workspaces and cached blocks, bytes"),
     parameter("memory.per_communicator", 0.0, 2e9, "communication buffers per communicator, bytes"),
     parameter("memory.fragmentation", 0.0, 0.4, "reserved over allocated, for activations"),
-    parameter("residual_sigma", 0.01, 0.6, "spread of ln(measured / predicted), for the interval"),
+    parameter(
+        "residual_sigma",
+        0.01,
+        0.6,
+        "spread of ln(measured / predicted) beside mechanisms, for the interval",
+    ),
+    parameter(
+        "mechanism_spread",
+        0.0,
+        4.0,
+        "spread of the mechanisms over the documented one, for the interval",
+    ),
 ];
 
 const fn parameter(key: &'static str, low: f64, high: f64, what: &'static str) -> Parameter {
@@ -108,6 +119,7 @@ impl StackProfile {
             "memory.per_communicator" => self.memory.per_communicator.as_f64(),
             "memory.fragmentation" => self.memory.fragmentation,
             "residual_sigma" => self.residual_sigma,
+            "mechanism_spread" => self.mechanism_spread,
             _ => return None,
         })
     }
@@ -143,6 +155,7 @@ impl StackProfile {
             "memory.per_communicator" => self.memory.per_communicator = Bytes::from_f64(value),
             "memory.fragmentation" => self.memory.fragmentation = value,
             "residual_sigma" => self.residual_sigma = value,
+            "mechanism_spread" => self.mechanism_spread = value,
             _ => return Err(ParameterError::Unknown(key.to_owned())),
         }
         Ok(())
