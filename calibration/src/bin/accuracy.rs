@@ -3,11 +3,13 @@
 //! `--inspect PREFIX` prints plan, memory and breakdown of the rows whose id starts so;
 //! `accuracy ROWS.jsonl` prints the table; `--rows [SOURCE]` the rows, worst first; `--json` the full report;
 //! `--write DIR` writes `DIR/accuracy.md` with its plots and updates the table between the markers of `DIR/../README.md`;
-//! `--loso` refits without each source for it (minutes); `--data DIR` reads stacks and shares from `DIR` in place of the
-//! built-in ones.
+//! `--fits FILE` reads the fits without each source for its left-out columns; with `--loso` they are made anew (minutes)
+//! and written there. `--residuals FILE` writes every left-out row with what its interval is made of; `--data DIR` reads
+//! stacks and shares from `DIR` in place of the built-in ones.
 
+use psim_calibration::validate::accuracy::LeftOut;
 use psim_calibration::validate::accuracy::{markdown, plot, readme_table, replace_between_markers};
-use psim_calibration::validate::refit::{Problem, write::predictor};
+use psim_calibration::validate::refit::{Problem, left_out, write::predictor};
 use psim_calibration::validate::{self, Predictor, Report, row};
 use std::io::Write as _;
 use std::path::Path;
@@ -38,11 +40,20 @@ fn run(arguments: &[String]) -> Result<String, String> {
     let report = validate::run(&text, &predictor).map_err(|e| format!("{path}: {e}"))?;
     let elapsed = started.elapsed();
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
+    let value = |flag: &str| {
+        arguments.iter().position(|a| a == flag).and_then(|at| arguments.get(at + 1)).map(String::as_str)
+    };
     if has("--json") {
         return Ok(format!("{:#}\n", report.json()));
     }
     if let Some(folder) = arguments.iter().position(|a| a == "--write").and_then(|at| arguments.get(at + 1)) {
-        write(Path::new(folder), &text, &report, has("--loso"), predictor.clone())?;
+        let rows = row::read(&text).map_err(|e| e.to_string())?;
+        let problem = Problem::with(&rows, predictor.clone());
+        let left_out = scores_without(&rows, &problem, value("--fits"), has("--loso"))?;
+        if let (Some(path), Some(scores)) = (value("--residuals"), &left_out) {
+            save(Path::new(path), &left_out::residuals(&scores.rows))?;
+        }
+        write(Path::new(folder), &report, &problem, left_out.as_ref())?;
     }
     let mut out = report.table();
     out += &format!("{} rows in {:.2} s\n", report.rows.len(), elapsed.as_secs_f64());
@@ -124,33 +135,52 @@ fn inspect(text: &str, prefix: &str, predictor: &Predictor) -> Result<String, St
     Ok(out)
 }
 
+/// Scores by fits that never saw the source: read from a file, or made anew (and written there).
+fn scores_without(
+    rows: &[row::Row],
+    problem: &Problem,
+    fits: Option<&str>,
+    refit: bool,
+) -> Result<Option<LeftOut>, String> {
+    let start = problem.start();
+    let states = match (refit, fits) {
+        (false, None) => return Ok(None),
+        (false, Some(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+            left_out::read(problem, &start, &text).map_err(|e| format!("{path}: {e}"))?
+        }
+        (true, path) => {
+            let states = problem.fits_without(&start, 12, &mut |source| {
+                let _ = writeln!(std::io::stderr(), "refitting without {source}");
+            });
+            if let Some(path) = path {
+                save(Path::new(path), &left_out::text(problem, &states)?)?;
+            }
+            states
+        }
+    };
+    Ok(Some(problem.left_out(rows, &states)))
+}
+
+fn save(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
 fn write(
     folder: &Path,
-    text: &str,
     report: &Report,
-    leave_out: bool,
-    predictor: Predictor,
+    problem: &Problem,
+    left_out: Option<&LeftOut>,
 ) -> Result<(), String> {
-    let rows = row::read(text).map_err(|e| e.to_string())?;
-    let problem = Problem::with(&rows, predictor);
-    let left_out = leave_out.then(|| {
-        problem.leave_one_out(&rows, &problem.start(), 12, &mut |source| {
-            let _ = writeln!(std::io::stderr(), "refitting without {source}");
-        })
-    });
-    let save = |name: &str, text: String| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
-    };
     std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    save("accuracy.md", markdown(report, &problem, left_out.as_ref()))?;
-    save("accuracy-times.svg", plot::times(report)?)?;
-    save("accuracy-errors.svg", plot::errors(report)?)?;
+    save(&folder.join("accuracy.md"), &markdown(report, problem, left_out))?;
+    save(&folder.join("accuracy-times.svg"), &plot::times(report)?)?;
+    save(&folder.join("accuracy-errors.svg"), &plot::errors(report)?)?;
     let readme = folder.join("..").join("README.md");
     if let Ok(document) = std::fs::read_to_string(&readme)
-        && let Some(new) = replace_between_markers(&document, &readme_table(report, left_out.as_ref()))
+        && let Some(new) = replace_between_markers(&document, &readme_table(report, left_out))
     {
-        std::fs::write(&readme, new).map_err(|e| format!("{}: {e}", readme.display()))?;
+        save(&readme, &new)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Fits the free parameters of software stacks and accelerators on published training rows.
 //!
 //! `fit-stacks ROWS.jsonl` prints the fitted values; `--write DIR` writes them into `DIR/stacks/*.toml` and
-//! `DIR/sustained.toml`; `--loso` refits without each source in turn and scores it; `--sweeps N` bounds the work;
+//! `DIR/sustained.toml`; `--loso` refits without each source in turn, scores it, and keeps the fits in `--fits FILE`;
+//! `--sweeps N` bounds the work;
 //! `--data DIR` starts from the files in `DIR` in place of the built-in ones.
 
-use psim_calibration::validate::refit::{Problem, write};
+use psim_calibration::validate::refit::{Problem, left_out, write};
 use psim_calibration::validate::row;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -45,26 +46,20 @@ fn run(arguments: &[String]) -> Result<(), String> {
     for slot in &problem.slots {
         say(format!("{:<60} {:>12.6} -> {:>12.6}", slot.name(), slot.value(&start), slot.value(&fitted)));
     }
-    let mut fitted = fitted;
     let mut left_out: BTreeMap<String, f64> = BTreeMap::new();
     if arguments.iter().any(|a| a == "--loso") {
-        let scores = problem.leave_one_out(&rows, &fitted, sweeps.min(12), &mut |_| {});
-        for (source, summary) in &scores.sources {
+        let states = problem.fits_without(&fitted, sweeps.min(12), &mut |_| {});
+        if let Some(path) = value("--fits") {
+            std::fs::write(path, left_out::text(&problem, &states)?).map_err(|e| format!("{path}: {e}"))?;
+        }
+        for (source, summary) in &problem.left_out(&rows, &states).sources {
             left_out.extend(summary.median_ape.map(|m| (source.clone(), m)));
-            let spread = scores.spreads.get(source).copied().unwrap_or(f64::NAN);
             let interval = summary.interval;
-            let sizes = scores.sizes.get(source).copied().unwrap_or_default().map(|s| format!("{s:.3}"));
             say(format!(
-                "{source:<20} left-out spread {spread:.3}, in interval {:.0} %, width {:.0} %, sizes {}",
+                "{source:<20} left out: in interval {:.0} %, width {:.0} %",
                 interval.coverage.unwrap_or(f64::NAN),
                 interval.mean_width.unwrap_or(f64::NAN),
-                sizes.join(" "),
             ));
-        }
-        for (stack, sigma) in problem.sigmas(&fitted, &scores) {
-            if let Some(profile) = fitted.stacks.get_mut(&stack) {
-                profile.residual_sigma = sigma;
-            }
         }
     }
     say(format!("{:<20} {:>8} {:>8} {:>9}", "median error, %", "before", "fitted", "left out"));

@@ -148,6 +148,8 @@ fn blank(row: &Row) -> RowResult {
         source: source_of(&row.id).to_owned(),
         weak: row.weak.is_some(),
         doubtful,
+        gpu: row.hardware.gpu.clone(),
+        mixture: row.model.experts.is_some_and(|e| e > 1),
         status: Status::Predicted,
         stack: String::new(),
         entries,
@@ -158,6 +160,7 @@ fn blank(row: &Row) -> RowResult {
         candidate: None,
         notes: Vec::new(),
         breakdown: Vec::new(),
+        doubts: Vec::new(),
     }
 }
 
@@ -192,6 +195,7 @@ fn fill(result: &mut RowResult, row: &Row, mapped: &Mapped, prediction: &StepPre
         .collect();
     parts.sort_by(|a, b| b.1.total_cmp(&a.1));
     result.breakdown = parts;
+    result.doubts.clone_from(&prediction.doubts);
     result.notes.extend(prediction.notes.iter().cloned());
     if let Some(entry) = result.scored.and_then(|i| result.entries.get(i)) {
         let measured = if entry.metric == "step_time_s" { entry.measured } else { 1.0 / entry.measured };

@@ -6,13 +6,14 @@
 //! in logarithms: every trial re-predicts only the rows that the parameter touches.
 
 pub mod free;
+pub mod left_out;
 pub mod write;
 
 use super::accuracy::LeftOut;
 use super::map::map;
 use super::predict::Predictor;
 use super::row::{Row, source_of};
-use super::score::percentile;
+use super::score::{percentile, summarise};
 use super::stack;
 use super::{Mapped, convention};
 use free::Slot;
@@ -22,11 +23,6 @@ use psim_hardware::profile::sustained::{FabricShare, Sustained};
 use psim_sim::Level;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// 80 % of a normal distribution lies within this many standard deviations.
-const NORMAL_80: f64 = 1.2816;
-/// Spread where nothing is known.
-const SIGMA: f64 = 0.1;
 
 /// A row ready for fitting.
 #[derive(Debug, Clone)]
@@ -65,8 +61,6 @@ pub struct Problem {
     pub slots: Vec<Slot>,
     /// Numbers of stacks without rows.
     pub idle: Vec<Slot>,
-    /// Rows of sources that have no other: their absolute errors say little, the spread around their median does.
-    weak: Vec<FitRow>,
     base: ProfileLibrary,
 }
 
@@ -85,13 +79,10 @@ impl Problem {
     pub fn with(rows: &[Row], predictor: Predictor) -> Self {
         let strong = rows.iter().filter(|row| row.weak.is_none());
         let prepared: Vec<FitRow> = strong.filter_map(|row| prepare(row, &predictor)).collect();
-        let known = |row: &Row| prepared.iter().any(|p| p.source == source_of(&row.id));
-        let weak = rows.iter().filter(|row| row.weak.is_some() && !known(row));
-        let weak = weak.filter_map(|row| prepare(row, &predictor)).collect();
         let state = State::of(&predictor.library);
         let slots = free::slots(&state, &prepared);
         let idle = free::idle(&state, &prepared);
-        Self { rows: prepared, slots, idle, weak, base: predictor.library }
+        Self { rows: prepared, slots, idle, base: predictor.library }
     }
 
     /// The built-in values.
@@ -114,11 +105,6 @@ impl Problem {
     }
 
     fn errors(&self, state: &State, rows: &[&FitRow]) -> Vec<f64> {
-        self.outcomes(state, rows).into_iter().map(|outcome| outcome.0).collect()
-    }
-
-    /// ln(predicted / measured) and the variance that the prediction's tables state for themselves.
-    fn outcomes(&self, state: &State, rows: &[&FitRow]) -> Vec<(f64, f64)> {
         let mut library = self.base.clone();
         for shares in state.sustained.values() {
             library.add_sustained(shares.clone());
@@ -132,18 +118,16 @@ impl Problem {
         rows.par_iter()
             .map(|row| {
                 let Some(profile) = releases.get(&(row.stack.as_str(), row.release)) else {
-                    return (f64::NAN, f64::NAN);
+                    return f64::NAN;
                 };
                 let mut profile = profile.clone();
                 stack::apply(&mut profile, &row.mapped.stack.switches);
                 match predictor.predict(&row.mapped, &profile) {
                     Ok(p) => {
-                        let time = p.step_time;
-                        let error = (time.value * row.mapped.batch_scale / row.measured).ln();
-                        let sigma = (time.high / time.value).ln() / NORMAL_80;
-                        (error.clamp(-2.0, 2.0), sigma * sigma - profile.residual_sigma.powi(2))
+                        let error = (p.step_time.value * row.mapped.batch_scale / row.measured).ln();
+                        error.clamp(-2.0, 2.0)
                     }
-                    Err(_) => (f64::NAN, f64::NAN),
+                    Err(_) => f64::NAN,
                 }
             })
             .collect()
@@ -262,120 +246,40 @@ impl Problem {
         Predictor::new(library)
     }
 
-    /// Refits without each source in turn, from the values of `start`, and scores that source's rows. The intervals of
-    /// a source's rows are made from the left-out errors of the other sources.
-    pub fn leave_one_out(
+    /// Refits without each source in turn, from the values of `start`.
+    pub fn fits_without(
         &self,
-        rows: &[Row],
         start: &State,
         sweeps: usize,
         progress: &mut dyn FnMut(&str),
-    ) -> LeftOut {
-        let mut names: Vec<&str> = self.rows.iter().map(|r| r.source.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut out = LeftOut::default();
-        let mut states = Vec::new();
-        for source in names {
-            progress(source);
-            let state = self.fit(start.clone(), Some(source), sweeps, &mut |_, _| {});
-            out.spreads.insert(source.to_owned(), self.spread(&state, source));
-            out.sizes.insert(source.to_owned(), [0.5, 0.7, 0.8, 0.9].map(|p| self.size(&state, source, p)));
-            states.push((source, state));
-        }
-        let names: BTreeSet<&str> = self.weak.iter().map(|r| r.source.as_str()).collect();
-        for source in names {
-            out.spreads.insert(source.to_owned(), self.weak_spread(start, source));
-        }
-        for (source, mut state) in states {
-            let sigma = self.transferred(&out.spreads, source);
-            for stack in state.stacks.values_mut() {
-                stack.residual_sigma = sigma;
-            }
-            let own: Vec<Row> = rows.iter().filter(|r| source_of(&r.id) == source).cloned().collect();
-            let report = super::run_rows(&own, &self.predictor(&state));
-            if let Some(summary) = report.sources.get(source) {
-                out.sources.insert(source.to_owned(), summary.clone());
-            }
-        }
-        out
-    }
-
-    /// Standard deviation of ln(predicted / measured) of a source's rows, from the 80th percentile of its size, beyond
-    /// what the tables of kernels and collectives state for themselves.
-    fn spread(&self, state: &State, source: &str) -> f64 {
-        let own: Vec<&FitRow> = self.rows.iter().filter(|r| r.source == source).collect();
-        let tables: Vec<f64> =
-            self.outcomes(state, &own).into_iter().map(|o| o.1).filter(|v| !v.is_nan()).collect();
-        let tables = tables.iter().sum::<f64>() / tables.len().max(1) as f64;
-        let all = self.size(state, source, 0.8) / NORMAL_80;
-        (all * all - tables).max(0.02 * 0.02).sqrt()
-    }
-
-    /// A percentile of |ln(predicted / measured)| over a source's rows.
-    fn size(&self, state: &State, source: &str, share: f64) -> f64 {
-        let own: Vec<usize> = (0..self.rows.len()).filter(|&i| self.rows[i].source == source).collect();
-        let sizes: Vec<f64> =
-            self.residuals(state, &own).iter().filter(|r| !r.is_nan()).map(|r| r.abs()).collect();
-        percentile(&sizes, share).unwrap_or(SIGMA * NORMAL_80)
-    }
-
-    /// The same around the median for a source whose rows are all weak.
-    fn weak_spread(&self, state: &State, source: &str) -> f64 {
-        let own: Vec<&FitRow> = self.weak.iter().filter(|r| r.source == source).collect();
-        let errors: Vec<f64> = self.errors(state, &own).into_iter().filter(|r| !r.is_nan()).collect();
-        let Some(middle) = percentile(&errors, 0.5) else { return SIGMA };
-        let sizes: Vec<f64> = errors.iter().map(|r| (r - middle).abs()).collect();
-        percentile(&sizes, 0.8).unwrap_or(SIGMA) / NORMAL_80
-    }
-
-    /// Spread expected of a source that no fit has seen: the mean of the left-out spreads of the other sources of its
-    /// kind, of weak sources of its kind where there is no other, of all others where there is none either.
-    fn transferred(&self, spreads: &BTreeMap<String, f64>, source: &str) -> f64 {
-        let own = self.kind(source);
-        let mean = |alike: bool, weak: bool| {
-            let is_weak = |name: &str| self.weak.iter().any(|r| r.source == name);
-            let others = spreads
-                .iter()
-                .filter(|(o, _)| *o != source && (!alike || self.kind(o) == own) && (weak || !is_weak(o)));
-            let values: Vec<f64> = others.map(|(_, spread)| *spread).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
-        let found = mean(true, false).or_else(|| mean(true, true)).or_else(|| mean(false, true));
-        found.unwrap_or(SIGMA).clamp(0.02, 0.5)
-    }
-
-    /// What a source is about: whether most of its rows are mixtures of experts, ran software of before 2022.9, are
-    /// pipelines and nothing else (schedule studies: every error of the kernels counts in full, nothing averages it out).
-    fn kind(&self, source: &str) -> (bool, bool, bool) {
-        let own = || self.rows.iter().chain(&self.weak).filter(|r| r.source == source);
-        let most = |holds: &dyn Fn(&FitRow) -> bool| 2 * own().filter(|r| holds(r)).count() > own().count();
-        let pipeline = |r: &FitRow| r.mapped.plan.pp > 1 && r.mapped.plan.pp == r.mapped.plan.world();
-        let early = |r: &FitRow| self.base.stacks().any(|s| s.name == r.stack && s.era < 2022.9);
-        (most(&|r| r.mapped.model.is_moe()), most(&early), most(&pipeline))
-    }
-
-    /// The spread of every stack for the intervals: the mean of what its own sources show when they are in the fit and
-    /// when they are left out; of all left-out sources for stacks without rows.
-    pub fn sigmas(&self, state: &State, left_out: &LeftOut) -> BTreeMap<String, f64> {
-        let all = &left_out.spreads;
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let anyone = mean(&all.values().copied().collect::<Vec<_>>());
-        state
-            .stacks
-            .keys()
-            .map(|stack| {
-                let sources: BTreeSet<&str> =
-                    self.rows.iter().filter(|r| r.stack == *stack).map(|r| r.source.as_str()).collect();
-                let own: Vec<f64> = sources
-                    .iter()
-                    .flat_map(|s| [Some(self.spread(state, s)), all.get(*s).copied()])
-                    .flatten()
-                    .collect();
-                let sigma = if own.is_empty() { anyone } else { mean(&own) };
-                (stack.clone(), sigma.clamp(0.02, 0.5))
+    ) -> BTreeMap<String, State> {
+        self.sources()
+            .into_iter()
+            .map(|source| {
+                progress(source);
+                (source.to_owned(), self.fit(start.clone(), Some(source), sweeps, &mut |_, _| {}))
             })
             .collect()
+    }
+
+    /// Sources of the rows in use.
+    pub fn sources(&self) -> BTreeSet<&str> {
+        self.rows.iter().map(|r| r.source.as_str()).collect()
+    }
+
+    /// Scores the rows of each source by the fit that never saw it.
+    pub fn left_out(&self, rows: &[Row], states: &BTreeMap<String, State>) -> LeftOut {
+        let mut out = LeftOut::default();
+        for (source, state) in states {
+            let own: Vec<Row> = rows.iter().filter(|r| source_of(&r.id) == source).cloned().collect();
+            let report = super::run_rows(&own, &self.predictor(state));
+            if let Some(summary) = report.sources.get(source) {
+                out.sources.insert(source.clone(), summary.clone());
+            }
+            out.rows.extend(report.rows);
+        }
+        out.all = summarise(out.rows.iter().filter(|r| !r.weak));
+        out
     }
 
     /// Median absolute error per source, percent.

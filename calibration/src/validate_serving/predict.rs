@@ -294,6 +294,8 @@ fn blank(row: &Row) -> RowResult {
         source: source_of(&row.id).to_owned(),
         weak: row.weak.is_some(),
         doubtful: ["WARNING", "SUSPECT"].iter().any(|w| row.notes.contains(w)),
+        gpu: row.hardware.gpu.clone(),
+        mixture: row.model.experts.is_some_and(|e| e > 1),
         status: Status::Predicted,
         stack: String::new(),
         ran: if out_of_memory { Some(false) } else { scored.map(|_| true) },
@@ -304,5 +306,6 @@ fn blank(row: &Row) -> RowResult {
         candidate: None,
         notes: Vec::new(),
         breakdown: Vec::new(),
+        doubts: Vec::new(),
     }
 }
