@@ -7,6 +7,7 @@
 
 pub mod free;
 pub mod left_out;
+pub mod nested;
 pub mod write;
 
 use super::accuracy::LeftOut;
@@ -278,6 +279,7 @@ impl Problem {
             }
             out.rows.extend(report.rows);
         }
+        out.nested = nested::nested(&out.rows);
         out.all = summarise(out.rows.iter().filter(|r| !r.weak));
         out
     }
