@@ -31,7 +31,8 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
         format!("--mem-fraction-static {}", job.engine.memory_share),
         format!("--context-length {}", context(job.workload)),
         format!("--max-running-requests {}", job.engine.max_sequences.saturating_mul(d.attention_dp)),
-        format!("--chunked-prefill-size {}", job.engine.token_budget),
+        // Shared by the copies of the attention, as the limit of requests is (server_args.py divides both by dp_size).
+        format!("--chunked-prefill-size {}", job.engine.token_budget.saturating_mul(d.attention_dp)),
     ];
     if d.pp > 1 {
         options.push(format!("--pp-size {}", d.pp));
@@ -60,6 +61,9 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
         other => return Err(refuse(format!("a {} KV cache", other.name()))),
     }
     let (_, nodes) = placement(job);
+    if nodes > 1 && d.ep > 1 {
+        options.push("--moe-a2a-backend deepep".to_owned());
+    }
     if nodes > 1 {
         remarks.push_str("# Run on every node of the replica with NODE_RANK and MASTER_ADDR set.\n");
         options.push(format!("--nnodes {nodes} --node-rank \"${{NODE_RANK:-0}}\" --dist-init-addr \"${{MASTER_ADDR:-localhost}}:5000\""));

@@ -1,8 +1,13 @@
 //! Launch files of a split: instances for prompts, instances for answers, and what sends requests through both.
 //!
 //! One script per engine starts the instances of a node (`NODE=0 ./vllm-split.sh` …), another the proxy in front. Option
-//! names follow vLLM's NixlConnector guide (docs/features/nixl_connector_usage.md, v0.12 and later), SGLang's
-//! pd_disaggregation.md and router.md (0.5), and TensorRT-LLM's disagg-serving.md (1.0 and later).
+//! names were compared with the engines' own guides, not run:
+//! - vLLM: docs/features/nixl_connector_usage.md (v0.12 and later; a copy of the attention takes the side-channel port
+//!   base + its rank; the role in the transfer configuration is a placeholder, the proxy decides), the proxy's arguments in
+//!   tests/v1/kv_connector/nixl_integration/toy_proxy_server.py;
+//! - SGLang: docs/advanced_features/pd_disaggregation.md and router.md (0.5; `--prefill URL BOOTSTRAP_PORT`);
+//! - TensorRT-LLM: docs/source/features/disagg-serving.md (1.0 and later; `--extra_llm_api_options` is called `--config` too;
+//!   the transfer buffer should hold the longest prompt) and examples/disaggregated/README.md.
 
 use super::common::{bench, continued};
 use super::{ServingEngine, ServingLaunch, sglang, trtllm, vllm};

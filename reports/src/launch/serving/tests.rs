@@ -146,3 +146,31 @@ fn splits_start_every_instance_once_on_accelerators_of_its_own() {
         }
     }
 }
+
+#[test]
+fn copies_of_the_attention_over_nodes_start_once_per_node() {
+    let model = presets::find("deepseek-v3").unwrap();
+    let cluster = homogeneous("H100-SXM-80GB", 32, &HomogeneousOptions::default()).unwrap();
+    let workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 2.5 }, 500, 2048, 128);
+    let quantization = Quantization::uniform(NumberFormat::Fp8Block);
+    let wide = Deployment { attention_dp: 32, ep: 32, ..Deployment::tensor_parallel(1, quantization) };
+    let engine = find("vllm-v1").unwrap();
+    let job = ServingLaunch {
+        model: &model,
+        cluster: &cluster,
+        workload: &workload,
+        engine,
+        deployment: &wide,
+    };
+    let vllm = text(&emit(ServingEngine::Vllm, &job).unwrap(), "vllm.sh");
+    for part in ["--data-parallel-size 32", "--data-parallel-size-local 8", "$((8 * NODE_RANK))", "--headless"] {
+        assert!(vllm.contains(part), "{part}: {vllm}");
+    }
+    assert!(!vllm.contains("ray"), "{vllm}");
+    let sglang = text(&emit(ServingEngine::Sglang, &job).unwrap(), "sglang.sh");
+    // Limits are shared by all copies there.
+    let budget = format!("--chunked-prefill-size {}", engine.token_budget * 32);
+    for part in ["--tp-size 32", "--dp-size 32", "--moe-a2a-backend deepep", "--nnodes 4", budget.as_str()] {
+        assert!(sglang.contains(part), "{part}: {sglang}");
+    }
+}

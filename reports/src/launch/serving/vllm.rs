@@ -35,8 +35,20 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
     if d.pp > 1 {
         options.push(format!("--pipeline-parallel-size {}", d.pp));
     }
+    let spans = placement(job).1 > 1;
     if d.attention_dp > 1 {
         options.push(format!("--data-parallel-size {}", d.attention_dp));
+    }
+    if d.attention_dp > 1 && spans {
+        // One command per node, the first with the API server (docs/serving/expert_parallel_deployment.md).
+        let local = (job.cluster.first_node().accelerators / d.tp).max(1);
+        options.push(format!("--data-parallel-size-local {local}"));
+        options.push(
+            "--data-parallel-address \"${MASTER_ADDR:-localhost}\" --data-parallel-rpc-port 13345".to_owned(),
+        );
+        options.push(format!(
+            "$(test \"${{NODE_RANK:-0}}\" = 0 || echo --headless --data-parallel-start-rank $(({local} * NODE_RANK)))"
+        ));
     }
     match d.ep {
         1 if d.attention_dp > 1 && job.model.is_moe() => {
@@ -67,7 +79,13 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
         DType::Fp8 => options.push("--kv-cache-dtype fp8".to_owned()),
         other => return Err(refuse(format!("a {} KV cache", other.name()))),
     }
-    if placement(job).1 > 1 {
+    if spans && d.attention_dp > 1 {
+        remarks.push_str(
+            "# Run on every node of the replica with NODE_RANK and MASTER_ADDR set. Experts are exchanged by DeepEP, which must be\n\
+             # installed; releases that know the option take it as --all2all-backend.\n\
+             export VLLM_ALL2ALL_BACKEND=\"${VLLM_ALL2ALL_BACKEND:-deepep_low_latency}\"\n",
+        );
+    } else if spans {
         remarks.push_str("# Start a Ray cluster over the nodes of the replica first (ray start --head; ray start --address …).\n");
         options.push("--distributed-executor-backend ray".to_owned());
     }
