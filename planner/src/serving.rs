@@ -5,6 +5,7 @@
 //! never falls when accelerators are added.
 
 pub mod bounds;
+mod candidates;
 mod detail;
 mod device_steps;
 mod disaggregated;
@@ -126,6 +127,8 @@ pub struct ServingPlanReport {
     pub plans: Vec<ServingPlan>,
     /// Layouts that do not run, with the reason.
     pub rejected: Vec<(String, String)>,
-    /// Layouts tried.
+    /// Layouts considered.
     pub searched: usize,
+    /// Layouts over several nodes that carry no more than smaller ones, by their bounds or at the smaller ones' rate.
+    pub pruned: usize,
 }

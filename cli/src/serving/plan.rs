@@ -143,6 +143,7 @@ pub(crate) fn run(
             "split": split.as_ref().map(|s| s.plans.iter().map(render::json::split).collect::<Vec<_>>()),
             "rejected": rejected,
             "searched": report.searched,
+            "pruned": report.pruned,
         }))?;
     } else if !quiet {
         host.print(render::header(&job))?;
@@ -162,8 +163,12 @@ pub(crate) fn run(
         let splits = split.as_ref().map_or(String::new(), |s| {
             format!("; {} splits into pools, {} of them simulated", s.searched, s.simulated)
         });
+        let pruned = match report.pruned {
+            0 => String::new(),
+            n => format!(", {n} over several nodes carry no more than smaller ones"),
+        };
         host.line(format!(
-            "\nsearched {} layouts, {} do not run{splits}",
+            "\nsearched {} layouts, {} do not run{pruned}{splits}",
             report.searched,
             report.rejected.len()
         ))?;

@@ -11,7 +11,7 @@ mod trials;
 mod units;
 
 use super::bounds::{decode_rate, prefill_rate};
-use super::search::{candidates, describe};
+use super::candidates::{candidates, describe};
 use super::{PoolLayout, ServingPlanError, ServingRequest, Split};
 use crate::parallel::map_long;
 use psim_cost_models::serving::StepCost;

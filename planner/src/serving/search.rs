@@ -1,6 +1,11 @@
-//! Enumerates layouts and finds the highest rate of each.
+//! The highest rate of every layout.
+//!
+//! Layouts inside one scale-up domain are all simulated. Those over several domains are tried smallest first, and only
+//! where their closed-form bound beats the best rate per accelerator of the layouts that fit into them a whole number of
+//! times: as many of those fill the same accelerators and carry more, at any size of the cluster.
 
 use super::bounds::{decode_rate, prefill_rate};
+use super::candidates::{candidates, describe, spans_domains};
 use super::energy::{Activity, Energy, joules};
 use super::trial;
 use super::{ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest, mark_pareto};
@@ -8,34 +13,6 @@ use crate::parallel::map_long;
 use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{FleetOptions, Rules, ServingInput, ServingReport, simulate};
-
-/// Layouts to try on `accelerators` in domains of `domain`.
-pub(super) fn candidates(request: &ServingRequest<'_>, accelerators: u32, domain: u32) -> Vec<Deployment> {
-    let mut out = Vec::new();
-    let moe = request.model.is_moe();
-    let powers = |most: u32| (0..).map(|i| 1u32 << i).take_while(move |p| *p <= most);
-    for tp in powers(domain.min(accelerators).max(1)) {
-        for pp in [1u32, 2, 4] {
-            for attention_dp in powers(if moe { (domain / tp).max(1) } else { 1 }) {
-                let ranks = tp * attention_dp;
-                if ranks * pp > accelerators || (pp > 1 && attention_dp > 1) {
-                    continue;
-                }
-                let mut spread: Vec<u32> = if moe { vec![1, ranks] } else { vec![1] };
-                spread.dedup();
-                for ep in spread {
-                    let quantization = request.quantization;
-                    out.push(Deployment { replicas: 1, tp, pp, attention_dp, ep, quantization });
-                }
-            }
-        }
-    }
-    out
-}
-
-pub(super) fn describe(d: &Deployment) -> String {
-    format!("tp {} pp {} attention dp {} ep {}", d.tp, d.pp, d.attention_dp, d.ep)
-}
 
 /// A trial of one replica.
 #[derive(Debug, Clone)]
@@ -45,9 +22,19 @@ pub(super) struct Trial {
     pub(super) generated: f64,
 }
 
-/// Serves the workload at `rate` on one replica.
+/// Serves the workload at `rate` on one replica: again with more requests where the first ones do not break a promise but
+/// are over before the replica has filled.
 fn at_rate(request: &ServingRequest<'_>, cost: &StepCost, rate: f64) -> Option<Trial> {
-    let workload = trial::at_rate(request.workload, rate, request.requests);
+    let short = with_requests(request, cost, rate, request.requests)?;
+    match trial::lasting(rate, request.requests, &short.report) {
+        Some(more) => with_requests(request, cost, rate, more),
+        None => Some(short),
+    }
+}
+
+/// Serves about so many requests at `rate` on one replica.
+fn with_requests(request: &ServingRequest<'_>, cost: &StepCost, rate: f64, requests: u32) -> Option<Trial> {
+    let workload = trial::at_rate(request.workload, rate, requests);
     let traffic = Traffic::generate(&workload, request.seed);
     let options = FleetOptions::default();
     let input = ServingInput { cost, engine: request.engine, traffic: &traffic, replicas: 1, options };
@@ -72,6 +59,7 @@ fn keeps(trial: &Trial) -> bool {
 fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Trial)> {
     // A trickle: one request at a time.
     const TRICKLE: f64 = 1e-3;
+    const ALONE: u32 = 100;
     // Half of what full steps carry is a good beginning; prefixes that are found cached may carry more.
     let (input, _) = request.workload.mean_lengths();
     let full =
@@ -86,7 +74,8 @@ fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, T
         }
         high = Some(rate);
         if alone.is_none() {
-            let trial = at_rate(request, cost, TRICKLE)?;
+            // Requests that never meet need not be many.
+            let trial = with_requests(request, cost, TRICKLE, request.requests.min(ALONE))?;
             if !keeps(&trial) {
                 return Some((0.0, trial));
             }
@@ -143,31 +132,115 @@ fn between(
 /// Smallest token budget that is tried, tokens a step.
 const LEAST_BUDGET: u32 = 512;
 
-/// The highest rate over token budgets: long chunks of prompts finish prompts soon and hold up those who are being
-/// answered. Engines whose prompts are not cut have one budget.
-fn best_budget(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Trial, u32)> {
-    let own = request.engine.token_budget;
-    let (rate, trial) = highest_rate(request, cost)?;
-    let mut best = (rate, trial, own);
-    if !Rules::of(request.engine.policy).chunked {
-        return Some(best);
-    }
-    for budget in [own / 4, own / 16].into_iter().filter(|b| *b >= LEAST_BUDGET) {
+/// Token budgets to try: the engine's own and shorter ones, where its prompts are cut.
+fn budgets(engine: &EngineProfile) -> impl Iterator<Item = u32> {
+    let own = engine.token_budget;
+    let cut = Rules::of(engine.policy).chunked;
+    let shorter = [own / 4, own / 16].into_iter().filter(move |b| cut && *b >= LEAST_BUDGET);
+    std::iter::once(own).chain(shorter)
+}
+
+/// The highest rate over token budgets, if it reaches `floor`: long chunks of prompts finish prompts soon and hold up
+/// those who are being answered.
+fn best_budget(request: &ServingRequest<'_>, cost: &StepCost, floor: f64) -> Option<(f64, Trial, u32)> {
+    let mut best: Option<(f64, Trial, u32)> = None;
+    for budget in budgets(request.engine) {
         let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
-        let narrower = ServingRequest { engine: &engine, ..*request };
-        let found = if best.0 > 0.0 {
+        let with = ServingRequest { engine: &engine, ..*request };
+        let least = best.as_ref().map_or(floor, |b| b.0.max(floor));
+        let found = if least > 0.0 {
             // A budget that breaks at the best rate so far cannot beat it; one that does not goes on from there.
-            let Some(trial) = at_rate(&narrower, cost, best.0).filter(keeps) else { continue };
-            Some(climb(&narrower, cost, (best.0, trial), 1.1 * best.0, 1.3))
+            let Some(trial) = at_rate(&with, cost, least).filter(keeps) else { continue };
+            Some(climb(&with, cost, (least, trial), 1.1 * least, 1.3))
         } else {
-            highest_rate(&narrower, cost)
+            highest_rate(&with, cost)
         };
         match found {
-            Some((rate, trial)) if rate > best.0 => best = (rate, trial, budget),
+            Some((rate, trial)) if best.as_ref().is_none_or(|b| rate > b.0) => {
+                best = Some((rate, trial, budget));
+            }
+            None if best.is_none() => return None,
             _ => {}
         }
     }
-    Some(best)
+    best
+}
+
+/// Requests a second that one replica carries at most.
+fn bound(request: &ServingRequest<'_>, cost: &StepCost) -> f64 {
+    let decode = decode_rate(cost, request.engine, request.workload);
+    // Prompts that are found cached are not computed.
+    if request.workload.tenants.iter().any(|t| t.prefix.is_some() || t.sessions.is_some()) {
+        return decode;
+    }
+    let (input, _) = request.workload.mean_lengths();
+    decode.min(prefill_rate(cost, request.engine, input))
+}
+
+/// What became of a layout.
+enum Tried {
+    /// The highest rate with its trial and token budget; every kernel law was measured here.
+    Found((f64, Trial, u32), bool),
+    /// No better than smaller layouts.
+    Pruned,
+    /// It does not run, with the reason.
+    Rejected(String),
+}
+
+/// A layout on the nodes of a group of the cluster.
+type Placed = (usize, Deployment);
+
+fn try_layout(request: &ServingRequest<'_>, (group, candidate): &Placed, floor: f64) -> Tried {
+    let node = request.node(*group);
+    let cost =
+        StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library);
+    match cost {
+        Err(error) => Tried::Rejected(error.to_string()),
+        Ok(cost) if floor > 0.0 && bound(request, &cost) <= floor => Tried::Pruned,
+        Ok(cost) => match best_budget(request, &cost, floor) {
+            Some(best) => Tried::Found(best, cost.own_laws()),
+            None if floor > 0.0 => Tried::Pruned,
+            None => Tried::Rejected("the workload cannot be simulated on it".to_owned()),
+        },
+    }
+}
+
+/// The best rate per accelerator of layouts of the same group that fit into `size` accelerators a whole number of times.
+fn floor(tried: &[(Placed, Tried)], group: usize, size: u32) -> f64 {
+    let rates = tried.iter().filter_map(|((g, d), t)| match t {
+        Tried::Found((rate, ..), _) if *g == group => {
+            let each = d.accelerators_per_replica();
+            size.is_multiple_of(each).then(|| rate / f64::from(each))
+        }
+        _ => None,
+    });
+    rates.fold(0.0, f64::max) * f64::from(size)
+}
+
+/// Tries every layout; those over several domains by size, with a floor from smaller ones where `prune`.
+fn try_all(request: &ServingRequest<'_>, prune: bool) -> Vec<(Placed, Tried)> {
+    let (mut inside, mut across): (Vec<Placed>, Vec<Placed>) = (Vec::new(), Vec::new());
+    // Replicas lie on nodes of one kind; a mixed cluster has a list for each.
+    for (group, nodes) in request.cluster.groups.iter().enumerate() {
+        let domain = nodes.node.scale_up.domain.max(1);
+        for layout in candidates(request, nodes.count * nodes.node.accelerators, domain) {
+            let list = if spans_domains(&layout, domain) { &mut across } else { &mut inside };
+            list.push((group, layout));
+        }
+    }
+    // Layouts do not depend on one another; the order of the list is kept whatever the threads.
+    let results = map_long(&inside, |placed| try_layout(request, placed, 0.0));
+    let mut tried: Vec<(Placed, Tried)> = inside.into_iter().zip(results).collect();
+    let size = |(_, d): &Placed| d.accelerators_per_replica();
+    across.sort_by_key(size);
+    for alike in across.chunk_by(|a, b| size(a) == size(b)) {
+        let results = map_long(alike, |placed| {
+            let least = if prune { floor(&tried, placed.0, size(placed)) } else { 0.0 };
+            try_layout(request, placed, least)
+        });
+        tried.extend(alike.iter().copied().zip(results));
+    }
+    tried
 }
 
 /// Every layout at the highest rate that keeps the service level, best total rate first.
@@ -175,56 +248,49 @@ fn best_budget(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Tr
 /// # Errors
 /// A closed loop; no layout that runs.
 pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, ServingPlanError> {
+    search(request, true)
+}
+
+fn search(request: &ServingRequest<'_>, prune: bool) -> Result<ServingPlanReport, ServingPlanError> {
     if request.workload.tenants.iter().any(|t| matches!(t.arrival, Arrival::ClosedLoop { .. })) {
         return Err(ServingPlanError::ClosedLoop);
     }
     let (_, output) = request.workload.mean_lengths();
     let mut plans = Vec::new();
     let mut rejected = Vec::new();
-    let mut list = Vec::new();
-    // Replicas lie on nodes of one kind; a mixed cluster has a list for each.
-    for (group, nodes) in request.cluster.groups.iter().enumerate() {
-        let domain = nodes.node.scale_up.domain.max(1);
-        let layouts = candidates(request, nodes.count * nodes.node.accelerators, domain);
-        list.extend(layouts.into_iter().map(|layout| (group, layout)));
-    }
-    // Layouts do not depend on one another; the order of the list is kept whatever the threads.
-    let found = map_long(&list, |(group, candidate)| {
-        let node = request.node(*group);
-        let cost =
-            StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library)
-                .map_err(|error| error.to_string())?;
-        Ok((best_budget(request, &cost), cost.own_laws()))
-    });
-    for ((group, candidate), outcome) in list.iter().zip(found) {
-        let nodes = &request.cluster.groups[*group];
+    let mut pruned = 0;
+    let tried = try_all(request, prune);
+    let searched = tried.len();
+    for ((group, candidate), outcome) in tried {
+        let nodes = &request.cluster.groups[group];
         let node = &nodes.node;
         let accelerators = nodes.count * node.accelerators;
-        let (best, measured) = match outcome {
-            Ok((Some(best), measured)) => (best, measured),
-            Ok((None, _)) => continue,
-            Err(why) => {
-                let why: String = why;
+        let ((rate, trial, token_budget), measured) = match outcome {
+            Tried::Found(best, measured) => (best, measured),
+            Tried::Pruned => {
+                pruned += 1;
+                continue;
+            }
+            Tried::Rejected(why) => {
                 let on = if request.cluster.is_mixed() {
                     format!(" on {}", node.accelerator.name)
                 } else {
                     String::new()
                 };
-                rejected.push((format!("{}{on}", describe(candidate)), why));
+                rejected.push((format!("{}{on}", describe(&candidate)), why));
                 continue;
             }
         };
-        let (rate, trial, token_budget) = best;
-        let spent = joules(request.model, request.cluster, node, candidate, &trial.activity);
+        let spent = joules(request.model, request.cluster, node, &candidate, &trial.activity);
         let report = trial.report;
         let price = node.price_per_gpu_hour;
         let each = candidate.accelerators_per_replica();
-        let deployment = Deployment { replicas: (accelerators / each).max(1), ..*candidate };
+        let deployment = Deployment { replicas: (accelerators / each).max(1), ..candidate };
         let per_accelerator = rate / f64::from(each);
         let tokens = per_accelerator * output;
         plans.push(ServingPlan {
             deployment,
-            group: *group,
+            group,
             accelerator: node.accelerator.name.clone(),
             price_per_gpu_hour: price,
             token_budget,
@@ -252,7 +318,7 @@ pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, S
     }
     mark_pareto(&mut plans, &mut []);
     plans.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.accelerators.cmp(&b.accelerators)));
-    Ok(ServingPlanReport { plans, rejected, searched: list.len() })
+    Ok(ServingPlanReport { plans, rejected, searched, pruned })
 }
 
 #[cfg(test)]
@@ -309,5 +375,47 @@ mod tests {
             seed: 1,
         };
         assert!(size(&request, 1.0, 0.5).is_err());
+    }
+
+    /// A small model with experts on nodes of two accelerators, so that several domains are soon reached.
+    fn small(gpus: u32, prune: bool, output: u64) -> ServingPlanReport {
+        let model = presets::find("mixtral-8x7b").unwrap();
+        let library = ProfileLibrary::built_in();
+        let options = HomogeneousOptions { gpus_per_node: Some(2), ..HomogeneousOptions::default() };
+        let cluster = homogeneous("H200-SXM-141GB", gpus, &options).unwrap();
+        let mut workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 1.0 }, 80, 200, output);
+        workload.tenants[0].slo = ServiceLevel::parse("ttft<2000ms@p90,tpot<60ms@p90").unwrap();
+        let request = ServingRequest {
+            model: &model,
+            cluster: &cluster,
+            engine: find("vllm-v1").unwrap(),
+            workload: &workload,
+            quantization: Quantization::uniform(NumberFormat::Bf16),
+            library: &library,
+            requests: 80,
+            seed: 1,
+        };
+        search(&request, prune).unwrap()
+    }
+
+    #[test]
+    fn the_pruned_search_over_nodes_finds_what_the_full_one_finds() {
+        for output in [20, 120] {
+            let (pruned, full) = (small(8, true, output), small(8, false, output));
+            assert_eq!((pruned.searched, full.pruned), (full.searched, 0));
+            assert!(full.plans.iter().any(|p| p.deployment.attention_dp * p.deployment.tp > 2));
+            let (a, b) = (&pruned.plans[0], &full.plans[0]);
+            assert!((a.rate / b.rate - 1.0).abs() < 0.021, "{} {}", a.rate, b.rate);
+        }
+    }
+
+    #[test]
+    fn more_nodes_never_carry_less() {
+        let mut last = 0.0;
+        for gpus in [2, 4, 6, 8] {
+            let rate = small(gpus, true, 60).plans[0].rate;
+            assert!(rate >= last && rate > 0.0, "{gpus}: {rate} {last}");
+            last = rate;
+        }
     }
 }

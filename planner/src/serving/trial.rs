@@ -1,6 +1,7 @@
 //! The traffic of one trial of a search: the workload at some rate, as long as it must be to show how it is carried.
 
 use psim_models::serving::{Arrival, ServingWorkload};
+use psim_sim::serving::ServingReport;
 
 /// Fewest requests of a tenant: below, its percentiles are noise.
 const LEAST: f64 = 40.0;
@@ -9,6 +10,21 @@ const MOST: f64 = 40_000.0;
 /// Conversations of a trial follow one another for so many times their own length, so that most requests see others
 /// of every turn beside them.
 const SPANS: f64 = 10.0;
+
+/// Requests come for so many times the mean time of an answer, so that a replica fills and stays full for a while.
+const ANSWERS: f64 = 3.0;
+
+/// Requests that a trial at `rate` needs to last, where those that it had were over before the replica was full. A trial
+/// that breaks a promise already is long enough: its beginning, from empty queues, is its best part.
+pub(super) fn lasting(rate: f64, had: u32, report: &ServingReport) -> Option<u32> {
+    // Some margin, so that trials that nearly last are not repeated.
+    const NEARLY: f64 = 0.75;
+    if report.refused > 0 || report.promises.iter().any(|p| p.reached_ms > p.limit_ms) {
+        return None;
+    }
+    let needed = (ANSWERS * rate * report.e2e_ms.mean * 1e-3).min(MOST);
+    (NEARLY * needed > f64::from(had)).then(|| needed.ceil() as u32)
+}
 
 /// The workload at `rate` requests a second (its mean), about `requests` of them. All tenants send for the same time,
 /// so that each is always beside the others. Where the rate changes (ramp, day) the trial stays at the highest: that is
@@ -26,7 +42,9 @@ pub(super) fn at_rate(workload: &ServingWorkload, rate: f64, requests: u32) -> S
     seconds = seconds.max(SPANS * workload.session_span_s());
     seconds = seconds.min(MOST.max(f64::from(requests)) / total.max(f64::MIN_POSITIVE));
     for (tenant, own) in out.tenants.iter_mut().zip(rates) {
-        let most = tenant.requests.filter(|_| !several && tenant.sessions.is_none()).unwrap_or(u32::MAX);
+        // A trace has no more than its rows; what is drawn may go on.
+        let replayed = matches!(tenant.arrival, Arrival::Trace(_)) && !several && tenant.sessions.is_none();
+        let most = tenant.requests.filter(|_| replayed).unwrap_or(u32::MAX);
         let wanted = ((own * seconds).ceil().clamp(1.0, f64::from(u32::MAX)) as u32).min(most);
         tenant.requests = Some(wanted);
         tenant.duration_s = None;

@@ -229,7 +229,8 @@ impl ServingReport {
 }
 
 /// An open loop is saturated when its queue grows: requests of the last quarter wait three times as long as those of
-/// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives.
+/// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives,
+/// and it is a third more than half-way (long answers alone keep many in the system, but no more and more of them).
 fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
     let span = match (traffic.requests.first(), traffic.requests.last()) {
         (Some(first), Some(last)) => last.arrival.0 - first.arrival.0,
@@ -242,5 +243,14 @@ fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
     let (early, late) = (mean(&ttft[n / 4..n / 2]), mean(&ttft[3 * n / 4..]));
     let growing = late > 3.0 * early && late > early + 1000.0;
-    growing || f64::from(run.backlog) > 0.2 * n as f64 + 64.0
+    growing || (f64::from(run.backlog) > 0.2 * n as f64 + 64.0 && more_than_half_way(run))
+}
+
+/// When the last request comes, at least a third more are in the system than half-way.
+fn more_than_half_way(run: &ServingRun) -> bool {
+    let sent = run.outcomes.iter().map(|o| o.sent.0);
+    let (Some(first), Some(last)) = (sent.clone().min(), sent.max()) else { return false };
+    let middle = first + (last - first) / 2;
+    let there = run.outcomes.iter().filter(|o| o.sent.0 <= middle && o.finish.0 > middle).count();
+    f64::from(run.backlog) > 4.0 / 3.0 * there as f64
 }

@@ -230,6 +230,18 @@ fn saturation_is_flagged() {
     };
     assert!(!report(2.0).saturated);
     assert!(report(400.0).saturated);
+    // Long answers keep a third of all requests in the system, no more at the end than half-way: that is no queue. A run
+    // that ends before the first answers cannot tell, and is not trusted.
+    let long = |requests| {
+        let traffic =
+            workload(Arrival::Constant { rate: 12.0 }, requests, Lengths::Fixed(100), Lengths::Fixed(1500));
+        let run = single(&cost, &engine, &traffic);
+        (f64::from(run.backlog) / f64::from(requests), ServingReport::new(&run, &traffic, &[]).saturated)
+    };
+    let (share, saturated) = long(800);
+    assert!(share > 0.24 && share < 0.6 && !saturated, "{share}");
+    let (share, saturated) = long(160);
+    assert!(share > 0.9 && saturated, "{share}");
 }
 
 #[test]

@@ -29,8 +29,24 @@ fn requests(request: &ServingRequest<'_>, unit: &Unit) -> u32 {
     (request.requests.max(40) * (unit.prefills + unit.decodes)).div_ceil(2).min(MOST_REQUESTS)
 }
 
-/// Serves the workload at `rate` on one unit, with about so many requests.
+/// Serves the workload at `rate` on one unit: again with more requests than `requests` where those do not break a promise
+/// but are over before the instances have filled.
 fn at_rate(
+    request: &ServingRequest<'_>,
+    sides: &[Side],
+    unit: &Unit,
+    rate: f64,
+    requests: u32,
+) -> Option<Trial> {
+    let short = with_requests(request, sides, unit, rate, requests)?;
+    match trial::lasting(rate, requests, &short.report) {
+        Some(more) => with_requests(request, sides, unit, rate, more),
+        None => Some(short),
+    }
+}
+
+/// Serves the workload at `rate` on one unit, with about so many requests.
+fn with_requests(
     request: &ServingRequest<'_>,
     sides: &[Side],
     unit: &Unit,
@@ -107,7 +123,7 @@ pub(super) fn highest_rate(
     let all = requests(request, unit);
     let start = floor.max(1e-3 * unit.bound);
     // The beginning of a run, from empty queues, is its best part: what breaks there by far breaks in the end.
-    if all >= 4 * LEAST_COARSE && hopeless(&at_rate(request, sides, unit, start, all / 4)?) {
+    if all >= 4 * LEAST_COARSE && hopeless(&with_requests(request, sides, unit, start, all / 4)?) {
         return None;
     }
     let mut best = at_rate(request, sides, unit, start, all).filter(keeps)?;
