@@ -112,4 +112,18 @@ pub trait Evaluator: Sync {
     /// # Errors
     /// When the plan cannot be simulated (named cause).
     fn l2(&self, plan: &Plan) -> Result<StepPrediction, String>;
+
+    /// The prediction that ranks the finalists, with the plan as it was simulated: L2, or deeper where the cluster needs
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Evaluator::l2`].
+    fn finalist(&self, plan: &Plan) -> Result<(Plan, StepPrediction), String> {
+        Ok((plan.clone(), self.l2(plan)?))
+    }
+
+    /// Share by which a finalist may come out faster than L1 has it, where that is more than `gap`.
+    fn widest_gap(&self, gap: f64) -> f64 {
+        gap
+    }
 }

@@ -9,7 +9,8 @@ use crate::progress::Progress;
 use crate::ranked;
 use crate::request::{PlanError, PlanRequest};
 use crate::result::{
-    Objective, Optimality, ParetoPoint, PlanReport, Question as AskedQuestion, SCHEMA, ThroughputPoint,
+    Assumption, Objective, Optimality, ParetoPoint, PlanReport, Question as AskedQuestion, SCHEMA,
+    ThroughputPoint,
 };
 use crate::rules::Facts;
 use crate::search::refine::{L1_TO_L2_GAP, Refined, Resimulated, refine};
@@ -18,7 +19,6 @@ use crate::space::{Kills, SearchSpace, enumerate};
 use crate::step_evaluator::StepEvaluator;
 use psim_hardware::Bytes;
 use psim_models::Plan;
-use psim_sim::Level;
 
 /// Largest sizes accepted; beyond them it is a typing error.
 const MOST_SEQUENCES: u32 = 1 << 24;
@@ -224,8 +224,8 @@ fn roomiest(
             return Err(PlanError::Cancelled);
         }
         let plan = candidates[s.candidate].plan.clone();
-        match question.evaluator.l2(&plan) {
-            Ok(prediction) if prediction.fits => {
+        match question.evaluator.finalist(&plan) {
+            Ok((plan, prediction)) if prediction.fits => {
                 let score = prediction.peak_memory().as_f64();
                 plans.push(Resimulated { plan, l1: s.l1, prediction, score });
             }
@@ -283,19 +283,19 @@ fn pareto_points(
     front: Vec<(Plan, pareto::FrontPoint)>,
 ) -> Vec<ParetoPoint> {
     let scorer = &question.scorer;
-    let simulated = parallel::map_long(&front, |(plan, _)| question.evaluator.l2(plan));
+    let simulated = parallel::map_long(&front, |(plan, _)| question.evaluator.finalist(plan));
     let mut points: Vec<ParetoPoint> = front
         .into_iter()
         .zip(simulated)
-        .filter_map(|((plan, _), outcome)| {
-            let prediction = outcome.ok().filter(|p| p.fits)?;
+        .filter_map(|(_, outcome)| {
+            let (plan, prediction) = outcome.ok().filter(|(_, p)| p.fits)?;
             let step = prediction.step_time.value;
             Some(ParetoPoint {
                 step_time_s: step,
                 time_per_token_s: step / scorer.tokens(&plan),
                 peak_mem_gb: prediction.peak_memory().as_f64() / 1e9,
                 cost_usd_per_btok: scorer.cost_per_btok(&plan, step),
-                level: Level::L2,
+                level: prediction.level,
                 rank: plans.iter().position(|p| p.plan == plan),
                 plan,
             })
@@ -330,6 +330,17 @@ fn asked(request: &PlanRequest<'_>, question: &Question<'_>) -> AskedQuestion {
         stack: request.stack.name.clone(),
         objective: request.objective,
         top: request.top,
-        assumptions: request.assumptions.clone(),
+        assumptions: request.assumptions.iter().cloned().chain(mixed(request)).collect(),
     }
+}
+
+/// What is assumed of a cluster of several kinds of nodes.
+fn mixed(request: &PlanRequest<'_>) -> Option<Assumption> {
+    request.cluster.is_mixed().then(|| Assumption {
+        name: "mixed cluster".to_owned(),
+        value: "every stage and replica at the pace of its own parts (L3)".to_owned(),
+        why: "ranks fill the nodes in the cluster's order, stages on faster parts may take more layers, replicas take equal \
+              shares of the batch; candidates are first ordered at the slowest part's pace"
+            .to_owned(),
+    })
 }

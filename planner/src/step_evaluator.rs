@@ -1,5 +1,6 @@
 //! The step simulator as an [`Evaluator`].
 
+mod parts;
 mod uneven;
 
 use crate::evaluator::Evaluator;
@@ -23,6 +24,7 @@ pub struct StepEvaluator<'a> {
     step: StepModel<'a>,
     model: &'a Model,
     stack: &'a StackProfile,
+    cluster: &'a Cluster,
     capacity: Bytes,
 }
 
@@ -38,7 +40,7 @@ impl<'a> StepEvaluator<'a> {
         let step = StepModel::new(model, workload, cluster, stack, library);
         // Equal shards must fit the smallest accelerator; time is priced by the slowest.
         let capacity = cluster.groups.iter().map(|g| g.node.accelerator.memory).min().unwrap_or_default();
-        Self { step, model, stack, capacity }
+        Self { step, model, stack, cluster, capacity }
     }
 
     /// The step model.
@@ -97,5 +99,29 @@ impl Evaluator for StepEvaluator<'_> {
 
     fn l2(&self, plan: &Plan) -> Result<StepPrediction, String> {
         self.step.predict(plan, Level::L2, false).map_err(|e| e.to_string())
+    }
+
+    /// On a mixed cluster L3, which prices every stage and replica with its own parts; also with the layers dealt by the
+    /// pace of the parts, where that is faster.
+    fn finalist(&self, plan: &Plan) -> Result<(Plan, StepPrediction), String> {
+        if !self.cluster.is_mixed() {
+            return Ok((plan.clone(), self.l2(plan)?));
+        }
+        let deep = |plan: &Plan| self.step.predict(plan, Level::L3, false).map_err(|e| e.to_string());
+        let even = deep(plan)?;
+        let dealt = parts::by_pace(&self.step, self.model, plan).and_then(|dealt| {
+            let prediction = deep(&dealt).ok()?;
+            let better = prediction.fits && (!even.fits || prediction.step_time.value < even.step_time.value);
+            better.then_some((dealt, prediction))
+        });
+        Ok(dealt.unwrap_or_else(|| (plan.clone(), even)))
+    }
+
+    fn widest_gap(&self, gap: f64) -> f64 {
+        if self.cluster.is_mixed() {
+            1.0 - (1.0 - gap) * parts::slowest_over_fastest(self.cluster)
+        } else {
+            gap
+        }
     }
 }

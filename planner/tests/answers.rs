@@ -299,3 +299,42 @@ fn capacity_spends_a_budget_on_the_least_time_and_more_accelerators_are_never_sl
     let sizes = [8, 32, 128, 512].map(fastest);
     assert!(sizes.is_sorted_by(|a, b| a.1 >= b.1), "{sizes:?}");
 }
+
+/// One node of H100, one of A100: every stage is priced on its own part, and the fast one takes more layers.
+#[test]
+fn a_mixed_cluster_is_planned_with_its_own_parts() {
+    let (fast, slow) = (cluster("h100", 8), cluster("a100", 8));
+    let mut mixed = fast.clone();
+    mixed.groups.extend(slow.groups.clone());
+    let workload = workload(4096, 64);
+    let with = |cluster: &Cluster| {
+        let report = answer("llama3-8b", cluster, &workload, |r| {
+            let facts = Facts::new(r.model, r.cluster, 4096);
+            let mut space = SearchSpace::default_for(&facts, 8, &[Precision::Bf16]);
+            space.pp.retain(|pp| *pp <= 2);
+            r.space = Some(space);
+            r.top = 3;
+        });
+        report.unwrap()
+    };
+    let (both, slow_pair) = (
+        with(&mixed),
+        with(&{
+            let mut pair = slow.clone();
+            pair.groups[0].count = 2;
+            pair
+        }),
+    );
+    let best = &both.plans[0];
+    assert_eq!(best.prediction.level, psim_sim::Level::L3);
+    assert!(both.question.assumptions.iter().any(|a| a.name == "mixed cluster"));
+    assert!(best.step_time_s.value < 0.95 * slow_pair.plans[0].step_time_s.value);
+    // Stages on nodes of their own: the first lies on H100.
+    let staged = both.plans.iter().find(|p| p.plan.pp == 2 && p.plan.vpp == 1);
+    if let Some(layers) = staged.map(|p| &p.plan.stage_layers).filter(|l| !l.is_empty()) {
+        assert!(layers[0] > layers[1], "{layers:?}");
+    }
+    // No slower than the faster node alone with the same batch.
+    let alone = with(&fast);
+    assert!(best.step_time_s.value <= 1.001 * alone.plans[0].step_time_s.value);
+}

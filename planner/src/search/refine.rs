@@ -58,6 +58,7 @@ pub fn refine<E: Evaluator>(
     progress: &dyn Progress,
 ) -> Result<Refined, Cancelled> {
     let top = top.max(1);
+    let gap = evaluator.widest_gap(gap);
     let mut plans: Vec<Resimulated> = Vec::new();
     let mut kills = Kills::default();
     let mut resimulated = 0;
@@ -85,12 +86,13 @@ pub fn refine<E: Evaluator>(
             let threshold = last.unwrap_or(f64::INFINITY);
             let remaining = pending.len() + stream.take_while(|s| s.score * (1.0 - gap) <= threshold).count();
             let reason =
-                format!("{MOST} candidates were simulated at L2; {remaining} more lie within the gap");
+                format!("{MOST} candidates were simulated in depth; {remaining} more lie within the gap");
             break Optimality::Heuristic { resimulated, remaining, reason };
         }
         progress.report("L2 simulation", resimulated as u64, (resimulated + pending.len()) as u64);
         let candidates = &stream.prepared().candidates;
-        let outcomes = parallel::map_long(&pending, |s| (s.l1, evaluator.l2(&candidates[s.candidate].plan)));
+        let outcomes =
+            parallel::map_long(&pending, |s| (s.l1, evaluator.finalist(&candidates[s.candidate].plan)));
         if progress.cancelled() {
             return Err(Cancelled);
         }
@@ -98,12 +100,12 @@ pub fn refine<E: Evaluator>(
             let plan = &candidates[simulated.candidate].plan;
             resimulated += 1;
             match outcome {
-                Ok(prediction) if prediction.fits => {
+                Ok((plan, prediction)) if prediction.fits => {
                     let step = Time::from(psim_hardware::Seconds(prediction.step_time.value));
-                    let score = scorer.score(plan, step, prediction.energy_joule);
-                    plans.push(Resimulated { plan: plan.clone(), l1, prediction, score });
+                    let score = scorer.score(&plan, step, prediction.energy_joule);
+                    plans.push(Resimulated { plan, l1, prediction, score });
                 }
-                Ok(prediction) => kills.add("memory under the simulated schedule", 1, || {
+                Ok((_, prediction)) => kills.add("memory under the simulated schedule", 1, || {
                     super::too_large(prediction.peak_memory(), prediction.memory_capacity, plan)
                 }),
                 Err(cause) => kills.add("cannot be simulated", 1, || cause),

@@ -78,6 +78,17 @@ impl StepModel<'_> {
         Ok(out)
     }
 
+    /// Compute time of every stage on its slowest rank over that on the slowest part of the cluster: below 1 where a
+    /// stage lies on faster parts.
+    ///
+    /// # Errors
+    /// As [`StepModel::predict`].
+    pub fn stage_paces(&self, plan: &Plan) -> Result<Vec<f64>, SimError> {
+        let rows = self.rows(plan, Ranks::default())?;
+        let slowest = |stage: usize| rows.iter().filter_map(|r| r.get(stage)).copied().fold(0.0, f64::max);
+        Ok((0..plan.pp.max(1) as usize).map(slowest).collect())
+    }
+
     /// Seconds until the last rank has reduced its gradients.
     fn end_of(&self, plan: &Plan, rows: &[Row]) -> Result<f64, SimError> {
         let mesh = self.mesh_costs(plan)?;
