@@ -110,6 +110,7 @@ fn chart(list: &[ServingSize]) -> Markup {
 fn options(list: &[ServingSize]) -> Markup {
     let columns = [
         ("accelerator", false),
+        ("deployment, without spares", false),
         ("GPUs", true),
         ("of them spare", true),
         ("load %", true),
@@ -121,7 +122,6 @@ fn options(list: &[ServingSize]) -> Markup {
         ("req/s of one", true),
         ("TTFT p95 ms", true),
         ("TPOT p95 ms", true),
-        ("deployment, without spares", false),
     ];
     // The better form of each accelerator, then the other one.
     let all = list.iter().flat_map(|s| std::iter::once(s).chain(s.other.as_deref()));
@@ -131,6 +131,7 @@ fn options(list: &[ServingSize]) -> Markup {
             let count = |n: u32| number(f64::from(n), grouped(u64::from(n)));
             vec![
                 words(&s.accelerator),
+                words(short_layout_label(&s.layout)),
                 count(s.accelerators),
                 count(s.spare_replicas * s.unit_accelerators),
                 number(s.load * 100.0, format!("{:.0}", s.load * 100.0)),
@@ -142,7 +143,6 @@ fn options(list: &[ServingSize]) -> Markup {
                 cell(s.rate_per_unit),
                 cell(s.report.ttft_ms.p95),
                 cell(s.report.tpot_ms.p95),
-                words(short_layout_label(&s.layout)),
             ]
         })
         .collect();

@@ -155,15 +155,12 @@ fn copies_of_the_attention_over_nodes_start_once_per_node() {
     let quantization = Quantization::uniform(NumberFormat::Fp8Block);
     let wide = Deployment { attention_dp: 32, ep: 32, ..Deployment::tensor_parallel(1, quantization) };
     let engine = find("vllm-v1").unwrap();
-    let job = ServingLaunch {
-        model: &model,
-        cluster: &cluster,
-        workload: &workload,
-        engine,
-        deployment: &wide,
-    };
+    let job =
+        ServingLaunch { model: &model, cluster: &cluster, workload: &workload, engine, deployment: &wide };
     let vllm = text(&emit(ServingEngine::Vllm, &job).unwrap(), "vllm.sh");
-    for part in ["--data-parallel-size 32", "--data-parallel-size-local 8", "$((8 * NODE_RANK))", "--headless"] {
+    for part in
+        ["--data-parallel-size 32", "--data-parallel-size-local 8", "$((8 * NODE_RANK))", "--headless"]
+    {
         assert!(vllm.contains(part), "{part}: {vllm}");
     }
     assert!(!vllm.contains("ray"), "{vllm}");
