@@ -4,6 +4,7 @@
 //! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate
 //! never falls when accelerators are added.
 
+mod arrangement;
 pub mod bounds;
 mod candidates;
 mod detail;
@@ -17,6 +18,7 @@ pub mod size;
 pub mod steps;
 mod trial;
 
+pub use arrangement::{Arrangement, ArrangementFigures, RedundantExperts};
 pub use detail::{DetailError, PoolFigures, ServingDetail, SpeculationFigures, detail};
 pub use device_steps::{DevicePoint, DeviceSteps, DeviceStepsError, device_steps};
 pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};

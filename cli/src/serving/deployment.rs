@@ -11,9 +11,11 @@
 //! ```
 //!
 //! `[prefill]` and `[decode]` tables take the place of the sizes where prompts and answers run on pools of their own;
-//! `[speculation]`, `[autoscale]`, `[kv_offload]`, `[adapters]` and `[co_serving]` run beside the replicas. Every key is
-//! used or refused.
+//! `[speculation]`, `[autoscale]`, `[kv_offload]`, `[adapters]` and `[co_serving]` run beside the replicas; `overlap` and
+//! `[sm_partition]` say how kernels share an accelerator, `[redundant_experts]` evens out experts. Every key is used or
+//! refused.
 
+mod arrangement;
 mod beside;
 mod file;
 mod pools;
@@ -329,6 +331,8 @@ impl Deployed {
             group: job.group,
             options: beside::options(self, job, &layout)?,
             speculation: speculation::read(self, job, &layout, host)?,
+            arrangement: arrangement::read(self)?,
+            redundant: arrangement::redundant(self)?,
             layout,
         };
         let nodes = &job.cluster.groups[job.group];

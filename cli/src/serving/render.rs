@@ -1,5 +1,6 @@
 //! Serving answers as text of at most 100 columns; as JSON in [`json`].
 
+mod arrangement;
 pub(crate) mod json;
 
 use super::deployment::{placement_name, router_name, transfer_name};
@@ -351,6 +352,7 @@ pub(crate) fn deployment_line(detail: &ServingDetail, served: &Served) -> String
             three(s.tokens_per_round),
         ));
     }
+    lines.extend(arrangement::line(detail, served));
     if let Some(rule) = &served.options.autoscale {
         lines.push(format!(
             "autoscaling: {} to {} replicas, {} on average, {} at most",

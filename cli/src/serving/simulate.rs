@@ -74,7 +74,7 @@ impl Case {
             },
             DetailError::Cost(_) => Failure::input(error.to_string(), "another model or --profile"),
             DetailError::Draft { .. } => at("draft_model", "a smaller draft model, or another draft_tp"),
-            DetailError::Together(_) => at("speculation", "leave one of the two out"),
+            DetailError::Together { key, .. } => at(key, "leave one of the two out"),
             DetailError::Pools(_) => at("prefill", "other pools, or one pool of replicas"),
             DetailError::Run(_) => Failure::input(error.to_string(), "check the workload"),
         }

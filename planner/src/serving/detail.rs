@@ -1,10 +1,14 @@
 //! One deployment under the workload's own traffic: what a person is shown of it.
 
+mod dealt;
+mod partitioned;
 mod pools;
 mod speculative;
+#[cfg(test)]
+mod tests;
 
 use super::energy::{Activity, Energy, joules};
-use super::{Layout, Served, ServingRequest};
+use super::{Arrangement, ArrangementFigures, Layout, Served, ServingRequest};
 use psim_cost_models::serving::{StepCost, StepCostError};
 use psim_models::serving::{Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{
@@ -33,8 +37,13 @@ pub enum DetailError {
         error: StepCostError,
     },
     /// Two things that are not simulated together.
-    #[error("{0}")]
-    Together(String),
+    #[error("{what}")]
+    Together {
+        /// Key of one of them in a deployment file.
+        key: &'static str,
+        /// Which two.
+        what: String,
+    },
 }
 
 /// What the pools of a split did.
@@ -70,6 +79,8 @@ pub struct ServingDetail {
     pub pools: Option<PoolFigures>,
     /// Speculation, where there is some.
     pub speculation: Option<SpeculationFigures>,
+    /// How kernels shared the accelerators, where they did not run in turn.
+    pub arrangement: Option<ArrangementFigures>,
     /// Figures of all replicas together.
     pub report: ServingReport,
     /// Requests and answers.
@@ -120,16 +131,54 @@ fn levels(request: &ServingRequest<'_>) -> Vec<ServiceLevel> {
 /// A deployment that does not fit the model, the memory or the cluster; traffic without requests; what is not simulated
 /// together.
 pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDetail, DetailError> {
-    match (&served.layout, &served.speculation) {
-        (Layout::Pools(split), None) => pools::detail(request, split),
-        (Layout::Pools(_), Some(_)) => {
-            Err(DetailError::Together("speculation in pools of their own is not built".to_owned()))
+    let together = |key: &'static str, what: String| Err(DetailError::Together { key, what });
+    let key = served.arrangement.key();
+    let shared = served.arrangement != Arrangement::InTurn;
+    let deployment = match &served.layout {
+        Layout::Pools(_) if served.speculation.is_some() => {
+            return together("speculation", "speculation in pools of their own is not built".to_owned());
         }
-        (Layout::Replicas(deployment), Some(speculation)) => {
-            speculative::detail(request, deployment, speculation, served)
+        Layout::Pools(_) if shared => {
+            return together(key, format!("`{key}` in pools of their own is not built"));
         }
-        (Layout::Replicas(deployment), None) => replicas(request, deployment, served),
+        Layout::Pools(split) => return pools::detail(request, split, served.redundant.as_ref()),
+        Layout::Replicas(deployment) => deployment,
+    };
+    if shared && served.speculation.is_some() {
+        return together(key, format!("`{key}` together with speculation is not built"));
     }
+    if shared && deployment.lanes() > 1 {
+        let what = format!("`{key}` is built for replicas without pipeline stages and attention copies");
+        return together(key, what);
+    }
+    let engine;
+    let mut request = *request;
+    if let Some(redundant) = &served.redundant {
+        if let Some(fault) = redundant.fault(request.model, deployment) {
+            return together("redundant_experts", fault);
+        }
+        let accelerator = &request.node(served.group).accelerator.name;
+        engine = redundant.on(request.engine, accelerator, request.model, deployment);
+        request.engine = &engine;
+    }
+    match (&served.speculation, served.arrangement) {
+        (Some(speculation), _) => speculative::detail(&request, deployment, speculation, served),
+        (None, Arrangement::Partitioned(cut)) => partitioned::detail(&request, deployment, cut, served),
+        (None, _) => replicas(&request, deployment, served),
+    }
+}
+
+/// The deployment with nano-batches cut for its fullest step: the token budget, prompts and answers in proportion to the
+/// workload's lengths, as many answers as the engine and the cache allow.
+fn nano_batches(request: &ServingRequest<'_>, cost: &StepCost) -> StepCost {
+    let (input, output) = request.workload.mean_lengths();
+    let budget = f64::from(request.engine.token_budget.max(1));
+    let context = input + output / 2.0;
+    let held = cost.shape().sequence_bytes(context as u64).max(1.0);
+    let most = (cost.cache_bytes() / held).min(f64::from(request.engine.max_sequences));
+    let decoding = (budget * output / (input + output).max(1.0)).min(most).max(1.0);
+    let tokens = (decoding * (input + output) / output.max(1.0)).min(budget).max(decoding);
+    cost.with_nano_batches(tokens.round() as u32, decoding.round() as u32, context as u64)
 }
 
 fn replicas(
@@ -138,8 +187,11 @@ fn replicas(
     served: &Served,
 ) -> Result<ServingDetail, DetailError> {
     let node = request.node(served.group);
-    let cost =
+    let mut cost =
         StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?;
+    if served.arrangement == Arrangement::NanoBatches {
+        cost = nano_batches(request, &cost);
+    }
     let traffic = Traffic::generate(request.workload, request.seed);
     let input = ServingInput {
         cost: &cost,
@@ -149,7 +201,9 @@ fn replicas(
         options: served.options,
     };
     let run = simulate(&input)?;
-    Ok(finish(request, (deployment, served.group), &cost, run, traffic))
+    let mut found = finish(request, (deployment, served.group), &cost, run, traffic);
+    found.arrangement = cost.nano_plan().map(ArrangementFigures::NanoBatches);
+    Ok(found)
 }
 
 /// Figures of a run of equal replicas.
@@ -174,6 +228,7 @@ fn finish(
         layout: Layout::Replicas(*deployment),
         pools: None,
         speculation: None,
+        arrangement: None,
         energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
         usd_per_hour: mean_replicas * each * node.price_per_gpu_hour,
         cache_bytes: cost.cache_bytes(),

@@ -1,5 +1,6 @@
 //! What serves: replicas, or pools for prompts and for answers, and what runs beside them.
 
+use super::{Arrangement, RedundantExperts};
 use psim_models::Model;
 use psim_models::serving::Deployment;
 use psim_sim::serving::speculation::{Acceptance, TreeChances};
@@ -146,12 +147,22 @@ pub struct Served {
     pub options: FleetOptions,
     /// Speculative decoding, if any.
     pub speculation: Option<Speculation>,
+    /// How kernels share an accelerator.
+    pub arrangement: Arrangement,
+    /// Copies of hot experts, if any.
+    pub redundant: Option<RedundantExperts>,
 }
 
 impl Served {
+    /// A layout with nothing but options beside it.
+    pub fn of(layout: Layout, options: FleetOptions) -> Self {
+        let (arrangement, redundant) = (Arrangement::InTurn, None);
+        Self { layout, group: 0, options, speculation: None, arrangement, redundant }
+    }
+
     /// Plain replicas.
     pub fn replicas(deployment: Deployment, options: FleetOptions) -> Self {
-        Self { layout: Layout::Replicas(deployment), group: 0, options, speculation: None }
+        Self::of(Layout::Replicas(deployment), options)
     }
 
     /// Accelerators in all, those of drafts included.

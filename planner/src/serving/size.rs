@@ -171,8 +171,7 @@ fn with_power(request: &ServingRequest<'_>, mut size: ServingSize, rate: f64) ->
     let budget = size.token_budget.unwrap_or(request.engine.token_budget);
     let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
     let at_share = ServingRequest { workload: &workload, engine: &engine, ..*request };
-    let mut one =
-        Served { layout: size.layout, group: 0, options: FleetOptions::default(), speculation: None };
+    let mut one = Served::of(size.layout, FleetOptions::default());
     let shrink = |d: &mut Deployment| d.replicas /= size.needed.replicas.max(1);
     match &mut one.layout {
         Layout::Replicas(d) => shrink(d),

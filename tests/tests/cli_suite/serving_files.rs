@@ -147,6 +147,15 @@ fn faults_of_deployments_are_named_with_a_hint() {
         ("accelerator = \"A100-SXM-80GB\"", "has no nodes"),
         ("expert_offload = \"pre-gated\"", "not in a run of requests"),
         ("attention_ffn = true", "not in a run of requests"),
+        ("overlap = \"magic\"", "no overlap of kernels"),
+        ("overlap = \"nanoflow\"\npp = 2", "without pipeline stages"),
+        ("overlap = \"nanoflow\"\n[sm_partition]", "both cut the multiprocessors"),
+        ("overlap = \"nanoflow\"\n[prefill]\n[decode]", "in pools of their own is not built"),
+        ("[sm_partition]\nprompts = 1.5", "between 0.05 and 0.95"),
+        ("[sm_partition]\nttft_ms = 100.0", "stands alone"),
+        ("router = \"least-load\"\n[sm_partition]", "not built"),
+        ("[redundant_experts]\ncopies = 8\nskew = 0.5", "has no experts"),
+        ("[redundant_experts]\ncopies = 8\nskew = -1.0", "between 0 and 3"),
         ("device = \"neupims\"", "not simulated"),
         ("speed = 3", "unknown field"),
     ] {
@@ -352,4 +361,29 @@ fn steps_on_a_device_of_several_engines_are_explained() {
     let wrong = psim_in(&files, &command.replace("d.toml", "x.toml"));
     assert_eq!(wrong.code, 2, "{}", wrong.transcript());
     assert!(wrong.err.contains("neupims") && wrong.err.contains("hint:"), "{}", wrong.err);
+}
+
+#[test]
+fn what_shares_an_accelerator_is_said() {
+    for (plan, command) in [
+        ("nanoflow.toml", "simulate --model 70b --cluster h100x8 --workload fixed-2048-128"),
+        ("semi-pd.toml", "simulate --model 70b --cluster h100x16 --workload chat"),
+        (
+            "redundant-experts.toml",
+            "simulate --model deepseek-v3 --cluster h100x64 --workload fixed-2048-128",
+        ),
+    ] {
+        let files = copied();
+        let run = psim_in(&files, &format!("{command} --plan {plan}"));
+        assert_eq!(run.code, 0, "{plan}: {}", run.transcript());
+        // The lines about the deployment, without the figures, which move with every profile.
+        let said: Vec<&str> = run.out.lines().skip_while(|l| !l.starts_with("deployment:")).take(4).collect();
+        let said: String =
+            said.join("\n").chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        let mut squeezed = said.clone();
+        while squeezed.contains("00") {
+            squeezed = squeezed.replace("00", "0");
+        }
+        insta::assert_snapshot!(format!("arrangement {plan}"), squeezed);
+    }
 }

@@ -6,7 +6,7 @@ use psim_sim::serving::speculation::TreeChances;
 use serde::{Deserialize, Serialize};
 
 /// Keys of the field that psim does not simulate in a deployment, with the reason.
-pub(super) const NOT_BUILT: [(&str, &str); 8] = [
+pub(super) const NOT_BUILT: [(&str, &str); 5] = [
     ("cp", "context parallelism is for the prompts of a [prefill] pool only"),
     ("speculative", "the table is called [speculation]"),
     (
@@ -23,20 +23,6 @@ pub(super) const NOT_BUILT: [(&str, &str); 8] = [
         "attention_ffn",
         "attention and feed-forward on different accelerators are priced in `psim gallery` only, not in a run \
                        of requests",
-    ),
-    (
-        "redundant_experts",
-        "the busiest rank's load is the engine's `expert_imbalance` (--set expert_imbalance=1.05); copies \
-                           are balanced in `psim gallery` only",
-    ),
-    (
-        "sm_partition",
-        "a partition of multiprocessors between prompts and answers (semi-PD) is in `psim gallery` only, not in a run of \
-         requests",
-    ),
-    (
-        "overlap",
-        "overlap of kernels inside a device (NanoFlow) is in `psim gallery` only, not in a run of requests",
     ),
 ];
 
@@ -105,6 +91,13 @@ pub(super) struct File {
     pub(super) adapters: Option<AdapterFile>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) co_serving: Option<CoServingFile>,
+    /// nanoflow: two halves of every batch, one's products beside the other's caches and links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) overlap: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sm_partition: Option<SmPartitionFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) redundant_experts: Option<RedundantExpertsFile>,
 }
 
 impl File {
@@ -141,6 +134,9 @@ impl File {
             kv_offload: None,
             adapters: None,
             co_serving: None,
+            overlap: None,
+            sm_partition: None,
+            redundant_experts: None,
         }
     }
 }
@@ -291,6 +287,30 @@ pub(super) struct CoServingFile {
     pub(super) step_ms: f64,
     /// Most of them in a step.
     pub(super) most_tokens: u32,
+}
+
+/// Prompts and answers at the same time, each on a share of the multiprocessors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SmPartitionFile {
+    /// Share of prompts at the start; one half where it is not given.
+    pub(super) prompts: Option<f64>,
+    /// Share of the multiprocessors that draws the memory's whole rate; one half where it is not given.
+    pub(super) saturation: Option<f64>,
+    /// The border moves to keep this time to the first token for nine in ten requests, milliseconds...
+    pub(super) ttft_ms: Option<f64>,
+    /// ...and this time per token; both or none.
+    pub(super) tpot_ms: Option<f64>,
+}
+
+/// Copies of hot experts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RedundantExpertsFile {
+    /// Copies in all.
+    pub(super) copies: u32,
+    /// Exponent of Zipf's law of how often experts are chosen; 0 is even.
+    pub(super) skew: f64,
 }
 
 fn one() -> u32 {

@@ -2,28 +2,50 @@
 
 use super::{DetailError, PoolFigures, ServingDetail, cache_tokens, levels};
 use crate::serving::energy::{Activity, Energy, joules};
-use crate::serving::{Layout, PoolLayout, ServingRequest, Split};
+use crate::serving::{Layout, PoolLayout, RedundantExperts, ServingRequest, Split};
 use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_models::serving::Traffic;
 use psim_sim::serving::{DisaggregatedInput, Pool, ServingReport, simulate_disaggregated};
 
-/// The engine of a pool: the request's, with the pool's own limits.
-fn engine(request: &ServingRequest<'_>, pool: &PoolLayout) -> EngineProfile {
+/// The engine of a pool: the request's, with the pool's own limits. Pools whose experts are not spread have no copies.
+fn engine(
+    request: &ServingRequest<'_>,
+    pool: &PoolLayout,
+    redundant: Option<&RedundantExperts>,
+) -> EngineProfile {
     let own = request.engine;
-    EngineProfile {
+    let engine = EngineProfile {
         token_budget: pool.token_budget.unwrap_or(own.token_budget),
         max_sequences: pool.max_sequences.unwrap_or(own.max_sequences),
         ..own.clone()
+    };
+    match redundant {
+        Some(r) if r.fault(request.model, &pool.deployment).is_none() => {
+            let accelerator = &request.node(pool.group).accelerator.name;
+            r.on(&engine, accelerator, request.model, &pool.deployment)
+        }
+        _ => engine,
     }
 }
 
 /// Serves the workload as it is.
-pub(super) fn detail(request: &ServingRequest<'_>, split: &Split) -> Result<ServingDetail, DetailError> {
+pub(super) fn detail(
+    request: &ServingRequest<'_>,
+    split: &Split,
+    redundant: Option<&RedundantExperts>,
+) -> Result<ServingDetail, DetailError> {
+    if let Some(r) = redundant {
+        let faults = [&split.prefill, &split.decode].map(|p| r.fault(request.model, &p.deployment));
+        if let [Some(_), Some(what)] = faults {
+            return Err(DetailError::Together { key: "redundant_experts", what });
+        }
+    }
     let price = |pool: &PoolLayout, engine: &EngineProfile| {
         let node = request.node(pool.group);
         StepCost::new(request.model, &pool.deployment, request.cluster, node, engine, request.library)
     };
-    let (prefill_engine, decode_engine) = (engine(request, &split.prefill), engine(request, &split.decode));
+    let (prefill_engine, decode_engine) =
+        (engine(request, &split.prefill, redundant), engine(request, &split.decode, redundant));
     let (prefill, decode) = (price(&split.prefill, &prefill_engine)?, price(&split.decode, &decode_engine)?);
     let traffic = Traffic::generate(request.workload, request.seed);
     let input = DisaggregatedInput {
@@ -78,6 +100,7 @@ pub(super) fn detail(request: &ServingRequest<'_>, split: &Split) -> Result<Serv
             decode_busy: share(found.decode_busy, &split.decode),
         }),
         speculation: None,
+        arrangement: None,
         energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
         usd_per_hour: usd(&split.prefill) + usd(&split.decode),
         cache_bytes: decode.cache_bytes(),

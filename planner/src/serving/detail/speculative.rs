@@ -1,6 +1,6 @@
-//! Replicas that speculate. Requests go to replicas in turn, so that each replica is a run of its own and the fleet is
-//! their sum.
+//! Replicas that speculate.
 
+use super::dealt::{shared, together};
 use super::{DetailError, ServingDetail, SpeculationFigures, finish};
 use crate::parallel::map_long;
 use crate::serving::{Drafts, Served, ServingRequest, Speculation};
@@ -8,7 +8,7 @@ use psim_cost_models::serving::StepCost;
 use psim_models::Model;
 use psim_models::serving::{Deployment, Traffic};
 use psim_sim::serving::speculation::{Drafter, SpeculativeInput, SpeculativeRun, simulate_speculative};
-use psim_sim::serving::{FleetOptions, Router, ServingError, ServingRun};
+use psim_sim::serving::{FleetOptions, Router, ServingError};
 
 /// What is not simulated together with speculation.
 fn conflicts(
@@ -44,7 +44,8 @@ pub(super) fn detail(
     served: &Served,
 ) -> Result<ServingDetail, DetailError> {
     if let Some(what) = conflicts(request, deployment, &served.options) {
-        return Err(DetailError::Together(format!("speculation together with {what} is not built")));
+        let what = format!("speculation together with {what} is not built");
+        return Err(DetailError::Together { key: "speculation", what });
     }
     let node = request.node(served.group);
     let price = |model: &Model, deployment: &Deployment| {
@@ -87,52 +88,14 @@ pub(super) fn detail(
     let runs: Vec<SpeculativeRun> = runs.into_iter().collect::<Result<_, ServingError>>()?;
     let rounds: u64 = runs.iter().map(|r| r.rounds).sum();
     let uncut: u64 = runs.iter().map(|r| r.uncut_tokens).sum();
-    let run = together(&runs, traffic.requests.len(), deployment.replicas).ok_or(ServingError::NoRequests)?;
+    let each: Vec<_> = runs.iter().map(|r| &r.run).collect();
+    let run = together(&each, traffic.requests.len(), deployment.replicas).ok_or(ServingError::NoRequests)?;
     let mut found = finish(request, (deployment, served.group), &target, run, traffic);
     let extra = f64::from(speculation.extra_accelerators() * deployment.replicas);
     found.usd_per_hour += extra * node.price_per_gpu_hour;
     found.speculation =
         Some(SpeculationFigures { rounds, tokens_per_round: uncut as f64 / rounds.max(1) as f64 });
     Ok(found)
-}
-
-/// The traffic of each replica, requests dealt in turn; replicas that get none are left out.
-fn shared(traffic: &Traffic, replicas: u32) -> Vec<Traffic> {
-    let n = replicas.min(traffic.clients.unwrap_or(u32::MAX)).max(1);
-    let n = (n as usize).min(traffic.requests.len());
-    (0..n)
-        .map(|i| Traffic {
-            requests: traffic.requests.iter().skip(i).step_by(n).copied().collect(),
-            clients: traffic.clients.map(|c| (c / n as u32) + u32::from((i as u32) < c % n as u32)),
-        })
-        .collect()
-}
-
-/// The sum of the replicas' runs, outcomes in the order of the whole traffic.
-fn together(runs: &[SpeculativeRun], requests: usize, replicas: u32) -> Option<ServingRun> {
-    let mut sum = runs.first()?.run.clone();
-    sum.outcomes.clear();
-    for i in 0..requests {
-        let replica = i % runs.len();
-        let mut outcome = *runs[replica].run.outcomes.get(i / runs.len())?;
-        outcome.replica = replica as u32;
-        sum.outcomes.push(outcome);
-    }
-    for run in runs[1..].iter().map(|r| &r.run) {
-        sum.gaps.merge(&run.gaps);
-        sum.steps += run.steps;
-        sum.busy += run.busy;
-        sum.request_seconds += run.request_seconds;
-        sum.computed_prompt_tokens += run.computed_prompt_tokens;
-        sum.generated_tokens += run.generated_tokens;
-        sum.backlog += run.backlog;
-        sum.peak_cache = sum.peak_cache.max(run.peak_cache);
-        sum.start = sum.start.min(run.start);
-        sum.end = sum.end.max(run.end);
-    }
-    sum.most_replicas = replicas;
-    sum.replica_seconds = f64::from(replicas) * sum.end.seconds().0;
-    Some(sum)
 }
 
 #[cfg(test)]
