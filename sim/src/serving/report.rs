@@ -230,7 +230,8 @@ impl ServingReport {
 
 /// An open loop is saturated when its queue grows: requests of the last quarter wait three times as long as those of
 /// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives,
-/// and it is a third more than half-way (long answers alone keep many in the system, but no more and more of them).
+/// and it is two thirds more than half-way: twice as many where nothing leaves. Long answers alone keep many in the system,
+/// and make steps slower until as many leave as come.
 fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
     let span = match (traffic.requests.first(), traffic.requests.last()) {
         (Some(first), Some(last)) => last.arrival.0 - first.arrival.0,
@@ -246,11 +247,11 @@ fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
     growing || (f64::from(run.backlog) > 0.2 * n as f64 + 64.0 && more_than_half_way(run))
 }
 
-/// When the last request comes, at least a third more are in the system than half-way.
+/// When the last request comes, two thirds more are in the system than half-way.
 fn more_than_half_way(run: &ServingRun) -> bool {
     let sent = run.outcomes.iter().map(|o| o.sent.0);
     let (Some(first), Some(last)) = (sent.clone().min(), sent.max()) else { return false };
     let middle = first + (last - first) / 2;
     let there = run.outcomes.iter().filter(|o| o.sent.0 <= middle && o.finish.0 > middle).count();
-    f64::from(run.backlog) > 4.0 / 3.0 * there as f64
+    f64::from(run.backlog) > 5.0 / 3.0 * there as f64
 }

@@ -234,12 +234,12 @@ fn saturation_is_flagged() {
     // that ends before the first answers cannot tell, and is not trusted.
     let long = |requests| {
         let traffic =
-            workload(Arrival::Constant { rate: 12.0 }, requests, Lengths::Fixed(100), Lengths::Fixed(1500));
+            workload(Arrival::Constant { rate: 14.0 }, requests, Lengths::Fixed(100), Lengths::Fixed(1000));
         let run = single(&cost, &engine, &traffic);
         (f64::from(run.backlog) / f64::from(requests), ServingReport::new(&run, &traffic, &[]).saturated)
     };
-    let (share, saturated) = long(800);
-    assert!(share > 0.24 && share < 0.6 && !saturated, "{share}");
+    let (share, saturated) = long(480);
+    assert!(share > 0.2 + 64.0 / 480.0 && share < 0.6 && !saturated, "{share}");
     let (share, saturated) = long(160);
     assert!(share > 0.9 && saturated, "{share}");
 }

@@ -384,6 +384,7 @@ fn what_shares_an_accelerator_is_said() {
         while squeezed.contains("00") {
             squeezed = squeezed.replace("00", "0");
         }
-        insta::assert_snapshot!(format!("arrangement {plan}"), squeezed);
+        let name = plan.trim_end_matches(".toml").replace('-', "_");
+        insta::assert_snapshot!(format!("arrangement_{name}"), squeezed);
     }
 }
