@@ -37,6 +37,7 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
     };
     let law = |dtype: DType| GemmLaw { compute: rate(dtype), ..GEMM_LAW };
     AcceleratorProfile {
+        models: Vec::new(),
         machine: None,
         schema: ACCELERATOR_PROFILE_SCHEMA,
         accelerator: name.to_owned(),

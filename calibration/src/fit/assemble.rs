@@ -281,6 +281,7 @@ pub fn assemble(tables: &Tables, gpu: &str) -> Option<Assembled> {
     let sheet = tables.sheets.get(gpu)?;
     let mut out = Assembled {
         profile: AcceleratorProfile {
+            models: Vec::new(),
             machine: None,
             schema: ACCELERATOR_PROFILE_SCHEMA,
             accelerator: gpu.to_owned(),

@@ -1,11 +1,14 @@
 //! Law and interpolation against forests on shapes that neither has seen.
 
 use super::forest::{Forest, Growth};
+use super::kriging::Kriging;
 use crate::fit::gemm::{self, Sample};
 use crate::fit::{held_out, quantile};
+use crate::measure::fit::GemmTrial;
 use crate::measure::{MeasureError, Record};
 use crate::tables::kernels::GemmRow;
 use psim_cost_models::gemm::Rates;
+use psim_hardware::profile::accelerator::ResidualModel;
 use psim_hardware::{DType, catalogue};
 use std::collections::BTreeMap;
 
@@ -43,6 +46,8 @@ pub struct Comparison {
     pub held: usize,
     /// Law and interpolation, as profiles use them.
     pub interpolation: Errors,
+    /// Kriging of what the law leaves over.
+    pub kriging: Errors,
     /// A forest of the logarithm of the quantity.
     pub forest: Errors,
     /// A forest of what the law leaves over.
@@ -50,10 +55,15 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// A forest's mean and median are both better by a tenth at least: less is not worth a second kind of model.
+    /// What is smooth and best: interpolation or kriging.
+    fn smooth(&self) -> Errors {
+        if self.kriging.mean < self.interpolation.mean { self.kriging } else { self.interpolation }
+    }
+
+    /// A forest's mean and median are both better by a tenth at least than what is smooth: less is not worth its steps.
     pub fn forest_wins(&self) -> bool {
-        let wins =
-            |f: &Errors| f.mean < 0.9 * self.interpolation.mean && f.median < 0.9 * self.interpolation.median;
+        let smooth = self.smooth();
+        let wins = |f: &Errors| f.mean < 0.9 * smooth.mean && f.median < 0.9 * smooth.median;
         wins(&self.forest) || wins(&self.forest_on_law)
     }
 }
@@ -93,12 +103,17 @@ fn times(gpu: &str, rows: &[&GemmRow]) -> Option<Comparison> {
     let over: Vec<_> =
         known.iter().map(|s| (features(s.m, s.n, s.k), (s.seconds / trial.law_seconds(s)).ln())).collect();
     let (plain, over) = (Forest::grow(&plain, Growth::usual(7)), Forest::grow(&over, Growth::usual(7)));
+    let at = |s: &Sample| [s.m, s.n, s.k].map(f64::log2);
+    let rest: Vec<_> =
+        known.iter().map(|s| (at(s), (s.seconds / trial.law_seconds(s)).ln())).collect();
+    let kriging = Kriging::fit(&rest);
     let errors = |predict: &dyn Fn(&Sample) -> f64| Errors::new(held.iter().map(|s| (predict(s), s.seconds)));
     Some(Comparison {
         table: format!("{gpu} time of 16-bit products"),
         known: known.len(),
         held: held.len(),
         interpolation: errors(&|s| trial.seconds(s)),
+        kriging: errors(&|s| trial.law_seconds(s) * kriging.at(at(s)).exp()),
         forest: errors(&|s| plain.at(&features(s.m, s.n, s.k)).exp()),
         forest_on_law: errors(&|s| trial.law_seconds(s) * over.at(&features(s.m, s.n, s.k)).exp()),
     })
@@ -130,12 +145,14 @@ fn power(table: String, rows: &[&GemmRow]) -> Option<Comparison> {
         Growth::usual(7),
     );
     let errors = |predict: &dyn Fn([f64; 3]) -> f64| Errors::new(held.iter().map(|(s, p)| (predict(*s), *p)));
+    let kriged = Kriging::fit(&logs.iter().map(|(s, p)| (s.map(f64::log2), *p)).collect::<Vec<_>>());
     let grown = errors(&|[m, n, k]| forest.at(&features(m, n, k)).exp());
     Some(Comparison {
         table,
         known: known.len(),
         held: held.len(),
         interpolation: errors(&|s| nearest(&logs, s).exp()),
+        kriging: errors(&|s| kriged.at(s.map(f64::log2)).exp()),
         forest: grown,
         forest_on_law: grown,
     })
@@ -179,13 +196,14 @@ pub fn calibration(records: &[Record]) -> Result<Comparison, MeasureError> {
     if all.len() < 2 * GROUPS {
         return Err(MeasureError::Empty("matrix products"));
     }
-    let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
+    let mut pairs: [Vec<(f64, f64)>; 4] = Default::default();
     for group in 0..GROUPS {
         let part = |held: bool| -> Vec<Timed> {
             all.iter().enumerate().filter(|(i, _)| (i % GROUPS == group) == held).map(|(_, s)| *s).collect()
         };
         let (known, held) = (part(false), part(true));
-        let trial = crate::measure::fit::GemmTrial::new(&known);
+        let trial = GemmTrial::new(&known, ResidualModel::Interpolation);
+        let kriging = GemmTrial::new(&known, ResidualModel::Kriging);
         let grow = |target: &dyn Fn(&Timed) -> f64| {
             let rows: Vec<_> = known.iter().map(|s| (features(s.0[0], s.0[1], s.0[2]), target(s))).collect();
             Forest::grow(&rows, Growth::usual(7))
@@ -196,16 +214,18 @@ pub fn calibration(records: &[Record]) -> Result<Comparison, MeasureError> {
             let at = features(shape[0], shape[1], shape[2]);
             pairs[0].push((trial.seconds(shape), time));
             pairs[1].push((plain.at(&at).exp(), time));
+            pairs[3].push((kriging.seconds(shape), time));
             pairs[2].push((trial.law_seconds(shape) * over.at(&at).exp(), time));
         }
     }
-    let [interpolation, forest, forest_on_law] = pairs.map(|p| Errors::new(p.into_iter()));
+    let [interpolation, forest, forest_on_law, kriging] = pairs.map(|p| Errors::new(p.into_iter()));
     let table = "this calibration, time of products".to_owned();
     Ok(Comparison {
         table,
         known: all.len() - all.len() / GROUPS,
         held: all.len(),
         interpolation,
+        kriging,
         forest,
         forest_on_law,
     })
@@ -215,11 +235,12 @@ pub fn calibration(records: &[Record]) -> Result<Comparison, MeasureError> {
 pub fn text(comparisons: &[Comparison]) -> String {
     let percent = |e: &Errors| format!("{:5.1} {:5.1} {:5.1}", e.mean * 1e2, e.median * 1e2, e.p90 * 1e2);
     let mut out = format!(
-        "{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}\n{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}\n",
+        "{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}   {:<17}\n{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}   {:<17}\n",
         "error % on shapes left out",
         "known",
         "held",
         "interpolation",
+        "kriging",
         "forest",
         "forest on the law",
         "",
@@ -227,23 +248,25 @@ pub fn text(comparisons: &[Comparison]) -> String {
         "",
         " mean   med   p90",
         " mean   med   p90",
+        " mean   med   p90",
         " mean   med   p90"
     );
     for c in comparisons {
         let mark = if c.forest_wins() { "  forest wins" } else { "" };
         out.push_str(&format!(
-            "{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}{mark}\n",
+            "{:<44} {:>6} {:>6}   {:<17}   {:<17}   {:<17}   {:<17}{mark}\n",
             c.table,
             c.known,
             c.held,
             percent(&c.interpolation),
+            percent(&c.kriging),
             percent(&c.forest),
             percent(&c.forest_on_law)
         ));
     }
     let won = comparisons.iter().filter(|c| c.forest_wins()).count();
     out.push_str(&format!(
-        "a forest wins (mean and median a tenth better) in {won} of {} tables\n",
+        "a forest wins (mean and median a tenth better than what is smooth) in {won} of {} tables\n",
         comparisons.len()
     ));
     out

@@ -1,19 +1,21 @@
 //! From samples to an accelerator profile: a simple law per table and a residual grid over what was measured.
 //!
-//! Grid nodes that were not measured lie on the plane that fits their neighbours best, weighted by the inverse fourth
-//! power of the distance in doublings. The error of a table is that of predicting each measured point from the others (robust standard
-//! deviation of ln(measured / predicted)).
+//! Grid nodes that were not measured are filled by the model that predicts shapes left out best (interpolation by local
+//! planes, kriging or a random forest: [`crate::learned::choice`]). The error of a table is that of measured points
+//! predicted from the others (robust standard deviation of ln(measured / predicted)).
 
 mod memory;
 
 use super::point::{Point, Record, Role, median, memory_traffic};
 use super::sweep::FEW_ROWS;
 use super::{MeasureError, machine};
+use crate::learned::choice;
 use psim_cost_models::attention::{AttentionShape, law_seconds as attention_law_seconds};
 use psim_cost_models::gemm::{Rates, law_seconds};
+use psim_cost_models::grid::Residual;
 use psim_hardware::profile::accelerator::{
     ACCELERATOR_PROFILE_SCHEMA, AcceleratorProfile, AttentionLaw, AttentionPass, AttentionTable,
-    CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, ResidualGrid,
+    CollectiveCurve, FitQuality, GemmLaw, GemmTable, GroupedGemmTable, ResidualModel, TableModel,
 };
 use psim_hardware::profile::machine::{EngineStep, HostCopy, LoadLatency, MachineFacts, Sharing, Together};
 use psim_hardware::profile::stack::AttentionKernel;
@@ -51,6 +53,7 @@ pub fn fit<D: Device>(
 ) -> Result<Fitted, MeasureError> {
     let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
     let mut notes = Vec::new();
+    let records = &at_one_pace(records, &mut notes);
     let gemms = gemm_samples(records, Role::Forward);
     if gemms.is_empty() {
         return Err(MeasureError::Empty("matrix products"));
@@ -76,7 +79,8 @@ pub fn fit<D: Device>(
         bandwidth: accelerator.memory_bandwidth.0,
         units: accelerator.sm_count.map_or(1.0, f64::from),
     };
-    let gemm = gemm_table(dtype, rates, &gemms, records);
+    let mut models = Vec::new();
+    let gemm = gemm_table(dtype, rates, &gemms, records, &mut models);
     let grouped = GroupedGemmTable {
         dtype,
         scaling: Scaling::None,
@@ -87,7 +91,7 @@ pub fn fit<D: Device>(
         weight_gradient: gemm.weight_gradient,
         fit: gemm.fit,
     };
-    let attention = attention_tables(dtype, rates, records);
+    let attention = attention_tables(dtype, rates, records, &mut models);
     let memory = memory::tables(&memory_samples(records, dtype), rates.bandwidth);
     let collectives = collective_curves(records);
     let machine = machine_facts(&accelerator, records, &mut notes);
@@ -103,9 +107,42 @@ pub fn fit<D: Device>(
         memory,
         collectives,
         power: None,
+        models,
         machine: Some(machine),
     };
     Ok(Fitted { profile, accelerator, notes })
+}
+
+/// Share of the paces below the one that counts as the machine's own.
+const OWN_PACE: f64 = 0.2;
+/// A pace slower by more than this is worth a remark.
+const UNEVEN: f64 = 1.1;
+
+/// The samples as they would be had the machine been equally fast all the time: processor times are divided by how much
+/// slower than usual a fixed piece of work was just before and after. Others on the same core, and clocks, come and go
+/// within a sweep; two shapes measured minutes apart would differ by that.
+fn at_one_pace(records: &[Record], notes: &mut Vec<String>) -> Vec<Record> {
+    let paces: Vec<f64> = records.iter().filter_map(|r| r.pace).filter(|p| *p > 0.0).collect();
+    let own = crate::fit::quantile(&paces, OWN_PACE);
+    let slow = crate::fit::quantile(&paces, 0.9);
+    if own > 0.0 && slow > UNEVEN * own {
+        notes.push(format!(
+            "the machine was not equally fast all the time: one point in ten was measured while it was {:.0} % slower",
+            (slow / own - 1.0) * 100.0
+        ));
+    }
+    let mut even = records.to_vec();
+    for record in &mut even {
+        // What is timed by the clock, or compares the machine with itself, is left alone.
+        let own_time = matches!(
+            record.point,
+            Point::Gemm { .. } | Point::Attention { .. } | Point::Decode { .. } | Point::Memory { .. }
+        );
+        if let Some(pace) = record.pace.filter(|p| own_time && own > 0.0 && *p > own) {
+            record.seconds.iter_mut().for_each(|s| *s *= own / pace);
+        }
+    }
+    even
 }
 
 /// Quality per table, for printing.
@@ -124,17 +161,17 @@ pub fn gemm_shapes(records: &[Record]) -> Vec<([f64; 3], f64)> {
     gemm_samples(records, Role::Forward)
 }
 
-/// Law and interpolation of some measured products of a processor, to be tried on others.
+/// Law of some measured products of a processor, with what a model says of the rest, to be tried on others.
 #[derive(Debug)]
 pub struct GemmTrial {
-    model: psim_cost_models::gemm::GemmModel,
+    residual: Residual,
     law: GemmLaw,
     rates: Rates,
 }
 
 impl GemmTrial {
-    /// Fits (shape, seconds).
-    pub fn new(samples: &[([f64; 3], f64)]) -> Self {
+    /// Fits (shape, seconds) with one model.
+    pub fn new(samples: &[([f64; 3], f64)], model: ResidualModel) -> Self {
         let flops = samples.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t);
         let bytes = samples.iter().map(|(s, t)| gemm_bytes(DType::Fp32.size(), *s) / t);
         let rates = Rates {
@@ -142,8 +179,12 @@ impl GemmTrial {
             bandwidth: bytes.fold(1.0, f64::max) * HEADROOM,
             units: 1.0,
         };
-        let table = gemm_table(DType::Fp32, rates, samples, &[]);
-        Self { model: psim_cost_models::gemm::GemmModel::new(&table), law: table.law, rates }
+        let law = gemm_law(rates, samples);
+        let mut trial = Self { residual: Residual::default(), law, rates };
+        let rest: Vec<_> = samples.iter().map(|&(s, t)| (s, (t / trial.law_seconds(s)).ln())).collect();
+        let grid = choice::fill(&rest, model, &|s| trial.law_seconds(s));
+        trial.residual = Residual::new(grid.as_ref());
+        trial
     }
 
     /// Seconds of the law alone.
@@ -151,10 +192,9 @@ impl GemmTrial {
         law_seconds(&self.law, self.rates, m, n, k, 1.0, gemm_bytes(DType::Fp32.size(), [m, n, k]))
     }
 
-    /// Seconds with the interpolated residual.
+    /// Seconds with the residual.
     pub fn seconds(&self, shape: [f64; 3]) -> f64 {
-        let bytes = gemm_bytes(DType::Fp32.size(), shape);
-        self.model.seconds(self.rates, shape, 1.0, bytes, psim_models::operator::GemmRole::Forward).0
+        self.law_seconds(shape) * self.residual.at(shape).exp()
     }
 }
 
@@ -170,127 +210,44 @@ fn gemm_samples(records: &[Record], wanted: Role) -> Vec<([f64; 3], f64)> {
         .collect()
 }
 
-/// Weight that pulls the slopes of a local plane to zero: little beside one measured point two doublings away (0.24).
-const SLOPE_RIDGE: f64 = 0.02;
-
-/// Solves a symmetric, positive system by elimination.
-fn eliminate(mut matrix: [[f64; 4]; 4], mut right: [f64; 4]) -> [f64; 4] {
-    for column in 0..4 {
-        let pivot = matrix[column][column].max(1e-300);
-        for row in column + 1..4 {
-            let factor = matrix[row][column] / pivot;
-            let above = matrix[column];
-            matrix[row].iter_mut().zip(above).for_each(|(x, y)| *x -= factor * y);
-            right[row] -= factor * right[column];
-        }
-    }
-    for column in (0..4).rev() {
-        right[column] /= matrix[column][column].max(1e-300);
-        for row in 0..column {
-            right[row] -= matrix[row][column] * right[column];
-        }
-    }
-    right
-}
-
-/// Residuals at measured points, in natural units of three coordinates.
-struct Scatter {
-    points: Vec<([f64; 3], f64)>,
-}
-
-impl Scatter {
-    /// The residual at a point, without point `skip`: the plane through the measured ones that fits those nearby best,
-    /// kept within what the nearest ones say.
-    fn at(&self, point: [f64; 3], skip: Option<usize>) -> f64 {
-        // Weighted normal equations of value ≈ c0 + Σ c·distance, slopes held back a little where nothing fixes them.
-        let (mut matrix, mut right) = ([[0.0; 4]; 4], [0.0; 4]);
-        let mut nearest: Vec<(f64, f64)> = Vec::new();
-        for (i, (p, value)) in self.points.iter().enumerate() {
-            if Some(i) == skip {
-                continue;
-            }
-            let d: [f64; 3] = std::array::from_fn(|axis| (p[axis] / point[axis]).log2());
-            let distance: f64 = d.iter().map(|d| d * d).sum();
-            if distance < 1e-12 {
-                return *value;
-            }
-            nearest.push((distance, *value));
-            let w = (distance + 0.1).powi(-2);
-            let row = [1.0, d[0], d[1], d[2]];
-            for a in 0..4 {
-                for b in 0..4 {
-                    matrix[a][b] += w * row[a] * row[b];
-                }
-                right[a] += w * row[a] * value;
-            }
-        }
-        if nearest.is_empty() {
-            return 0.0;
-        }
-        for (axis, row) in matrix.iter_mut().enumerate().skip(1) {
-            row[axis] += SLOPE_RIDGE;
-        }
-        nearest.sort_by(|a, b| a.0.total_cmp(&b.0));
-        nearest.truncate(8);
-        let low = nearest.iter().map(|n| n.1).fold(f64::INFINITY, f64::min);
-        let high = nearest.iter().map(|n| n.1).fold(f64::NEG_INFINITY, f64::max);
-        let room = 0.25 * (high - low);
-        eliminate(matrix, right)[0].clamp(low - room, high + room)
-    }
-
-    fn quality(&self) -> FitQuality {
-        let errors: Vec<f64> =
-            self.points.iter().enumerate().map(|(i, (p, v))| (v - self.at(*p, Some(i))).abs()).collect();
-        FitQuality { points: self.points.len() as u32, sigma: round(1.4826 * median(&errors).max(0.0)) }
-    }
-
-    fn grid(&self) -> Option<ResidualGrid> {
-        if self.points.is_empty() {
-            return None;
-        }
-        let axes: Vec<Vec<f64>> = (0..3)
-            .map(|axis| {
-                let mut lines: Vec<f64> = self.points.iter().map(|(p, _)| p[axis]).collect();
-                lines.sort_by(f64::total_cmp);
-                lines.dedup();
-                lines
-            })
-            .collect();
-        let mut centinats = Vec::new();
-        for &x in &axes[0] {
-            for &y in &axes[1] {
-                centinats.extend(axes[2].iter().map(|&z| (self.at([x, y, z], None) * 100.0).round() as i16));
-            }
-        }
-        Some(ResidualGrid { axes, centinats })
-    }
-}
-
 fn round(value: f64) -> f64 {
     if value.is_finite() { (value * 1e4).round() / 1e4 } else { 0.0 }
 }
 
-fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: &[Record]) -> GemmTable {
+fn gemm_law(rates: Rates, samples: &[([f64; 3], f64)]) -> GemmLaw {
     let best = samples.iter().map(|(s, t)| 2.0 * s.iter().product::<f64>() / t).fold(0.0, f64::max);
     let shortest = samples.iter().map(|s| s.1).fold(f64::INFINITY, f64::min);
     // One core runs tiles one after another: no waves, no small-tile loss; several units have both.
     let serial = rates.units <= 1.0;
-    let law = GemmLaw {
+    GemmLaw {
         launch_us: round(0.5e6 * shortest),
         compute: round((best / rates.peak).min(1.0)),
         memory: 1.0,
         prologue: if serial { 0.0 } else { 64.0 },
         quantisation: if serial { 0.0 } else { 0.5 },
         small_tile: if serial { 1.0 } else { 0.9 },
-    };
+    }
+}
+
+fn gemm_table(
+    dtype: DType,
+    rates: Rates,
+    samples: &[([f64; 3], f64)],
+    records: &[Record],
+    models: &mut Vec<TableModel>,
+) -> GemmTable {
+    let law = gemm_law(rates, samples);
     let expected =
         |[m, n, k]: [f64; 3]| law_seconds(&law, rates, m, n, k, 1.0, gemm_bytes(dtype.size(), [m, n, k]));
-    let scatter = Scatter { points: samples.iter().map(|&(s, t)| (s, (t / expected(s)).ln())).collect() };
+    let rest: Vec<_> = samples.iter().map(|&(s, t)| (s, (t / expected(s)).ln())).collect();
+    let chosen = choice::choose(&format!("gemm {dtype}"), &rest, &expected);
+    models.extend(chosen.model);
+    let residual = Residual::new(chosen.grid.as_ref());
     // Against the forward layout as the cost model prices it: a weight gradient also reads and writes its sum.
     let against = |role: Role, s: [f64; 3]| {
         let again = if role == Role::WeightGradient { 8.0 * s[0] * s[1] } else { 0.0 };
         let bytes = gemm_bytes(dtype.size(), s) + again;
-        law_seconds(&law, rates, s[0], s[1], s[2], 1.0, bytes) * scatter.at(s, None).exp()
+        law_seconds(&law, rates, s[0], s[1], s[2], 1.0, bytes) * residual.at(s).exp()
     };
     let layout = |role: Role| {
         let ratios: Vec<([f64; 3], f64)> = gemm_samples(records, role)
@@ -302,8 +259,8 @@ fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: 
             return (1.0, None);
         }
         let constant = round(median(&ratios.iter().map(|r| r.1).collect::<Vec<_>>()));
-        let points = ratios.into_iter().map(|(s, ratio)| (s, (ratio / constant).ln())).collect();
-        (constant, Scatter { points }.grid())
+        let points: Vec<_> = ratios.into_iter().map(|(s, ratio)| (s, (ratio / constant).ln())).collect();
+        (constant, choice::fill(&points, ResidualModel::Interpolation, &expected))
     };
     let (input_gradient, input_gradient_residual) = layout(Role::InputGradient);
     let (weight_gradient, weight_gradient_residual) = layout(Role::WeightGradient);
@@ -311,18 +268,53 @@ fn gemm_table(dtype: DType, rates: Rates, samples: &[([f64; 3], f64)], records: 
         dtype,
         scaling: Scaling::None,
         law,
-        residual: scatter.grid(),
+        residual: chosen.grid,
         input_gradient,
         weight_gradient,
         input_gradient_residual,
         weight_gradient_residual,
         sustained: 1.0,
-        fit: scatter.quality(),
+        fit: chosen.fit,
     }
 }
 
 fn flops_of(shape: &AttentionShape) -> f64 {
     shape.flops_per * shape.heads * shape.seq_q * shape.seq_kv * shape.density * shape.width
+}
+
+/// Causal attention of so many heads, as the operator counts it: q, k, v, out forward; with gradients backward.
+fn attention_shape(
+    pass: AttentionPass,
+    dtype: DType,
+    heads: u64,
+    seq_q: u64,
+    seq_kv: u64,
+    dim: f64,
+) -> AttentionShape {
+    let [heads, seq_q, seq_kv] = [heads, seq_q, seq_kv].map(|x| x as f64);
+    let backward = pass == AttentionPass::Backward;
+    let (q, kv) = (2.0 * heads * seq_q * dim, 2.0 * heads * seq_kv * dim);
+    AttentionShape {
+        heads,
+        groups: heads,
+        seq_q,
+        seq_kv,
+        density: if pass == AttentionPass::Decode { 1.0 } else { 0.5 * (1.0 + 1.0 / seq_q) },
+        width: dim,
+        flops_per: if backward { 10.0 } else { 4.0 },
+        bytes: dtype.size() * if backward { 2.0 * (q + kv) + q } else { q + kv },
+    }
+}
+
+/// The shape at coordinates of a table (heads, computed keys of a row, width).
+fn shape_at(pass: AttentionPass, dtype: DType, [heads, keys, width]: [f64; 3]) -> AttentionShape {
+    let keys = keys.max(1.0);
+    if pass == AttentionPass::Decode {
+        return attention_shape(pass, dtype, heads.round() as u64, 1, keys.round() as u64, width);
+    }
+    // A row of a causal square sees half of it on average, itself included.
+    let length = (2.0 * keys - 1.0).round() as u64;
+    attention_shape(pass, dtype, heads.round() as u64, length, length, width)
 }
 
 fn attention_samples(records: &[Record], dtype: DType) -> Vec<(AttentionShape, AttentionPass, f64)> {
@@ -339,26 +331,18 @@ fn attention_samples(records: &[Record], dtype: DType) -> Vec<(AttentionShape, A
                 }
                 _ => return None,
             };
-            let [batch, seq_q, seq_kv, heads, dim] = [batch, seq_q, seq_kv, heads, dim].map(|x| x as f64);
-            let backward = pass == AttentionPass::Backward;
-            // As the operator counts them: q, k, v, out forward; with gradients backward.
-            let (q, kv) = (2.0 * batch * heads * seq_q * dim, 2.0 * batch * heads * seq_kv * dim);
-            let shape = AttentionShape {
-                heads: batch * heads,
-                groups: batch * heads,
-                seq_q,
-                seq_kv,
-                density: if pass == AttentionPass::Decode { 1.0 } else { 0.5 * (1.0 + 1.0 / seq_q) },
-                width: dim,
-                flops_per: if backward { 10.0 } else { 4.0 },
-                bytes: dtype.size() * if backward { 2.0 * (q + kv) + q } else { q + kv },
-            };
+            let shape = attention_shape(pass, dtype, batch * heads, seq_q, seq_kv, dim as f64);
             Some((shape, pass, r.median()))
         })
         .collect()
 }
 
-fn attention_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<AttentionTable> {
+fn attention_tables(
+    dtype: DType,
+    rates: Rates,
+    records: &[Record],
+    models: &mut Vec<TableModel>,
+) -> Vec<AttentionTable> {
     let samples = attention_samples(records, dtype);
     let mut tables = Vec::new();
     for pass in [AttentionPass::Forward, AttentionPass::Backward, AttentionPass::Decode] {
@@ -376,7 +360,7 @@ fn attention_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<Atten
             narrow_head: 1.0,
             quantisation: 0.0,
         };
-        let points = own
+        let rest: Vec<_> = own
             .iter()
             .map(|(shape, _, time)| {
                 let mut at = shape.coordinates();
@@ -387,14 +371,17 @@ fn attention_tables(dtype: DType, rates: Rates, records: &[Record]) -> Vec<Atten
                 (at, (time / attention_law_seconds(&law, rates, shape)).ln())
             })
             .collect();
-        let scatter = Scatter { points };
+        let name = format!("attention {pass:?}");
+        let expected = |at| attention_law_seconds(&law, rates, &shape_at(pass, dtype, at));
+        let chosen = choice::choose(&name, &rest, &expected);
+        models.extend(chosen.model);
         tables.push(AttentionTable {
             kernel: AttentionKernel::Flash2,
             pass,
             dtype,
             law,
-            residual: scatter.grid(),
-            fit: scatter.quality(),
+            residual: chosen.grid,
+            fit: chosen.fit,
         });
     }
     tables

@@ -7,6 +7,7 @@ use super::{MeasureError, Runners, host};
 use psim_hardware::DType;
 use psim_kernels::{
     Activation, Adam, Attention, CrossEntropy, Device, Gemm, Micro, Norm, PagedAttention, Rope, Strided,
+    Uniform,
 };
 use psim_models::operator::GemmRole;
 use serde::{Deserialize, Serialize};
@@ -179,6 +180,9 @@ pub struct Record {
     /// Clocks, power and throttling of the device afterwards, where it tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
+    /// Seconds of a fixed piece of work, mean of just before and just after: how fast the machine was meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<f64>,
 }
 
 /// State of a device after a measurement.
@@ -211,7 +215,7 @@ impl From<psim_kernels::micro::Telemetry> for State {
 impl Record {
     /// With the machine's load now.
     pub fn new(point: Point, seconds: Vec<f64>, spent: f64) -> Self {
-        Self { point, seconds, spent, load: super::machine::load_average(), state: None }
+        Self { point, seconds, spent, load: super::machine::load_average(), state: None, pace: None }
     }
 
     /// Median of the repeats.
@@ -231,8 +235,11 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Bytes that rotating inputs should exceed, so that repeats do not find everything in the nearest cache.
+/// Bytes that rotating inputs should exceed where the device does not tell the size of its last cache, so that repeats do
+/// not find everything in the nearest one.
 const ROTATE: u64 = 4 << 20;
+/// Sets of inputs at most: small calls need many to exceed a cache.
+const SETS: (u64, u64) = (8, 4096);
 /// The same of products with so few rows that reading the weights is most of their time on a processor.
 const STREAM: u64 = 16 << 20;
 /// Rows up to which that is so.
@@ -281,16 +288,46 @@ struct Setup<'a, D: Device> {
     device: &'a D,
     dtype: DType,
     random: Random,
+    /// Last cache of the device, where it tells.
+    cache: Option<u64>,
 }
 
 impl<D: Device> Setup<'_, D> {
     fn input(&mut self, dtype: DType, len: usize) -> Result<D::Buffer, MeasureError> {
         let mut buffer = self.device.alloc(dtype, len)?;
-        self.device.write(&mut buffer, 0, &self.random.values(len))?;
+        if self.cache.is_some() {
+            // Many sets: the device fills them itself.
+            let key = u64::from(self.random.values(1)[0].to_bits());
+            let to = Strided::new(0, len);
+            let shape = Uniform { key, first: 0, pitch: len, rows: 1, width: len, to, scale: 1.0 };
+            self.device.uniform(&shape, &mut buffer)?;
+        } else {
+            self.device.write(&mut buffer, 0, &self.random.values(len))?;
+        }
         Ok(buffer)
     }
+
+    /// Sets of inputs of so many bytes that together exceed the last cache by a quarter.
     fn sets(&self, bytes: u64) -> usize {
-        ROTATE.div_ceil(bytes.max(1)).clamp(1, 8) as usize
+        let (rotate, most) = match self.cache {
+            Some(cache) => (ROTATE.max(cache + cache / 4), SETS.1),
+            None => (ROTATE, SETS.0),
+        };
+        rotate.div_ceil(bytes.max(1)).clamp(1, most) as usize
+    }
+
+    /// The same for operators whose inputs a processor has just written and finds in its caches: there one set.
+    fn fresh(&self, bytes: u64) -> usize {
+        if self.cache.is_some() { self.sets(bytes) } else { 1 }
+    }
+
+    /// So many sets of inputs.
+    fn rotated<T>(
+        &mut self,
+        count: usize,
+        mut build: impl FnMut(&mut Self) -> Result<T, MeasureError>,
+    ) -> Result<Vec<T>, MeasureError> {
+        (0..count).map(|_| build(self)).collect()
     }
 }
 
@@ -306,7 +343,7 @@ pub fn measure<D: Micro>(
     runners: Option<&Runners>,
 ) -> Result<Vec<f64>, MeasureError> {
     let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
-    let mut setup = Setup { device, dtype, random: Random(seed | 1) };
+    let mut setup = Setup { device, dtype, random: Random(seed | 1), cache: device.last_cache() };
     match point {
         Point::Gemm { m, n, k, role } => gemm(&mut setup, [*m, *n, *k], *role, allowance),
         Point::Attention { batch, seq, heads, head_dim, backward } => {
@@ -424,20 +461,33 @@ fn attention<D: Device>(
     let shape = Attention::causal(batch, seq, heads, heads, dim);
     let len = batch * seq * heads * dim;
     let dtype = setup.dtype;
-    let (q, k, v) = (setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?);
-    let mut out = setup.device.alloc(dtype, len)?;
-    let mut lse = setup.device.alloc(DType::Fp32, batch * seq * heads)?;
+    // Inputs and their results; with gradients backward.
+    let bytes = dtype.size() as u64 * len as u64 * if backward { 8 } else { 4 };
+    let count = setup.fresh(bytes);
+    let mut sets = setup.rotated(count, |setup| {
+        let inputs = [setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?];
+        let out = setup.device.alloc(dtype, len)?;
+        let lse = setup.device.alloc(DType::Fp32, batch * seq * heads)?;
+        Ok((inputs, out, lse))
+    })?;
+    let device = setup.device;
     if !backward {
-        return repeat(setup.device, allowance, |_| {
-            setup.device.attention_forward(&shape, &q, &k, &v, &mut out, &mut lse)
+        return repeat(device, allowance, |i| {
+            let ([q, k, v], out, lse) = &mut sets[i % count];
+            device.attention_forward(&shape, q, k, v, out, lse)
         });
     }
-    setup.device.attention_forward(&shape, &q, &k, &v, &mut out, &mut lse)?;
+    for ([q, k, v], out, lse) in &mut sets {
+        device.attention_forward(&shape, q, k, v, out, lse)?;
+    }
+    let mut gradients = setup.rotated(count, |setup| {
+        Ok([setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?])
+    })?;
     let dout = setup.input(dtype, len)?;
-    let (mut dq, mut dk, mut dv) =
-        (setup.input(dtype, len)?, setup.input(dtype, len)?, setup.input(dtype, len)?);
-    repeat(setup.device, allowance, |_| {
-        setup.device.attention_backward(&shape, [&q, &k, &v, &out, &lse], &dout, &mut dq, &mut dk, &mut dv)
+    repeat(device, allowance, |i| {
+        let ([q, k, v], out, lse) = &sets[i % count];
+        let [dq, dk, dv] = &mut gradients[i % count];
+        device.attention_backward(&shape, [q, k, v, out, lse], &dout, dq, dk, dv)
     })
 }
 
@@ -457,11 +507,14 @@ fn decode<D: Device>(
     let lengths = setup.device.upload_index(&vec![length as u32; batch])?;
     let cache = pages * page * heads * dim;
     let dtype = setup.dtype;
-    let (q, k, v) =
-        (setup.input(dtype, batch * heads * dim)?, setup.input(dtype, cache)?, setup.input(dtype, cache)?);
+    let q = setup.input(dtype, batch * heads * dim)?;
+    let count = setup.fresh(2 * dtype.size() as u64 * cache as u64);
+    let caches =
+        setup.rotated(count, |setup| Ok([setup.input(dtype, cache)?, setup.input(dtype, cache)?]))?;
     let mut out = setup.device.alloc(dtype, batch * heads * dim)?;
-    repeat(setup.device, allowance, |_| {
-        setup.device.paged_attention(&shape, &q, &k, &v, &table, &lengths, &mut out)
+    repeat(setup.device, allowance, |i| {
+        let [k, v] = &caches[i % count];
+        setup.device.paged_attention(&shape, &q, k, v, &table, &lengths, &mut out)
     })
 }
 
@@ -473,80 +526,100 @@ fn memory<D: Device>(
     allowance: f64,
 ) -> Result<Vec<f64>, MeasureError> {
     let (len, dtype, device) = (rows * width, setup.dtype, setup.device);
-    let mut x = setup.input(dtype, 2 * len)?;
-    let mut y = setup.input(dtype, 2 * len)?;
-    let mut z = setup.input(dtype, 2 * len)?;
     let block = Strided::new(0, width);
+    let count = setup.fresh(6 * dtype.size() as u64 * len as u64);
+    let mut sets = setup.rotated(count, |setup| {
+        Ok([setup.input(dtype, 2 * len)?, setup.input(dtype, 2 * len)?, setup.input(dtype, 2 * len)?])
+    })?;
     match class {
         "norm" => {
             let shape = Norm { rows, width, rms: true, epsilon: 1e-5 };
             let weight = setup.input(dtype, width)?;
             let mut dweight = setup.input(DType::Fp32, width)?;
             let mut stats = device.alloc(DType::Fp32, 2 * rows)?;
-            repeat(device, allowance, |_| {
-                device.norm_forward(&shape, &x, &weight, None, &mut y, &mut stats)?;
-                device.norm_backward(&shape, &x, &weight, &stats, &y, &mut z, &mut dweight, None)
+            repeat(device, allowance, |i| {
+                let [x, y, z] = &mut sets[i % count];
+                device.norm_forward(&shape, x, &weight, None, y, &mut stats)?;
+                device.norm_backward(&shape, x, &weight, &stats, y, z, &mut dweight, None)
             })
         }
-        "activation" => repeat(device, allowance, |_| {
-            device.activation_forward(Activation::SwiGlu, rows, width, &x, &mut y)?;
-            device.activation_backward(Activation::SwiGlu, rows, width, &x, &y, &mut z)
+        "activation" => repeat(device, allowance, |i| {
+            let [x, y, z] = &mut sets[i % count];
+            device.activation_forward(Activation::SwiGlu, rows, width, x, y)?;
+            device.activation_backward(Activation::SwiGlu, rows, width, x, y, z)
         }),
         "gelu" => repeat(device, allowance, |_| {
             device.activation_forward(Activation::Gelu, rows, width, &x, &mut y)?;
             device.activation_backward(Activation::Gelu, rows, width, &x, &y, &mut z)
         }),
         "elementwise" => {
-            let (a, mut b) = (setup.input(dtype, len)?, setup.input(dtype, len)?);
-            repeat(device, allowance, |_| device.add(&a, &mut b))
+            let count = setup.fresh(2 * dtype.size() as u64 * len as u64);
+            let mut pairs =
+                setup.rotated(count, |setup| Ok([setup.input(dtype, len)?, setup.input(dtype, len)?]))?;
+            repeat(device, allowance, |i| {
+                let [a, b] = &mut pairs[i % count];
+                device.add(a, b)
+            })
         }
         "rope" => {
             let head_dim = width.min(64);
             let shape = Rope { tokens: rows, heads: width / head_dim, head_dim, base: 1e4, inverse: false };
             let positions = device.upload_index(&(0..rows as u32).collect::<Vec<_>>())?;
-            repeat(device, allowance, |_| device.rope(&shape, &positions, &x, block, &mut y, block))
+            repeat(device, allowance, |i| {
+                let [x, y, _] = &mut sets[i % count];
+                device.rope(&shape, &positions, x, block, y, block)
+            })
         }
         "cross-entropy" => {
             let shape = CrossEntropy { rows, vocab: width, first: 0 };
             let targets: Vec<u32> = (0..rows).map(|i| (i * 31 % width) as u32).collect();
             let targets = device.upload_index(&targets)?;
             let mut stats = device.alloc(DType::Fp32, 3 * rows)?;
-            repeat(device, allowance, |_| {
-                device.cross_entropy_stats(&shape, &x, &targets, &mut stats)?;
-                device.cross_entropy_backward(&shape, 1.0, &targets, &stats, &mut x)
+            repeat(device, allowance, |i| {
+                let [x, ..] = &mut sets[i % count];
+                device.cross_entropy_stats(&shape, x, &targets, &mut stats)?;
+                device.cross_entropy_backward(&shape, 1.0, &targets, &stats, x)
             })
         }
         "embedding" => {
             let entries = 2 * rows;
             let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % entries) as u32).collect();
             let ids = device.upload_index(&ids)?;
-            let mut gradient = setup.input(DType::Fp32, entries * width)?;
-            repeat(device, allowance, |_| {
-                device.embedding_forward(rows, width, 0, entries, &ids, &x, &mut y)?;
-                device.embedding_backward(rows, width, 0, entries, &ids, &y, &mut gradient)
+            let mut gradients =
+                setup.rotated(count, |setup| setup.input(DType::Fp32, entries * width))?;
+            repeat(device, allowance, |i| {
+                let ([x, y, _], gradient) = (&mut sets[i % count], &mut gradients[i % count]);
+                device.embedding_forward(rows, width, 0, entries, &ids, x, y)?;
+                device.embedding_backward(rows, width, 0, entries, &ids, y, gradient)
             })
         }
         "optimizer" => {
-            let gradient = setup.input(DType::Fp32, len)?;
-            let mut moments = [device.upload(&vec![0.01; len])?, device.upload(&vec![0.01; len])?];
-            let mut parameters = setup.input(DType::Fp32, len)?;
+            let count = setup.fresh(16 * len as u64);
+            let mut states = setup.rotated(count, |setup| {
+                let moments = [device.upload(&vec![0.01; len])?, device.upload(&vec![0.01; len])?];
+                Ok((setup.input(DType::Fp32, len)?, moments, setup.input(DType::Fp32, len)?))
+            })?;
             let adam =
                 Adam { rate: 1e-6, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, step: 2 };
-            repeat(device, allowance, |_| {
-                let [m, v] = &mut moments;
-                device.adam(&adam, 0..len, &gradient, [m, v], &mut parameters)
+            repeat(device, allowance, |i| {
+                let (gradient, [m, v], parameters) = &mut states[i % count];
+                device.adam(&adam, 0..len, gradient, [m, v], parameters)
             })
         }
         "permute" => {
             let order: Vec<u32> = (0..rows).map(|i| (i * 7919 % rows) as u32).collect();
             let order = device.upload_index(&order)?;
             let weights = setup.input(DType::Fp32, rows)?;
-            let mut combined = setup.input(DType::Fp32, len)?;
-            repeat(device, allowance, |_| {
-                device.gather_rows(rows, width, &order, &x, &mut y)?;
-                device.scatter_add_rows(rows, width, &order, Some(&weights), &y, &mut combined)
+            let mut sums = setup.rotated(count, |setup| setup.input(DType::Fp32, len))?;
+            repeat(device, allowance, |i| {
+                let ([x, y, _], combined) = (&mut sets[i % count], &mut sums[i % count]);
+                device.gather_rows(rows, width, &order, x, y)?;
+                device.scatter_add_rows(rows, width, &order, Some(&weights), y, combined)
             })
         }
-        _ => repeat(device, allowance, |_| device.copy(rows, width, &x, block, &mut y, block)),
+        _ => repeat(device, allowance, |i| {
+            let [x, y, _] = &mut sets[i % count];
+            device.copy(rows, width, x, block, y, block)
+        }),
     }
 }

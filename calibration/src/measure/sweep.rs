@@ -69,7 +69,7 @@ impl Limits {
         }
         Self {
             // Serving runs few rows at a time.
-            gemm: [powers(0, 10, 2), powers(5, 11, 2), powers(5, 11, 2)],
+            gemm: [vec![1, 2, 4, 8, 16, 32, 64, 256, 1024], powers(5, 11, 2), powers(5, 11, 2)],
             attention: [powers(5, 10, 1), powers(4, 7, 1)],
             decode: [powers(2, 12, 2), vec![1, 16, 256]],
             // Narrower rows than a head or two do not occur.
@@ -455,7 +455,7 @@ mod tests {
 
     fn fake(point: Point, rate: f64) -> Record {
         let seconds = work(&point) * rate;
-        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None }
+        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None, pace: None }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::Args;
 use psim_calibration::measure::{
     self, Calibration, DeviceChoice, Drift, MeasureError, Options, samples_path, threads_cluster,
 };
+use psim_hardware::profile::accelerator::{ResidualModel, TableModel};
 use psim_hardware::{Accelerator, catalogue, schema};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -136,6 +137,7 @@ fn calibrate(
             "schema": 1, "profile": out, "samples": samples_path(out), "cluster": cluster,
             "accelerator": calibration.accelerator.name, "points": calibration.points,
             "resumed": calibration.resumed, "seconds": calibration.seconds, "tables": tables,
+            "models": calibration.profile.models,
             "machine": calibration.profile.machine, "notes": calibration.notes,
         }));
     }
@@ -195,8 +197,39 @@ fn text(c: &Calibration) -> String {
         table.row([name.clone(), points.to_string(), format!("{:.1}", sigma * 100.0)]);
     }
     out.push_str(&table.render());
+    out.push_str(&models(&c.profile.models));
     c.notes.iter().for_each(|note| out.push_str(&format!("note: {note}\n")));
     out
+}
+
+/// Which model fills the gaps of each table, beside what the others were worth.
+fn models(models: &[TableModel]) -> String {
+    if models.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        ("between measured shapes", Align::Left),
+        ("model used", Align::Left),
+        ("planes %", Align::Right),
+        ("kriging %", Align::Right),
+        ("forest %", Align::Right),
+    ]);
+    for m in models {
+        let used = match m.model {
+            ResidualModel::Interpolation => "planes",
+            ResidualModel::Kriging => "kriging",
+            ResidualModel::Forest => "forest",
+        };
+        let error = |[mean, _]: [f64; 2]| format!("{:.1}", mean * 100.0);
+        table.row([
+            m.table.clone(),
+            used.to_owned(),
+            error(m.interpolation),
+            error(m.kriging),
+            error(m.forest),
+        ]);
+    }
+    format!("mean error on shapes left out of the fit:\n{}", table.render())
 }
 
 fn check(arguments: &Arguments, profile: &Path, host: &mut Host<'_>) -> Result<(), Failure> {

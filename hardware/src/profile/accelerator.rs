@@ -44,6 +44,10 @@ pub struct AcceleratorProfile {
     /// Board power under load.
     #[serde(default)]
     pub power: Option<PowerTable>,
+    /// By which model each residual grid was made, and what the others were worth on shapes left out; where `psim
+    /// calibrate` compared them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<TableModel>,
     /// The machine it was measured on, where `psim calibrate` made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<super::machine::MachineFacts>,
@@ -57,6 +61,37 @@ pub struct FitQuality {
     pub points: u32,
     /// Robust standard deviation of ln(measured / predicted) on held-out shapes.
     pub sigma: f64,
+}
+
+/// How a residual grid was filled between the points that were measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResidualModel {
+    /// The plane that fits the nearest points best.
+    Interpolation,
+    /// A linear trend and a smooth deviation from it (Gaussian-process regression).
+    Kriging,
+    /// A random forest.
+    Forest,
+}
+
+/// Which model fills a table's residual grid, with the errors of all on shapes left out: mean and median of
+/// |ln(measured / predicted)|.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableModel {
+    /// Table.
+    pub table: String,
+    /// The model that is used.
+    pub model: ResidualModel,
+    /// Shapes, each left out once.
+    pub points: u32,
+    /// Mean and median error of local planes.
+    pub interpolation: [f64; 2],
+    /// Of kriging.
+    pub kriging: [f64; 2],
+    /// Of a random forest.
+    pub forest: [f64; 2],
 }
 
 /// A residual ln(measured / law) on a rectangular grid, interpolated linearly in log2 of the axes, constant outside.

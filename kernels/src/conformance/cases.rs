@@ -76,7 +76,7 @@ pub fn elementwise<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
 
 /// Products in the three layouts of training, accumulating, strided, offset.
 pub fn gemm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
-    for (m, n, k) in [(1, 1, 1), (64, 64, 64), (33, 65, 17), (128, 96, 200), (5, 130, 1)] {
+    for (m, n, k) in [(1, 1, 1), (64, 64, 64), (33, 65, 17), (128, 96, 200), (5, 130, 1), (7, 517, 39)] {
         let plain = Gemm::new(m, n, k);
         for shape in [plain, plain.transposed_a(), plain.transposed_b(), plain.transposed_a().transposed_b()]
         {
@@ -101,7 +101,16 @@ pub fn gemm<D: Device>(bench: &mut Bench<'_, D>) -> Result<()> {
     let (mut c, mut expected) = bench.input(24 * 32 + 32)?;
     bench.device.gemm(&shape, &a, &b, &mut c)?;
     reference::gemm(&shape, &a_values, &b_values, &mut expected);
-    bench.check("gemm strided", &c, &expected)
+    bench.check("gemm strided", &c, &expected)?;
+    // A few rows inside larger matrices.
+    let mut shape = Gemm::new(3, 290, 41).at(8, 16, 32);
+    shape.stride = [48, 304, 296];
+    let (a, a_values) = bench.input(3 * 48 + 8)?;
+    let (b, b_values) = bench.input(41 * 304 + 16)?;
+    let (mut c, mut expected) = bench.input(3 * 296 + 32)?;
+    bench.device.gemm(&shape, &a, &b, &mut c)?;
+    reference::gemm(&shape, &a_values, &b_values, &mut expected);
+    bench.check("gemm strided, few rows", &c, &expected)
 }
 
 /// Fp8 products, for devices that have them: both matrices stored along the reduction.

@@ -1,7 +1,7 @@
 //! Matrix products through the `gemm` crate.
 #![expect(unsafe_code, reason = "the gemm crate takes raw pointers")]
 
-use super::math::{dot, vectorised};
+use super::math::{axpy, dot, vectorised};
 use crate::device::Gemm;
 
 /// A matrix inside a slice: strides in elements along columns and rows.
@@ -76,9 +76,49 @@ pub(super) fn product(
     }
 }
 
-/// Rows up to which a product with a transposed B is taken as scalar products: the library would transpose all of B
-/// first, which is most of the time of so few rows (an output layer while decoding).
+/// Rows up to which the library is not asked: it packs all of B first, and transposes it where it lies so, which is most
+/// of the time of so few rows (decoding).
 const FEW_ROWS: usize = 16;
+/// Columns that are taken at once: the rows of C and four of B stay in the nearest cache.
+const COLUMNS: usize = 256;
+
+/// `C = keep·C + A·B` of a few rows, reading B once in the order in which it lies.
+fn few_rows(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let [a_from, b_from, c_from] = shape.offset;
+    let [a_stride, b_stride, c_stride] = shape.stride;
+    vectorised(
+        #[inline(always)]
+        || {
+            for first in (0..shape.n).step_by(COLUMNS) {
+                let width = COLUMNS.min(shape.n - first);
+                let b = |k: usize| &b[b_from + k * b_stride + first..][..width];
+                for row in 0..shape.m {
+                    if !shape.accumulate {
+                        c[c_from + row * c_stride + first..][..width].fill(0.0);
+                    }
+                }
+                let whole = shape.k / 4 * 4;
+                for k in (0..whole).step_by(4) {
+                    let [b0, b1, b2, b3] = [b(k), b(k + 1), b(k + 2), b(k + 3)];
+                    for row in 0..shape.m {
+                        let a = &a[a_from + row * a_stride + k..][..4];
+                        let c = &mut c[c_from + row * c_stride + first..][..width];
+                        let columns = c.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3);
+                        for ((((c, b0), b1), b2), b3) in columns {
+                            *c += (a[0] * b0 + a[1] * b1) + (a[2] * b2 + a[3] * b3);
+                        }
+                    }
+                }
+                for k in whole..shape.k {
+                    for row in 0..shape.m {
+                        let c = &mut c[c_from + row * c_stride + first..][..width];
+                        axpy(a[a_from + row * a_stride + k], b(k), c);
+                    }
+                }
+            }
+        },
+    );
+}
 
 /// `C = keep·C + A·Bᵀ` by scalar products of stored rows.
 fn scalar_products(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
@@ -102,6 +142,9 @@ fn scalar_products(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
 pub(super) fn gemm(shape: &Gemm, a: &[f32], b: &[f32], c: &mut [f32]) {
     if shape.transpose_b && !shape.transpose_a && shape.m <= FEW_ROWS {
         return scalar_products(shape, a, b, c);
+    }
+    if !shape.transpose_b && !shape.transpose_a && shape.m <= FEW_ROWS {
+        return few_rows(shape, a, b, c);
     }
     product(
         [shape.m, shape.n, shape.k],

@@ -240,6 +240,10 @@ impl Runtime for Driver {
         self.synchronize()?;
         self.time(&mut copy).map(Some)
     }
+    fn last_cache(&self) -> Option<u64> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        self.context.attribute(attribute).ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|b| *b > 0)
+    }
     fn telemetry(&self) -> Option<Telemetry> {
         telemetry::read(self.index)
     }

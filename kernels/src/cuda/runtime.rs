@@ -166,6 +166,10 @@ pub trait Runtime {
     fn host_copy(&self, _bytes: usize, _to_device: bool) -> Result<Option<f64>> {
         Ok(None)
     }
+    /// Bytes of the second-level cache.
+    fn last_cache(&self) -> Option<u64> {
+        None
+    }
     /// Clocks and power now.
     fn telemetry(&self) -> Option<Telemetry> {
         None
