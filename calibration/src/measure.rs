@@ -206,7 +206,6 @@ fn on_device<D: Micro>(
         let seconds = point::measure(device, &point, options.seed, allowance, options.runners.as_ref())?;
         let mut record = Record::new(point, seconds, start.elapsed().as_secs_f64());
         record.state = device.telemetry().map(State::from);
-        record.pace = before.zip(device.pace()).map(|(before, after)| 0.5 * (before + after));
         journal.append(&record)?;
         sweep.add(record);
     }

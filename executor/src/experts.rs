@@ -3,6 +3,9 @@
 //! Experts lie on `ep` ranks, each cut over `etp`. With `etp > 1` the group's tokens are gathered first and partial
 //! outputs are reduced and scattered at the end; everything between is linear in the partial gradients, so sums over
 //! the group come out right (the router's gradient too).
+//!
+//! The router's product runs on the device; its scores come to the host, which chooses the experts and counts their tokens
+//! (a wait per layer on a GPU that fused routers do not have).
 
 use crate::comm::Transport;
 use crate::error::Result;

@@ -33,9 +33,6 @@ pub trait Micro: Device {
     fn launch_cost(&self, count: usize, graph: bool) -> Result<Option<f64>>;
     /// Seconds to copy `bytes` bytes between host (page-locked where that exists) and device; `None` where they are one.
     fn host_copy(&self, bytes: usize, to_device: bool) -> Result<Option<f64>>;
-    /// Seconds of a fixed piece of work in the nearest cache: how fast the machine is at this moment, where others may slow
-    /// it; `None` where nobody else uses the device.
-    fn pace(&self) -> Option<f64>;
     /// Bytes of the last cache before the memory, where the device says.
     fn last_cache(&self) -> Option<u64>;
     /// Clocks, power and throttle reasons now, where the machine tells.

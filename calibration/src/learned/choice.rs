@@ -176,7 +176,7 @@ mod tests {
         let chosen = choose("gemm", &samples, &law);
         let model = chosen.model.unwrap();
         assert_eq!(model.model, ResidualModel::Kriging, "{model:?}");
-        assert!(model.kriging[0] < model.interpolation[0] && chosen.fit.sigma < 0.1, "{model:?}");
+        assert!(model.kriging[0] < model.interpolation[0] && chosen.fit.sigma < 0.2, "{model:?}");
         let cliff = |[x, y, _]: [f64; 3]| if x * y < 1e5 { 0.9 } else { 0.0 };
         let samples: Vec<Sample> = shapes().map(|at| (at, cliff(at))).collect();
         let chosen = choose("gemm", &samples, &law);
@@ -201,15 +201,20 @@ mod tests {
             let grid = fill(&wild, model, &law).unwrap();
             let residual = Residual::new(Some(&grid));
             let time = |at: [f64; 3]| law(at) * residual.at(at).exp();
-            for axis in 0..3 {
-                for &other in &[40.0, 700.0] {
-                    let mut before = 0.0;
-                    for &line in &grid.axes[axis] {
-                        let mut at = [other; 3];
-                        at[axis] = line;
-                        // Centinats round by half a hundredth on either side.
-                        assert!(time(at) > 0.97 * before, "{model:?} {at:?}");
-                        before = time(at);
+            let [xs, ys, zs] = [0, 1, 2].map(|axis| grid.axes[axis].clone());
+            for &x in &xs {
+                for &y in &ys {
+                    for &z in &zs {
+                        let at = [x, y, z];
+                        for axis in 0..3 {
+                            let Some(&next) = grid.axes[axis].iter().find(|line| **line > at[axis]) else {
+                                continue;
+                            };
+                            let mut larger = at;
+                            larger[axis] = next;
+                            // Residuals are rounded to hundredths.
+                            assert!(time(larger) > 0.97 * time(at), "{model:?} {at:?} {larger:?}");
+                        }
                     }
                 }
             }

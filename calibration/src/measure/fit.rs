@@ -53,7 +53,6 @@ pub fn fit<D: Device>(
 ) -> Result<Fitted, MeasureError> {
     let dtype = *device.formats().last().unwrap_or(&DType::Fp32);
     let mut notes = Vec::new();
-    let records = &at_one_pace(records, &mut notes);
     let gemms = gemm_samples(records, Role::Forward);
     if gemms.is_empty() {
         return Err(MeasureError::Empty("matrix products"));
@@ -111,38 +110,6 @@ pub fn fit<D: Device>(
         machine: Some(machine),
     };
     Ok(Fitted { profile, accelerator, notes })
-}
-
-/// Share of the paces below the one that counts as the machine's own.
-const OWN_PACE: f64 = 0.2;
-/// A pace slower by more than this is worth a remark.
-const UNEVEN: f64 = 1.1;
-
-/// The samples as they would be had the machine been equally fast all the time: processor times are divided by how much
-/// slower than usual a fixed piece of work was just before and after. Others on the same core, and clocks, come and go
-/// within a sweep; two shapes measured minutes apart would differ by that.
-fn at_one_pace(records: &[Record], notes: &mut Vec<String>) -> Vec<Record> {
-    let paces: Vec<f64> = records.iter().filter_map(|r| r.pace).filter(|p| *p > 0.0).collect();
-    let own = crate::fit::quantile(&paces, OWN_PACE);
-    let slow = crate::fit::quantile(&paces, 0.9);
-    if own > 0.0 && slow > UNEVEN * own {
-        notes.push(format!(
-            "the machine was not equally fast all the time: one point in ten was measured while it was {:.0} % slower",
-            (slow / own - 1.0) * 100.0
-        ));
-    }
-    let mut even = records.to_vec();
-    for record in &mut even {
-        // What is timed by the clock, or compares the machine with itself, is left alone.
-        let own_time = matches!(
-            record.point,
-            Point::Gemm { .. } | Point::Attention { .. } | Point::Decode { .. } | Point::Memory { .. }
-        );
-        if let Some(pace) = record.pace.filter(|p| own_time && own > 0.0 && *p > own) {
-            record.seconds.iter_mut().for_each(|s| *s *= own / pace);
-        }
-    }
-    even
 }
 
 /// Quality per table, for printing.

@@ -180,9 +180,6 @@ pub struct Record {
     /// Clocks, power and throttling of the device afterwards, where it tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// Seconds of a fixed piece of work, mean of just before and just after: how fast the machine was meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pace: Option<f64>,
 }
 
 /// State of a device after a measurement.
@@ -215,7 +212,7 @@ impl From<psim_kernels::micro::Telemetry> for State {
 impl Record {
     /// With the machine's load now.
     pub fn new(point: Point, seconds: Vec<f64>, spent: f64) -> Self {
-        Self { point, seconds, spent, load: super::machine::load_average(), state: None, pace: None }
+        Self { point, seconds, spent, load: super::machine::load_average(), state: None }
     }
 
     /// Median of the repeats.

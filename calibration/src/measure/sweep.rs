@@ -455,7 +455,7 @@ mod tests {
 
     fn fake(point: Point, rate: f64) -> Record {
         let seconds = work(&point) * rate;
-        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None, pace: None }
+        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None }
     }
 
     #[test]

@@ -30,26 +30,6 @@ impl Micro for CpuDevice {
     fn host_copy(&self, _bytes: usize, _to_device: bool) -> Result<Option<f64>> {
         Ok(None)
     }
-    fn pace(&self) -> Option<f64> {
-        // About a tenth of a millisecond in 16 KiB, three times: an interruption hits one of them.
-        let (x, mut y) = (vec![0.5_f32; 2048], vec![1.0_f32; 2048]);
-        let mut work = || {
-            let start = super::thread_seconds();
-            pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for _ in 0..600 {
-                        super::math::axpy(std::hint::black_box(1e-3), &x, &mut y);
-                    }
-                },
-            );
-            super::thread_seconds() - start
-        };
-        work();
-        let least = (0..3).map(|_| work()).fold(f64::INFINITY, f64::min);
-        std::hint::black_box(&y);
-        (least > 0.0).then_some(least)
-    }
     fn last_cache(&self) -> Option<u64> {
         None
     }

@@ -48,9 +48,6 @@ impl<R: Runtime> Micro for CudaDevice<R> {
     fn host_copy(&self, bytes: usize, to_device: bool) -> Result<Option<f64>> {
         self.runtime.host_copy(bytes, to_device)
     }
-    fn pace(&self) -> Option<f64> {
-        None
-    }
     fn last_cache(&self) -> Option<u64> {
         self.runtime.last_cache()
     }
