@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn law(at: [f64; 3]) -> f64 {
-        1e-6 + 1e-11 * at.iter().product::<f64>()
+        1e-9 + 1e-11 * at.iter().product::<f64>()
     }
 
     #[test]

@@ -68,8 +68,8 @@ impl Limits {
             };
         }
         Self {
-            // Serving runs few rows at a time.
-            gemm: [vec![1, 2, 4, 8, 16, 32, 64, 256, 1024], powers(5, 11, 2), powers(5, 11, 2)],
+            // Serving runs few rows at a time; the middle of the list is where training begins.
+            gemm: [vec![1, 2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024], powers(5, 11, 2), powers(5, 11, 2)],
             attention: [powers(5, 10, 1), powers(4, 7, 1)],
             decode: [powers(2, 12, 2), vec![1, 16, 256]],
             // Narrower rows than a head or two do not occur.
