@@ -89,11 +89,7 @@ fn features([x, y, z]: [f64; 3]) -> [f64; 7] {
 }
 
 /// The grid that a model fills, never falling with any coordinate together with its law; `None` without samples.
-pub fn fill(
-    samples: &[Sample],
-    model: ResidualModel,
-    law: &dyn Fn([f64; 3]) -> f64,
-) -> Option<ResidualGrid> {
+pub fn fill(samples: &[Sample], model: ResidualModel, law: &dyn Fn([f64; 3]) -> f64) -> Option<ResidualGrid> {
     if samples.is_empty() {
         return None;
     }
@@ -194,9 +190,8 @@ mod tests {
     #[test]
     fn whatever_fills_the_grid_larger_shapes_never_take_less_time() {
         // Residuals that fall by more than the law grows.
-        let wild: Vec<Sample> = shapes()
-            .map(|at| (at, (at[0].log2() * 2.3 + at[1].log2() * 1.7 + at[2].log2()).sin()))
-            .collect();
+        let wild: Vec<Sample> =
+            shapes().map(|at| (at, (at[0].log2() * 2.3 + at[1].log2() * 1.7 + at[2].log2()).sin())).collect();
         for model in [ResidualModel::Interpolation, ResidualModel::Kriging, ResidualModel::Forest] {
             let grid = fill(&wild, model, &law).unwrap();
             let residual = Residual::new(Some(&grid));

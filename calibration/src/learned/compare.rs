@@ -104,8 +104,7 @@ fn times(gpu: &str, rows: &[&GemmRow]) -> Option<Comparison> {
         known.iter().map(|s| (features(s.m, s.n, s.k), (s.seconds / trial.law_seconds(s)).ln())).collect();
     let (plain, over) = (Forest::grow(&plain, Growth::usual(7)), Forest::grow(&over, Growth::usual(7)));
     let at = |s: &Sample| [s.m, s.n, s.k].map(f64::log2);
-    let rest: Vec<_> =
-        known.iter().map(|s| (at(s), (s.seconds / trial.law_seconds(s)).ln())).collect();
+    let rest: Vec<_> = known.iter().map(|s| (at(s), (s.seconds / trial.law_seconds(s)).ln())).collect();
     let kriging = Kriging::fit(&rest);
     let errors = |predict: &dyn Fn(&Sample) -> f64| Errors::new(held.iter().map(|s| (predict(s), s.seconds)));
     Some(Comparison {

@@ -104,13 +104,7 @@ fn choose(points: &[[f64; 3]], values: &[f64]) -> Likeness {
     best
 }
 
-fn consider(
-    candidate: Likeness,
-    points: &[[f64; 3]],
-    values: &[f64],
-    best: &mut Likeness,
-    least: &mut f64,
-) {
+fn consider(candidate: Likeness, points: &[[f64; 3]], values: &[f64], best: &mut Likeness, least: &mut f64) {
     let error = left_out(points, values, &candidate);
     if error < *least {
         (*best, *least) = (candidate, error);
@@ -159,8 +153,11 @@ impl Inverse {
             let row = &mut inverse[column * size..][..size];
             for i in column..size {
                 let start = if i == column { 1.0 } else { 0.0 };
-                let done: f64 =
-                    lower[i * size + column..i * size + i].iter().zip(&row[column..i]).map(|(a, b)| a * b).sum();
+                let done: f64 = lower[i * size + column..i * size + i]
+                    .iter()
+                    .zip(&row[column..i])
+                    .map(|(a, b)| a * b)
+                    .sum();
                 row[i] = (start - done) / lower[i * size + i];
             }
         }
@@ -234,9 +231,7 @@ mod tests {
         for i in 0..7 {
             for j in 0..7 {
                 let column: Vec<f64> = (0..7)
-                    .map(|k| {
-                        likeness.of(&points[k], &points[j]) + if k == j { likeness.noise } else { 0.0 }
-                    })
+                    .map(|k| likeness.of(&points[k], &points[j]) + if k == j { likeness.noise } else { 0.0 })
                     .collect();
                 let expected = if i == j { 1.0 } else { 0.0 };
                 assert!((inverse.times(i, &column) - expected).abs() < 1e-9, "{i} {j}");

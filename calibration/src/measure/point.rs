@@ -582,8 +582,7 @@ fn memory<D: Device>(
             let entries = 2 * rows;
             let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % entries) as u32).collect();
             let ids = device.upload_index(&ids)?;
-            let mut gradients =
-                setup.rotated(count, |setup| setup.input(DType::Fp32, entries * width))?;
+            let mut gradients = setup.rotated(count, |setup| setup.input(DType::Fp32, entries * width))?;
             repeat(device, allowance, |i| {
                 let ([x, y, _], gradient) = (&mut sets[i % count], &mut gradients[i % count]);
                 device.embedding_forward(rows, width, 0, entries, &ids, x, y)?;
