@@ -545,9 +545,10 @@ fn memory<D: Device>(
             device.activation_forward(Activation::SwiGlu, rows, width, x, y)?;
             device.activation_backward(Activation::SwiGlu, rows, width, x, y, z)
         }),
-        "gelu" => repeat(device, allowance, |_| {
-            device.activation_forward(Activation::Gelu, rows, width, &x, &mut y)?;
-            device.activation_backward(Activation::Gelu, rows, width, &x, &y, &mut z)
+        "gelu" => repeat(device, allowance, |i| {
+            let [x, y, z] = &mut sets[i % count];
+            device.activation_forward(Activation::Gelu, rows, width, x, y)?;
+            device.activation_backward(Activation::Gelu, rows, width, x, y, z)
         }),
         "elementwise" => {
             let count = setup.fresh(2 * dtype.size() as u64 * len as u64);
