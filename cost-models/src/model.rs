@@ -123,6 +123,11 @@ impl CostModel {
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 
+    /// Share of the burst rate that products of a format keep under sustained load.
+    pub fn sustained_share(&self, dtype: DType) -> f64 {
+        self.sustained[dtype as usize]
+    }
+
     /// Products of several experts; see [`OperatorKind::GroupedGemm`] for the arguments.
     pub fn grouped_gemm(
         &self,

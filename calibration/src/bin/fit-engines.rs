@@ -1,11 +1,13 @@
-//! `fit-engines ROWS.jsonl OUT`: fits engine profiles to half of the serving rows and writes `OUT/*.toml`.
+//! `fit-engines ROWS.jsonl OUT [ENGINE,…]`: fits engine profiles to half of the serving rows and writes `OUT/*.toml`.
+//! A run that was cut off goes on where it was: engines with a file are done, of the one in work `ENGINE.part` is kept.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;
-use psim_calibration::validate_serving::fit::fit;
+use psim_calibration::validate_serving::fit::{Progress, fit};
 use psim_calibration::validate_serving::predict::ServingPredictor;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,19 +32,38 @@ fn run(rows: &str, out: &Path, only: Option<&str>) -> Result<(), String> {
     let text = std::fs::read_to_string(rows).map_err(|e| format!("{rows}: {e}"))?;
     let rows = row::read(&text).map_err(|e| e.to_string())?;
     let predictor = ServingPredictor::built_in();
+    let start = Instant::now();
     for engine in psim_cost_models::serving::engine::engines() {
-        if only.is_some_and(|o| !o.split(',').any(|name| name == engine.name)) {
+        let done = out.join(format!("{}.toml", engine.name));
+        if done.exists() || only.is_some_and(|o| !o.split(',').any(|name| name == engine.name)) {
             continue;
         }
-        let (profiles, lines) = fit(&rows, &predictor, Some(&engine.name));
-        for line in lines {
-            println!("{line}");
+        let part = out.join(format!("{}.part", engine.name));
+        let so_far: Option<Progress> =
+            std::fs::read_to_string(&part).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let mut lost = None;
+        let fitted = fit(&rows, &predictor, &engine.name, so_far, &mut |progress, line| {
+            println!("{:6.0} s  {line}", start.elapsed().as_secs_f64());
+            let kept = serde_json::to_string(progress).map_err(|e| e.to_string());
+            lost = kept.and_then(|text| replace(&part, &text)).err().or(lost.take());
+        });
+        if let Some(why) = lost {
+            return Err(why);
         }
-        for profile in &profiles {
-            let text = toml::to_string(profile).map_err(|e| e.to_string())?;
-            let path = out.join(format!("{}.toml", profile.name));
-            std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+        if let Some(profile) = fitted {
+            let text = toml::to_string(&profile).map_err(|e| e.to_string())?;
+            replace(&done, &text)?;
+            // What is left of the work in progress harms nobody.
+            let _ = std::fs::remove_file(&part);
         }
     }
     Ok(())
+}
+
+/// Writes a file so that it is there whole or not at all.
+fn replace(path: &Path, text: &str) -> Result<(), String> {
+    let beside = path.with_extension("new");
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    std::fs::write(&beside, text).map_err(failed)?;
+    std::fs::rename(&beside, path).map_err(failed)
 }

@@ -11,6 +11,7 @@ use crate::validate::row::Row;
 use psim_cost_models::serving::engine::{AcceleratorOverride, EngineProfile, find};
 use psim_cost_models::serving::{EngineParameters, StepCost, StepPieces};
 use psim_models::serving::Traffic;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
@@ -20,6 +21,7 @@ use newton::Problem;
 
 /// One row of a fit, with all that does not change while numbers do.
 struct Sample {
+    order: u64,
     mapped: Mapped,
     traffic: Traffic,
     pieces: RwLock<Option<Arc<StepPieces>>>,
@@ -66,18 +68,18 @@ pub fn is_training(row: &Row) -> bool {
     (hash >> 17).is_multiple_of(2)
 }
 
-/// Metrics that are fitted to, with their weights.
+/// Metrics that are fitted to, with their weights: a first token scatters four times as much as a token.
 const FITTED: [(&str, f64); 6] = [
     ("output_tokens_per_s", 1.0),
     ("total_tokens_per_s", 1.0),
     ("request_per_s", 1.0),
     ("input_tokens_per_s", 1.0),
-    ("tpot_ms", 1.5),
+    ("tpot_ms", 3.0),
     ("ttft_ms", 0.7),
 ];
 
-/// Parameters of a whole engine, then of an engine on an accelerator.
-const BASE: [&str; 19] = [
+/// Parameters of a whole engine.
+const BASE: [&str; 23] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -94,11 +96,16 @@ const BASE: [&str; 19] = [
     "ttft_ms",
     "reduce_us",
     "cast",
+    "small",
+    "arithmetic",
+    "moe_arithmetic",
+    "front_us",
     "eager_layer_us",
     "expert_imbalance",
     "pipeline",
 ];
-const OWN: [&str; 14] = [
+/// Those of an engine on an accelerator.
+const OWN: [&str; 18] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -113,25 +120,48 @@ const OWN: [&str; 14] = [
     "prompt",
     "reduce_us",
     "ttft_ms",
+    "small",
+    "arithmetic",
+    "moe_arithmetic",
+    "front_us",
 ];
+/// Those of an engine on an accelerator with few rows.
+const FEW: [&str; 6] = ["step_us", "gemm", "moe", "arithmetic", "moe_arithmetic", "ttft_ms"];
 /// Pull of a number towards its anchor, per unit of logarithm.
 const PULL: f64 = 0.0008;
 /// A number stays if it lowers the mean error by this much.
-const WORTH: f64 = 0.0025;
+const WORTH: f64 = 0.0004;
 /// Samples that starting points are compared on, and most samples of a fit.
 const FIRST: usize = 60;
-const MOST: usize = 180;
+const MOST: usize = 120;
+/// Rows of an accelerator from which it gets numbers of its own, and all of them.
+const FEW_ROWS: usize = 4;
+const OWN_ROWS: usize = 15;
 
-/// Parameters of an engine on an accelerator with few rows.
-const FEW: [&str; 5] = ["step_us", "gemm", "moe", "prompt", "ttft_ms"];
+/// How far a fit of one engine has come; kept after every accelerator, so that a fit that is cut off goes on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Progress {
+    /// The profile so far.
+    pub profile: EngineProfile,
+    /// Accelerators that are done.
+    pub done: Vec<String>,
+}
 
-/// Fits the engines that have rows (`only` one of them, if named). Returns changed profiles and a line on each fit.
+/// Fits one engine, if it has rows. Starts at `so_far` and tells `keep` after every part that is done, with a line on it.
 pub fn fit(
     rows: &[Row],
     predictor: &ServingPredictor,
-    only: Option<&str>,
-) -> (Vec<EngineProfile>, Vec<String>) {
-    let mut groups: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+    engine: &str,
+    so_far: Option<Progress>,
+    keep: &mut dyn FnMut(&Progress, &str),
+) -> Option<EngineProfile> {
+    let samples = samples(rows, engine);
+    (!samples.is_empty()).then(|| fit_engine(find(engine)?, &samples, predictor, so_far, keep))?
+}
+
+/// Rows of the fitting half that an engine may be fitted to.
+fn samples(rows: &[Row], engine: &str) -> Vec<Sample> {
+    let mut out = Vec::new();
     for row in rows {
         let use_it =
             row.kind == "serve" && row.weak.is_none() && class(row) == Class::Aggregated && is_training(row);
@@ -147,28 +177,26 @@ pub fn fit(
                 Some((*metric, value))
             })
             .collect();
-        if !measured.is_empty() && only.is_none_or(|o| o == mapped.engine.name) {
-            let name = mapped.engine.name.clone();
-            let mut traffic = Traffic::generate(&mapped.workload, 1);
-            if traffic.clients.is_none() {
-                // Long queues repeat themselves.
-                traffic.requests.truncate(1500);
-            }
-            groups.entry(name).or_default().push(Sample {
-                mapped,
-                traffic,
-                pieces: RwLock::new(None),
-                measured,
-                gpu: row.hardware.gpu.clone(),
-            });
+        if measured.is_empty() || mapped.engine.name != engine {
+            continue;
         }
+        let mut traffic = Traffic::generate(&mapped.workload, 1);
+        if traffic.clients.is_none() {
+            // Long queues repeat themselves.
+            traffic.requests.truncate(1500);
+        }
+        let gpu = row.hardware.gpu.clone();
+        out.push(Sample { order: order(&row.id), mapped, traffic, pieces: RwLock::new(None), measured, gpu });
     }
-    let mut lines = Vec::new();
-    let fitted = groups
-        .iter()
-        .filter_map(|(name, samples)| Some(fit_engine(find(name)?, samples, predictor, &mut lines)))
-        .collect();
-    (fitted, lines)
+    // In an order that has nothing to do with lengths or clients: the first of them stand for all.
+    out.sort_by_key(|s| s.order);
+    out
+}
+
+/// Place of a row among others, from its name.
+fn order(id: &str) -> u64 {
+    let mixed = id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    mixed ^ (mixed >> 29)
 }
 
 /// Numbers of the whole engine over all its rows, then of each accelerator over its own; what hardly helps goes.
@@ -176,66 +204,102 @@ fn fit_engine(
     built_in: &EngineProfile,
     samples: &[Sample],
     predictor: &ServingPredictor,
-    lines: &mut Vec<String>,
-) -> EngineProfile {
-    let mut profile = built_in.clone();
-    profile.accelerator.clear();
+    so_far: Option<Progress>,
+    keep: &mut dyn FnMut(&Progress, &str),
+) -> Option<EngineProfile> {
+    let name = &built_in.name;
     let mut by_gpu: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
     for s in samples {
         by_gpu.entry(&s.gpu).or_default().push(s);
     }
     let default = EngineParameters { graph_tokens: built_in.parameters.graph_tokens, ..Default::default() };
-    if samples.len() >= 12 {
-        let every: Vec<&Sample> = samples.iter().collect();
-        let problem = |most| Problem { predictor, samples: thin(&every, most), anchor: default, pull: PULL };
-        let (few, all) = (problem(FIRST), problem(MOST));
-        let (start, _) = starts(built_in.parameters)
-            .into_iter()
-            .map(|s| few.minimise(s, &BASE, 3))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
-            .unwrap_or((built_in.parameters, 0.0));
-        let (found, _) = all.minimise(start, &BASE, 4);
-        let (kept, loss) = all.prune(found, &BASE, WORTH);
-        lines.push(format!("{}: {} rows, loss {loss:.4}", profile.name, samples.len()));
-        profile.parameters = rounded(kept);
-    }
+    let mut progress = so_far.unwrap_or_else(|| {
+        let mut profile = built_in.clone();
+        profile.accelerator.clear();
+        let mut progress = Progress { profile, done: Vec::new() };
+        if samples.len() >= 12 {
+            let every: Vec<&Sample> = samples.iter().collect();
+            let names = movable(&BASE, &every);
+            let problem = |most| Problem { predictor, samples: first(&every, most), anchor: default, pull: PULL };
+            let (few, all) = (problem(FIRST), problem(MOST));
+            let start = starts(built_in.parameters)
+                .into_iter()
+                .map(|s| few.minimise(s, &names, 3))
+                .min_by(|a, b| a.1.total_cmp(&b.1))
+                .map_or(built_in.parameters, |s| s.0);
+            let (found, _) = all.minimise(start, &names, 6);
+            let (kept, loss) = all.prune(found, &names, WORTH);
+            progress.profile.parameters = rounded(kept);
+            keep(&progress, &format!("{name}: {} rows, loss {loss:.4}", samples.len()));
+        }
+        progress
+    });
     if by_gpu.len() < 2 {
-        return profile;
+        return Some(progress.profile);
     }
-    let base = profile.parameters;
-    for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= 4) {
-        let names = if samples.len() < 15 { &FEW[..] } else { &OWN[..] };
+    let base = progress.profile.parameters;
+    for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= FEW_ROWS) {
+        if progress.done.iter().any(|d| d == gpu) {
+            continue;
+        }
+        let names = movable(if samples.len() < OWN_ROWS { &FEW } else { &OWN }, &samples);
         let rows = samples.len();
-        let own = Problem { predictor, samples: thin(&samples, MOST), anchor: base, pull: PULL };
-        let (found, _) = own.minimise(base, names, 6);
-        let (kept, loss) = own.prune(found, names, WORTH);
+        let own = Problem { predictor, samples: first(&samples, MOST), anchor: base, pull: PULL };
+        // From the engine's numbers, or from what the accelerator had before, whichever is nearer.
+        let before = built_in.on(gpu).0;
+        let start = if own.loss(before) < own.loss(base) { before } else { base };
+        let (found, _) = own.minimise(start, &names, 6);
+        let (kept, loss) = own.prune(found, &names, WORTH);
         let kept = rounded(kept);
         let changed: BTreeMap<String, f64> = OWN
             .iter()
             .filter_map(|n| Some(((*n).to_owned(), kept.get(n).filter(|v| Some(*v) != base.get(n))?)))
             .collect();
-        lines.push(format!(
-            "{} on {gpu}: {rows} rows, loss {:.4} -> {loss:.4} with {} numbers",
-            profile.name,
+        let line = format!(
+            "{name} on {gpu}: {rows} rows, loss {:.4} -> {loss:.4} with {} numbers",
             own.loss(base),
             changed.len()
-        ));
+        );
         if !changed.is_empty() {
-            profile.accelerator.push(AcceleratorOverride { name: gpu.to_owned(), parameters: changed });
+            let own = AcceleratorOverride { name: gpu.to_owned(), parameters: changed };
+            progress.profile.accelerator.push(own);
         }
+        progress.done.push(gpu.to_owned());
+        keep(&progress, &line);
     }
-    profile
+    Some(progress.profile)
+}
+
+/// Those of the numbers that any of the rows can tell.
+fn movable(names: &[&'static str], samples: &[&Sample]) -> Vec<&'static str> {
+    let any = |test: &dyn Fn(&Mapped) -> bool| samples.iter().any(|s| test(&s.mapped));
+    let split = any(&|m| m.deployment.tp > 1);
+    let experts = any(&|m| m.model.is_moe());
+    let timed = samples.iter().any(|s| s.measured.iter().any(|(metric, _)| *metric == "ttft_ms"));
+    let told = |name: &&&str| match **name {
+        "moe" | "moe_arithmetic" => experts,
+        "expert_imbalance" => experts && any(&|m| m.deployment.ep > 1),
+        "all_reduce" | "reduce_us" => split,
+        "pipeline" => any(&|m| m.deployment.pp > 1),
+        "ttft_ms" | "front_us" => timed,
+        "cast" => any(&|m| m.deployment.quantization.dense.weight_bits() < 16.0),
+        // Releases from 2024 on share the keys of a group.
+        "kv_reuse" => !any(&|m| m.engine.lookahead),
+        _ => true,
+    };
+    names.iter().filter(told).copied().collect()
 }
 
 /// Points to start from: hidden behind the accelerator a small number has no effect and no slope.
 fn starts(present: EngineParameters) -> Vec<EngineParameters> {
     // Launches from the host without a captured graph, collectives of ranks out of step, casts of their own.
+    let plain = EngineParameters { graph_tokens: present.graph_tokens, ..EngineParameters::default() };
     let mut eager = present;
     for (name, larger) in [("eager_layer_us", 450.0), ("reduce_us", 3.0), ("cast", 0.8), ("loop_us", 2500.0)]
     {
         eager.set(name, larger);
     }
-    vec![present, eager]
+    vec![present, plain, eager]
 }
 
 /// Four digits each.
@@ -249,8 +313,7 @@ fn rounded(p: EngineParameters) -> EngineParameters {
     out
 }
 
-/// At most `most` samples, evenly picked.
-fn thin<'a>(samples: &[&'a Sample], most: usize) -> Vec<&'a Sample> {
-    let step = samples.len().div_ceil(most).max(1);
-    samples.iter().step_by(step).copied().collect()
+/// At most `most` samples.
+fn first<'a>(samples: &[&'a Sample], most: usize) -> Vec<&'a Sample> {
+    samples.iter().take(most).copied().collect()
 }

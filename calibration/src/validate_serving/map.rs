@@ -12,6 +12,8 @@ use psim_models::serving::{
 };
 use serde_json::Value;
 
+mod harness;
+
 /// A row made ready.
 #[derive(Debug, Clone)]
 pub struct Mapped {
@@ -157,7 +159,9 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
             accelerators.max(p.prefill.accelerators() + p.decode.accelerators()).next_multiple_of(8) + 16;
     }
     let cluster = machine(gpu, accelerators).map_err(Reason::Incomplete)?;
-    let (mut workload, prompt_only) = traffic(load, extra, config, &mut profile)?;
+    harness::apply(&mut profile, &engine_text, &model, gpu, load, disaggregated.is_some());
+    let seats = deployment.attention_dp * deployment.replicas;
+    let (mut workload, prompt_only) = traffic(load, extra, config, seats, &mut profile)?;
     if let Some(tenant) = workload.tenants.first_mut() {
         tenant.slo = ServiceLevel::default();
     }
@@ -240,6 +244,10 @@ pub fn engine_for(text: &str, gpu: &str) -> (&'static str, Option<String>) {
         return ("deepspeed-mii-2024", None);
     }
     if has(&["vllm"]) {
+        let oldest = text.contains("2023") || matches!(version, Some((0, minor)) if minor < 3);
+        if oldest && !amd {
+            return ("vllm-2023", None);
+        }
         let old = year_2024 || matches!(version, Some((0, minor)) if minor < 8);
         return match (old, amd) {
             (true, true) => ("rocm-vllm-2024", None),
@@ -393,6 +401,7 @@ fn traffic(
     load: &Value,
     extra: &Value,
     config: &Value,
+    seats: u32,
     profile: &mut EngineProfile,
 ) -> Result<(ServingWorkload, bool), Reason> {
     let isl = number(load.get("isl"));
@@ -407,18 +416,16 @@ fn traffic(
     let prompt_only = osl == 0;
     let distribution = text(load.get("isl_dist"));
     let uniform = distribution.contains("uniform");
-    // Equal lengths would keep all clients in step, which no run of unstated lengths shows.
     let unstated = distribution.contains("not stated");
     let lengths = |n: u64| {
         let n = n.max(1);
-        match (uniform, unstated) {
-            (true, _) if n > 4 => Lengths::Uniform([n * 4 / 5, n]),
-            (_, true) if n > 9 => Lengths::Uniform([n * 9 / 10, n * 11 / 10]),
-            _ => Lengths::Fixed(n),
-        }
+        if uniform && n > 4 { Lengths::Uniform([n * 4 / 5, n]) } else { Lengths::Fixed(n) }
     };
     let arrival_text = text(load.get("arrival"));
-    let concurrency = count(load.get("concurrency")).filter(|c| *c > 0);
+    // Rows of a closed loop without clients print the batch that each attention copy reaches.
+    let batch = count(extra.get("batch_per_dp_rank")).filter(|b| *b > 0 && arrival_text.contains("closed"));
+    let concurrency =
+        count(load.get("concurrency")).filter(|c| *c > 0).or(batch.map(|b| b.saturating_mul(seats)));
     let requests = count(load.get("requests")).filter(|c| *c > 0);
     let fixed_batch = count(extra.get("static_batch")).filter(|b| *b > 0);
     if let Some(tokens) = count(extra.get("max_num_tokens")).filter(|t| *t > 0) {
@@ -435,9 +442,8 @@ fn traffic(
     } else if let Some(rate) = rate {
         (Arrival::Poisson { rate }, requests.unwrap_or(1000))
     } else if let Some(c) = concurrency.filter(|_| !arrival_text.contains("offline")) {
-        // Ten requests a client; fewer rounds of many clients reach the same steady state.
-        let rounds = if c > 1024 { 5 } else { 10 };
-        (Arrival::ClosedLoop { concurrency: c }, requests.unwrap_or(c * 10).min(c * rounds).max(c))
+        let usual = harness::requests(c, unstated);
+        (Arrival::ClosedLoop { concurrency: c }, requests.unwrap_or(usual).min(usual).max(c))
     } else {
         let usual = match isl + osl {
             0..=256 => 30_000,
@@ -480,6 +486,7 @@ mod tests {
             ("sglang 0.5.9", "B200-SXM", "sglang"),
             ("dynamo-trt (nvidia/ai-dynamo/tensorrtllm-runtime:0.5.1-rc0.pre3)", "GB200", "trtllm-1.0"),
             ("vllm 0.6.0", "H100-SXM-80GB", "vllm-2024"),
+            ("vllm 0.2.1", "A100-SXM-80GB", "vllm-2023"),
         ] {
             assert_eq!(engine_for(text, gpu).0, name, "{text}");
         }

@@ -126,6 +126,17 @@ pub struct EngineParameters {
     /// Share of the casts of activations to a narrow format that run as kernels of their own; the others are fused
     /// into the kernel before.
     pub cast: f64,
+    /// Time of memory-bound kernels (norms, rotary, activation) over that of the same kernels timed alone, launch
+    /// included: inside a captured graph the launch is shorter, and some are fused.
+    pub small: f64,
+    /// Arithmetic of dense products beyond the tabled: share of their time at the peak rate. Products run one after
+    /// another on real activations draw more power than a kernel timed alone; scales and bias are applied to tiles.
+    pub arithmetic: f64,
+    /// The same of fused experts: unpacking of narrow weights, padded tiles of unequal experts.
+    pub moe_arithmetic: f64,
+    /// Time that the front end (HTTP, tokenisation, hand-over to the engine) is busy with one request, one after
+    /// another and beside the accelerator, microseconds.
+    pub front_us: f64,
     /// Reached over tabled rate of dense products.
     pub gemm: f64,
     /// The same of decoding attention.
@@ -159,6 +170,10 @@ impl Default for EngineParameters {
             ttft_ms: 20.0,
             reduce_us: 0.0,
             cast: 0.0,
+            small: 1.0,
+            arithmetic: 0.0,
+            moe_arithmetic: 0.0,
+            front_us: 0.0,
             gemm: 0.95,
             decode: 0.9,
             prompt: 0.9,
@@ -173,8 +188,8 @@ impl Default for EngineParameters {
 
 impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
-    pub const BOUNDS: [(&'static str, f64, f64); 19] = [
-        ("step_us", 10.0, 40_000.0),
+    pub const BOUNDS: [(&'static str, f64, f64); 23] = [
+        ("step_us", 10.0, 80_000.0),
         ("sequence_us", 0.1, 300.0),
         ("prompt_us", 1.0, 20_000.0),
         ("layer_us", 0.1, 200.0),
@@ -185,6 +200,10 @@ impl EngineParameters {
         ("ttft_ms", 1.0, 400.0),
         ("reduce_us", 0.0, 20.0),
         ("cast", 0.0, 2.0),
+        ("small", 0.15, 1.5),
+        ("arithmetic", 0.0, 1.0),
+        ("moe_arithmetic", 0.0, 2.0),
+        ("front_us", 0.0, 20_000.0),
         ("gemm", 0.35, 1.0),
         ("decode", 0.25, 1.0),
         ("prompt", 0.35, 1.0),
@@ -226,6 +245,10 @@ impl EngineParameters {
             "ttft_ms" => &mut self.ttft_ms,
             "reduce_us" => &mut self.reduce_us,
             "cast" => &mut self.cast,
+            "small" => &mut self.small,
+            "arithmetic" => &mut self.arithmetic,
+            "moe_arithmetic" => &mut self.moe_arithmetic,
+            "front_us" => &mut self.front_us,
             "gemm" => &mut self.gemm,
             "decode" => &mut self.decode,
             "prompt" => &mut self.prompt,
@@ -277,6 +300,17 @@ pub struct EngineProfile {
     /// step and one copy's prompt stalls all (TensorRT-LLM's `attention_dp_config.timeout_iters`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_wait_steps: Option<u32>,
+    /// Steps that they wait longer once every copy has one, so that more prompts share the step
+    /// (`attention_dp_config.batching_wait_iters`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_batch_steps: Option<u32>,
+    /// A step is scheduled while the one before it runs (overlap or asynchronous scheduling): a request that comes
+    /// during a step runs in the step after the next.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lookahead: bool,
+    /// Decoding steps between two looks at the queue of new requests (SGLang's `--scheduler-recv-interval`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_steps: Option<u32>,
     /// Prompts run in batches of so many tokens, which follow one another through pipeline stages (llama.cpp).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_micro_batch: Option<u32>,
@@ -304,7 +338,7 @@ impl EngineProfile {
 }
 
 /// Embedded engine files.
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("deepspeed-mii-2024", include_str!("../../data/serving/engines/deepspeed-mii-2024.toml")),
     ("deepspeed-gaudi-2024", include_str!("../../data/serving/engines/deepspeed-gaudi-2024.toml")),
     ("llama.cpp-2024", include_str!("../../data/serving/engines/llama.cpp-2024.toml")),
@@ -317,6 +351,7 @@ const FILES: [(&str, &str); 14] = [
     ("trtllm-1.0", include_str!("../../data/serving/engines/trtllm-1.0.toml")),
     ("trtllm-static", include_str!("../../data/serving/engines/trtllm-static.toml")),
     ("trtllm-static-2024", include_str!("../../data/serving/engines/trtllm-static-2024.toml")),
+    ("vllm-2023", include_str!("../../data/serving/engines/vllm-2023.toml")),
     ("vllm-2024", include_str!("../../data/serving/engines/vllm-2024.toml")),
     ("vllm-v1", include_str!("../../data/serving/engines/vllm-v1.toml")),
 ];

@@ -146,11 +146,16 @@ impl StepCost {
         let p = &parameters;
         let local = Table::sum(&[
             (&pieces.products, 1.0 / p.gemm),
-            (&pieces.small, 1.0),
+            (&pieces.arithmetic, p.arithmetic),
+            (&pieces.small, p.small),
             (&pieces.casts, p.cast),
             (&pieces.reduces, 1.0 / p.all_reduce),
         ]);
-        let shared = Table::sum(&[(&pieces.experts, 1.0 / p.moe), (&pieces.exchanges, 1.0 / p.all_reduce)]);
+        let shared = Table::sum(&[
+            (&pieces.experts, 1.0 / p.moe),
+            (&pieces.expert_arithmetic, p.moe_arithmetic),
+            (&pieces.exchanges, 1.0 / p.all_reduce),
+        ]);
         let head = Table::sum(&[(&pieces.head, 1.0 / p.gemm), (&pieces.sampling, 1.0)]);
         Self { pieces, parameters, local, shared, head, arrangement: Arrangement::Plain, drafting: None }
     }

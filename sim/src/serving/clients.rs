@@ -8,9 +8,36 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::iter::Peekable;
 
-/// From a client to its engine and back to the first token, outside the engine's steps, in picoseconds.
-pub(super) fn delay(cost: &StepCost) -> u64 {
-    (cost.parameters().ttft_ms * 1e9) as u64
+/// The way from clients to engines: a constant time from a client and back to the first token, and front ends, one to an
+/// engine, that serve one request after another. In picoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct FrontEnd {
+    delay: u64,
+    /// Time of a front end for one request, and the part of it that keeps the next request waiting.
+    one: u64,
+    busy: u64,
+    free: u64,
+}
+
+impl FrontEnd {
+    /// Front ends of so many engines.
+    pub(super) fn of(cost: &StepCost, engines: u32) -> Self {
+        let p = cost.parameters();
+        let one = (p.front_us * 1e6) as u64;
+        Self { delay: (p.ttft_ms * 1e9) as u64, one, busy: one / u64::from(engines.max(1)), free: 0 }
+    }
+
+    /// When a request that leaves its client at `at` reaches an engine.
+    fn reaches(&self, at: u64) -> u64 {
+        at.max(self.free) + self.one + self.delay
+    }
+
+    /// It does.
+    fn pass(&mut self, at: u64) -> u64 {
+        let there = self.reaches(at);
+        self.free = at.max(self.free) + self.busy;
+        there
+    }
 }
 
 /// Requests in the system over time.
@@ -46,8 +73,7 @@ pub(super) struct Clients<'a> {
     /// Sent by clients of a closed loop or of a conversation and not arrived yet: (arrival, sequence, request).
     sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
     sequence: u64,
-    /// From the client to the engine, picoseconds.
-    delay: u64,
+    front: FrontEnd,
     population: Population,
     backlog: u32,
 }
@@ -57,7 +83,7 @@ impl<'a> Clients<'a> {
     pub(super) fn new(
         source: &'a mut dyn Iterator<Item = Request>,
         clients: Option<u32>,
-        delay: u64,
+        front: FrontEnd,
         store: &mut Store,
     ) -> Self {
         let mut made = Self {
@@ -66,7 +92,7 @@ impl<'a> Clients<'a> {
             next: 0,
             sent: BinaryHeap::new(),
             sequence: 0,
-            delay,
+            front,
             population: Population::default(),
             backlog: 0,
         };
@@ -96,7 +122,7 @@ impl<'a> Clients<'a> {
     /// A request leaves its client at `at`.
     fn send(&mut self, store: &mut Store, id: u32, at: u64) {
         store.progress(id).sent = at;
-        self.sent.push(Reverse((at + self.delay, self.sequence, id)));
+        self.sent.push(Reverse((self.front.pass(at), self.sequence, id)));
         self.sequence += 1;
     }
 
@@ -114,7 +140,7 @@ impl<'a> Clients<'a> {
         if self.closed {
             return sent;
         }
-        let open = self.source.peek().map(|r| (r.arrival.0 + self.delay, false));
+        let open = self.source.peek().map(|r| (self.front.reaches(r.arrival.0), false));
         match (sent, open) {
             (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
             (a, b) => a.or(b),
@@ -133,7 +159,9 @@ impl<'a> Clients<'a> {
             self.sent.pop().map(|Reverse((.., id))| id)?
         } else {
             let id = self.take(store)?;
-            store.progress(id).sent = store.request(id).arrival.0;
+            let at = store.request(id).arrival.0;
+            store.progress(id).sent = at;
+            self.front.pass(at);
             id
         };
         self.population.change(store.live(id).progress.sent, 1);

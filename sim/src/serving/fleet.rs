@@ -6,7 +6,7 @@ mod routing;
 pub use groups::{MixedInput, ReplicaGroup, simulate_mixed};
 
 use super::autoscale::Scaler;
-use super::clients::{Clients, delay};
+use super::clients::{Clients, FrontEnd};
 use super::lane::CacheShape;
 use super::options::{FleetOptions, Preemption};
 use super::replica::{Limits, Replica};
@@ -155,14 +155,16 @@ pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape
 
 /// Limits and switches of an engine that prices its steps with `cost`.
 pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOptions) -> Limits {
+    let copies = cost.shape().deployment.attention_dp > 1;
+    let of_copies = |steps: Option<u32>| steps.filter(|_| copies).map_or(0, u64::from);
     Limits {
         rules: Rules::of(engine.policy),
         max_sequences: engine.max_sequences.max(1),
         token_budget: engine.token_budget.max(1),
-        prompt_wait: match engine.prompt_wait_steps {
-            Some(steps) if cost.shape().deployment.attention_dp > 1 => u64::from(steps),
-            _ => 0,
-        },
+        prompt_wait: of_copies(engine.prompt_wait_steps),
+        prompt_batch: of_copies(engine.prompt_batch_steps),
+        lookahead: engine.lookahead,
+        receive_steps: u64::from(engine.receive_steps.unwrap_or(1)),
         coalesce: options.coalesce,
         swap_seconds_per_byte: match options.preemption {
             Preemption::Recompute => None,
@@ -226,12 +228,12 @@ impl<'a> Fleet<'a> {
         }
         let all = replicas.len() as u32;
         let mut store = Store::default();
-        // The front end is one; it is taken to be the first group's.
-        let delay = groups.first().map_or(0, |g| delay(g.cost));
+        // The front ends are alike; they are taken to be the first group's.
+        let front = groups.first().map_or_else(FrontEnd::default, |g| FrontEnd::of(g.cost, all));
         Self {
             groups,
             group_of,
-            clients: Clients::new(requests, clients, delay, &mut store),
+            clients: Clients::new(requests, clients, front, &mut store),
             options,
             ahead: vec![0; replicas.len()],
             sink,

@@ -12,7 +12,7 @@ mod controller;
 #[cfg(test)]
 mod tests;
 
-use super::clients::{Clients, delay};
+use super::clients::{Clients, FrontEnd};
 use super::fleet::{cache_shape, limits};
 use super::options::FleetOptions;
 use super::replica::{Limits, Replica};
@@ -156,7 +156,12 @@ impl<'a> Engine<'a> {
         let mut store = Store::default();
         let mut engine = Self {
             input,
-            clients: Clients::new(requests, input.traffic.clients, delay(input.cost), &mut store),
+            clients: Clients::new(
+                requests,
+                input.traffic.clients,
+                FrontEnd::of(input.cost, 1),
+                &mut store,
+            ),
             store,
             outcomes: Outcome::none(input.traffic.requests.len()),
             waiting: VecDeque::new(),

@@ -18,6 +18,7 @@ mod eviction;
 mod fairness;
 mod feeding;
 mod pace;
+mod queue;
 
 /// Limits and switches of an engine.
 #[derive(Debug, Clone)]
@@ -27,6 +28,12 @@ pub(super) struct Limits {
     pub(super) token_budget: u32,
     /// Steps that prompts wait for a prompt on every attention copy.
     pub(super) prompt_wait: u64,
+    /// The same once every attention copy has one.
+    pub(super) prompt_batch: u64,
+    /// A step is scheduled while the one before it runs.
+    pub(super) lookahead: bool,
+    /// Decoding steps between two looks at the queue.
+    pub(super) receive_steps: u64,
     pub(super) coalesce: bool,
     /// Seconds to move a byte of cache to or from host memory; `None` recomputes.
     pub(super) swap_seconds_per_byte: Option<f64>,
@@ -105,8 +112,18 @@ pub(super) struct Replica {
     ends: Vec<Vec<u64>>,
     /// Steps that prompts have been held back for.
     held: u64,
-    /// Prompts are being held back.
-    holding: bool,
+    /// The same once every attention copy has one.
+    batched: u64,
+    /// Why prompts are being held back.
+    holding: queue::Holding,
+    /// Requests of the queue that the engine knows of.
+    seen: usize,
+    /// A step has just ended: the engine was not idle.
+    flowing: bool,
+    /// Steps that nothing new is admitted for.
+    hold_steps: u64,
+    /// Decoding steps since the engine looked at its queue; a step with prompts makes a look due.
+    since_look: u64,
     pub(super) sums: Sums,
 }
 
@@ -142,7 +159,12 @@ impl Replica {
             step_ends: Vec::new(),
             ends: vec![Vec::new(); n],
             held: 0,
-            holding: false,
+            batched: 0,
+            holding: queue::Holding::No,
+            seen: 0,
+            flowing: false,
+            hold_steps: 0,
+            since_look: 0,
             sums: Sums::default(),
         }
     }
@@ -215,6 +237,7 @@ impl Replica {
         }
         self.pending = None;
         self.idle_since = now;
+        self.flowing = false;
         false
     }
 
@@ -275,7 +298,7 @@ impl Replica {
             let left = u64::from(self.limits.priority_steps).saturating_sub(self.priority_age);
             most = most.min(left.max(1));
         }
-        let most = if self.holding { most.min(self.limits.prompt_wait - self.held) } else { most };
+        let most = if self.hold_steps > 0 { most.min(self.hold_steps) } else { most };
         let most = if self.limits.coalesce { most } else { 1 };
         let alone = self.lanes.len() == 1 && cost.plain();
         let single = if alone { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };

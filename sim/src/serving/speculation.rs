@@ -123,7 +123,7 @@ impl<'a> Engine<'a> {
             waiting: VecDeque::new(),
             sent: BinaryHeap::new(),
             next: 0,
-            delay: super::clients::delay(input.target),
+            delay: (input.target.parameters().ttft_ms * 1e9) as u64,
             active: Vec::new(),
             used: 0.0,
             // The draft model lives in the same memory.

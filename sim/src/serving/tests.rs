@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
-use psim_cost_models::serving::{EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost};
+use psim_cost_models::serving::{EngineParameters, EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::{
@@ -34,7 +34,7 @@ pub(super) fn bf16(tp: u32) -> Deployment {
 }
 
 pub(super) fn engine(policy: Policy) -> EngineProfile {
-    EngineProfile { policy, ..find("vllm-v1").unwrap().clone() }
+    EngineProfile { policy, lookahead: false, ..find("vllm-v1").unwrap().clone() }
 }
 
 pub(super) fn workload(arrival: Arrival, requests: u32, input: Lengths, output: Lengths) -> Traffic {
@@ -502,4 +502,59 @@ fn the_pace_of_answers_is_the_same_coalesced_and_between_mean_and_longest_gap() 
     }
     let plain = serve(&cost, &engine, &traffic, FleetOptions::default());
     assert!(plain.outcomes.iter().all(|o| o.slowest.0 == 0) && plain.gaps == run.gaps);
+}
+
+/// A run step by step and coalesced, which agree; the report of the latter.
+fn alike(cost: &StepCost, engine: &EngineProfile, traffic: &Traffic) -> ServingReport {
+    let options = FleetOptions::default();
+    let run = serve(cost, engine, traffic, options);
+    let slow = serve(cost, engine, traffic, FleetOptions { coalesce: false, ..options });
+    assert!(run.outcomes == slow.outcomes && run.gaps == slow.gaps, "{}", engine.name);
+    check_laws(&run, traffic);
+    ServingReport::new(&run, traffic, &[])
+}
+
+#[test]
+fn overlap_scheduling_takes_a_request_into_the_step_after_the_next() {
+    let plain = EngineProfile { lookahead: false, ..engine(Policy::ChunkedPrefill) };
+    let ahead = EngineProfile { lookahead: true, ..plain.clone() };
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &plain);
+    let lengths = Lengths::Uniform([300, 500]);
+    let traffic = workload(Arrival::ClosedLoop { concurrency: 16 }, 320, Lengths::Fixed(64), lengths);
+    let (plain, ahead) = (alike(&cost, &plain, &traffic), alike(&cost, &ahead, &traffic));
+    let later = (ahead.ttft_ms.mean - plain.ttft_ms.mean) / plain.itl_ms.p50;
+    // One step more, except for those that find the engine idle at the start.
+    assert!((0.8..1.3).contains(&later), "{later} steps: {:?} {:?}", plain.ttft_ms, ahead.ttft_ms);
+}
+
+#[test]
+fn an_engine_that_looks_at_its_queue_every_thirty_steps_answers_fifteen_later() {
+    let often = EngineProfile { receive_steps: None, lookahead: false, ..engine(Policy::Radix) };
+    let seldom = EngineProfile { receive_steps: Some(30), ..often.clone() };
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &often);
+    let lengths = Lengths::Uniform([400, 900]);
+    let traffic = workload(Arrival::ClosedLoop { concurrency: 4 }, 200, Lengths::Fixed(64), lengths);
+    let (often, seldom) = (alike(&cost, &often, &traffic), alike(&cost, &seldom, &traffic));
+    let later = (seldom.ttft_ms.mean - often.ttft_ms.mean) / often.itl_ms.p50;
+    assert!((12.0..18.0).contains(&later), "{later} steps");
+}
+
+#[test]
+fn a_front_end_serves_prompts_one_after_another() {
+    let engine = engine(Policy::ChunkedPrefill);
+    let busy = EngineProfile {
+        parameters: EngineParameters { front_us: 2000.0, ..engine.parameters },
+        accelerator: Vec::new(),
+        ..engine.clone()
+    };
+    let quick = EngineProfile { accelerator: Vec::new(), ..engine };
+    let traffic = workload(Arrival::ClosedLoop { concurrency: 64 }, 64, Lengths::Fixed(8), Lengths::Fixed(2));
+    let report = |engine: &EngineProfile| {
+        let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), engine);
+        alike(&cost, engine, &traffic).ttft_ms
+    };
+    let (quick, busy) = (report(&quick), report(&busy));
+    // Two front ends: the last of 64 prompts leaves one after 64 ms, the first after 2, when steps begin.
+    let last = busy.max - quick.max;
+    assert!((30.0..67.0).contains(&last), "{last} ms: {quick:?} {busy:?}");
 }

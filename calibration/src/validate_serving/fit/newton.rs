@@ -30,16 +30,18 @@ type Errors = Vec<(f64, f64)>;
 /// Parameters that may be zero move on their own scale, the others on a logarithmic one.
 fn coordinate(name: &str, value: f64) -> f64 {
     match name {
-        "kv_reuse" | "pipeline" | "cast" => value,
+        "kv_reuse" | "pipeline" | "cast" | "arithmetic" | "moe_arithmetic" => value,
         "reduce_us" => 0.2 * value,
+        "front_us" => (1.0 + value / 300.0).ln(),
         _ => value.max(1e-6).ln(),
     }
 }
 
 fn value(name: &str, coordinate: f64) -> f64 {
     match name {
-        "kv_reuse" | "pipeline" | "cast" => coordinate,
+        "kv_reuse" | "pipeline" | "cast" | "arithmetic" | "moe_arithmetic" => coordinate,
         "reduce_us" => 5.0 * coordinate,
+        "front_us" => 300.0 * (coordinate.exp() - 1.0),
         _ => coordinate.exp(),
     }
 }
@@ -108,8 +110,12 @@ impl Problem<'_> {
         let mut errors = self.errors(best);
         let mut value = self.total(&errors, best);
         let mut damping = 0.1;
-        for _ in 0..most {
-            let columns: Vec<Vec<f64>> = names.iter().map(|name| self.column(best, name, &errors)).collect();
+        let mut columns: Vec<Vec<f64>> = Vec::new();
+        for round in 0..most {
+            // Slopes are dear and change slowly: each set serves two steps.
+            if round % 2 == 0 {
+                columns = names.iter().map(|name| self.column(best, name, &errors)).collect();
+            }
             let mut improved = false;
             for _ in 0..3 {
                 let step = self.step(best, names, &errors, &columns, damping);
@@ -127,7 +133,7 @@ impl Problem<'_> {
                 }
                 damping *= 5.0;
             }
-            if !improved {
+            if !improved && round % 2 == 0 {
                 break;
             }
         }
@@ -162,7 +168,7 @@ impl Problem<'_> {
             let Some((rest, p, loss)) = cheapest.filter(|c| c.2 < value + worth) else { break };
             (left, best, value) = (rest, p, loss);
         }
-        self.minimise(best, &left, 3)
+        self.minimise(best, &left, 2)
     }
 
     /// Derivative of every error by one number.

@@ -48,6 +48,15 @@ impl Pricing<'_> {
         (found, Datasheet { peak: self.peak(format), ..self.rates })
     }
 
+    /// Experts of one rank at the peak rate, as if weights came at once.
+    pub(super) fn expert_arithmetic(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let one = |e: &Experts| {
+            let call = self.call(e, tokens);
+            e.layers * 2.0 * call.rows * call.parameters / self.peak(e.format)
+        };
+        shape.experts.iter().map(one).sum()
+    }
+
     pub(super) fn roofline_experts(&self, shape: &ServingShape, tokens: f64) -> f64 {
         let one = |e: &Experts| {
             let share = e.local as f64 / e.experts.max(1) as f64;

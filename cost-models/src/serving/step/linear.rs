@@ -10,7 +10,14 @@ use psim_models::serving::lower::{Linear, ServingShape};
 impl Pricing<'_> {
     fn linear(&self, l: &Linear, tokens: f64) -> f64 {
         let dense = |dtype, scaling| {
-            self.costs.gemm(tokens as u64, l.n, l.k, 1, dtype, scaling, 2.0, GemmRole::Forward).time.0
+            let cost = self.costs.gemm(tokens as u64, l.n, l.k, 1, dtype, scaling, 2.0, GemmRole::Forward);
+            // Power and clocks slow arithmetic only: a product that waits for its weights keeps the burst rate. At most
+            // 0.8 of the peak is ever reached, so that a product at that rate is all arithmetic.
+            let share = self.costs.sustained_share(dtype);
+            let burst = cost.time.0 * share;
+            let flops = 2.0 * tokens * (l.n * l.k) as f64;
+            let busy = (flops / (0.8 * self.peak(l.format)) / burst.max(1e-12)).min(1.0);
+            burst * (1.0 + busy * (1.0 / share - 1.0))
         };
         match l.format {
             NumberFormat::Bf16 => dense(DType::Bf16, Scaling::None),
@@ -87,6 +94,12 @@ impl Pricing<'_> {
             0.0
         };
         gather + 4.0 * logits * f64::from(self.d.tp) / (0.5 * self.rates.bandwidth)
+    }
+
+    /// Matrix products of all layers at the peak rate, as if operands came at once.
+    pub(super) fn arithmetic(&self, shape: &ServingShape, tokens: f64) -> f64 {
+        let one = |l: &Linear| l.layers * 2.0 * tokens * (l.n * l.k) as f64 / self.peak(l.format);
+        shape.linears.iter().filter(|l| !l.last_token_only).map(one).sum()
     }
 
     /// Least time of the matrix products of one rank.

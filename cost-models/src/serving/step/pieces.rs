@@ -22,6 +22,10 @@ pub struct StepPieces {
     /// Matrix rates of four and eight bits, flop/s, where the part has them.
     narrow: (Option<f64>, Option<f64>),
     pub(super) products: Table,
+    /// Dense products at the peak rate, arithmetic alone; the output layer left out.
+    pub(super) arithmetic: Table,
+    /// The same of fused experts.
+    pub(super) expert_arithmetic: Table,
     pub(super) small: Table,
     pub(super) reduces: Table,
     /// Casts of activations to the formats of narrow products.
@@ -155,6 +159,8 @@ impl StepPieces {
             + shape.all_reduces;
         Ok(Self {
             products: Table::new(|t| pricing.products(&shape, t)),
+            arithmetic: Table::new(|t| pricing.arithmetic(&shape, t)),
+            expert_arithmetic: Table::new(|t| pricing.expert_arithmetic(&shape, t)),
             small: Table::new(|t| pricing.small(&shape, t)),
             reduces: Table::new(|t| shape.all_reduces * pricing.all_reduce(t, shape.hidden)),
             casts: Table::new(|t| pricing.casts(&shape, t).1),
@@ -210,6 +216,8 @@ impl StepPieces {
             narrow: (None, None),
             products: Table::new(step.tokens),
             head: Table::new(step.ends),
+            arithmetic: nothing(),
+            expert_arithmetic: nothing(),
             small: nothing(),
             reduces: nothing(),
             casts: nothing(),

@@ -142,12 +142,19 @@ impl StepCost {
         let host =
             p.step_us + p.sequence_us * f64::from(lane.decoding) + p.prompt_us * lane.chunks.len() as f64;
         StepResources {
-            products: self.linear_work(tokens, false, pieces.products.at(tokens) / p.gemm),
+            products: self.linear_work(
+                tokens,
+                false,
+                pieces.products.at(tokens) / p.gemm + p.arithmetic * pieces.arithmetic.at(tokens),
+            ),
             head: self.linear_work(ends, true, pieces.head.at(ends) / p.gemm),
-            experts: self.expert_work(tokens, pieces.experts.at(tokens) / p.moe),
+            experts: self.expert_work(
+                tokens,
+                pieces.experts.at(tokens) / p.moe + p.moe_arithmetic * pieces.expert_arithmetic.at(tokens),
+            ),
             prompt: self.prompt_work(lane),
             decode: self.decode_work(lane),
-            small: pieces.small.at(tokens)
+            small: p.small * pieces.small.at(tokens)
                 + p.cast * pieces.casts.at(tokens)
                 + pieces.sampling.at(ends)
                 + states,

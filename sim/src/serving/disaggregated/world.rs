@@ -2,7 +2,7 @@
 
 use super::prefill::PrefillInstance;
 use super::{DisaggregatedInput, DisaggregatedRun};
-use crate::serving::clients::{Clients, delay};
+use crate::serving::clients::{Clients, FrontEnd};
 use crate::serving::fleet::{cache_shape, limits};
 use crate::serving::options::FleetOptions;
 use crate::serving::replica::{Limits, Replica};
@@ -71,7 +71,12 @@ impl<'a> World<'a> {
         let links = (input.cluster.nodes() + input.prefill.instances + input.decode.instances) as usize;
         let mut store = Store::default();
         Self {
-            clients: Clients::new(requests, input.traffic.clients, delay(input.prefill.cost), &mut store),
+            clients: Clients::new(
+                requests,
+                input.traffic.clients,
+                FrontEnd::of(input.prefill.cost, input.prefill.instances),
+                &mut store,
+            ),
             transfer,
             sites,
             store,

@@ -1,5 +1,6 @@
 //! Which prompts a step computes: pieces of those in progress, then requests from the queue while there is room.
 
+use super::queue::Holding;
 use super::{PromptChunk, Replica};
 use crate::serving::lane::{Lane, Prompt};
 use crate::serving::options::AdapterMode;
@@ -11,6 +12,8 @@ impl Replica {
     /// Fills the step with prompt chunks.
     pub(super) fn plan_prompts(&mut self, store: &mut Store, now: u64) {
         let rules = self.limits.rules;
+        self.hold_steps = 0;
+        self.holding = Holding::No;
         self.budgets.clear();
         if self.arriving > 0 {
             self.join_arrived(store, now);
@@ -39,8 +42,9 @@ impl Replica {
             self.budgets.push(budget);
         }
         let open = !rules.whole_batches || self.lanes.iter().all(|l| l.running() == 0);
-        if open && !self.hold_back() {
-            self.admit_waiting(store, now);
+        let known = self.look();
+        if open && known > 0 && !self.hold_back(known) {
+            self.admit_waiting(store, now, known);
         }
         if !rules.mixed {
             for lane in &mut self.lanes {
@@ -68,21 +72,13 @@ impl Replica {
         self.arriving = self.lanes.iter().map(coming).sum::<usize>() as u32;
     }
 
-    /// Prompts wait for a prompt on every attention copy, for a number of steps at most and only beside decoding.
-    fn hold_back(&mut self) -> bool {
-        let short = self.waiting.len() < self.lanes.len();
-        let beside =
-            self.lanes.iter().any(|l| l.decoding > 0) && self.lanes.iter().all(|l| l.prompts.is_empty());
-        self.holding = short && !self.waiting.is_empty() && beside && self.held < self.limits.prompt_wait;
-        if !self.holding {
-            self.held = 0;
-        }
-        self.holding
-    }
-
-    fn admit_waiting(&mut self, store: &mut Store, now: u64) {
+    /// Admits some of the first `known` requests of the queue.
+    fn admit_waiting(&mut self, store: &mut Store, now: u64, known: usize) {
         let rules = self.limits.rules;
-        while let Some((place, id)) = self.next_waiting(store) {
+        let mut left_to_admit = known;
+        while left_to_admit > 0
+            && let Some((place, id)) = self.next_waiting(store)
+        {
             if rules.one_prompt && self.lanes.iter().any(|l| !l.chunks.is_empty()) {
                 break;
             }
@@ -119,6 +115,9 @@ impl Replica {
                 break;
             }
             self.waiting.remove(place);
+            left_to_admit -= 1;
+            self.seen = self.seen.saturating_sub(1);
+            (self.held, self.batched) = (0, 0);
             let ready = self.fetch(index, &prompt, found, back, store, now);
             store.progress(id).ready = ready;
             if ready > now {

@@ -14,9 +14,7 @@ impl Replica {
         self.extra_seconds = 0.0;
         self.priority_age += p.steps;
         self.sums.steps += p.steps;
-        if self.holding {
-            self.held += p.steps;
-        }
+        self.count_waits(p.steps, p.decode_only);
         self.sums.busy += p.end - p.start;
         self.book_tuning();
         for (bucket, tokens) in self.gaps.drain(..) {

@@ -27,9 +27,11 @@ impl Replica {
                     progress.preemptions += 1;
                     self.let_go(index, prompt.id, store, now);
                     self.waiting.push_front(prompt.id);
+                    self.seen += 1;
                 } else if let Some(gone) = self.lanes[index].preempt() {
                     self.switch_out(index, gone, store, now);
                     self.waiting.push_front(gone.id);
+                    self.seen += 1;
                 } else {
                     break;
                 }
