@@ -13,8 +13,8 @@
 //! 2023 takes its host times from two other points of the blog (latency against throughput), not from this level.
 
 use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::{Policy, StepCost};
 use psim_cost_models::serving::engine::find;
+use psim_cost_models::serving::{Policy, StepCost};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::{
@@ -80,7 +80,9 @@ fn engines_keep_the_level_at_the_published_rates() {
     for (engine, published, tolerance) in PUBLISHED {
         let all = runs(engine, &clients);
         let rate = all.iter().map(|r| r[0]).fold(0.0, f64::max);
-        println!("{engine}: {rate:.2} requests/s keep the level, published {published}; by clients {all:.2?}");
+        println!(
+            "{engine}: {rate:.2} requests/s keep the level, published {published}; by clients {all:.2?}"
+        );
         assert!((rate / published - 1.0).abs() < tolerance, "{engine}: {rate} against {published}");
     }
 }

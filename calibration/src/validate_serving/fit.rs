@@ -195,7 +195,8 @@ fn samples(rows: &[Row], engine: &str) -> Vec<Sample> {
 
 /// Place of a row among others, from its name.
 fn order(id: &str) -> u64 {
-    let mixed = id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mixed =
+        id.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     mixed ^ (mixed >> 29)
 }
 
@@ -220,7 +221,8 @@ fn fit_engine(
         if samples.len() >= 12 {
             let every: Vec<&Sample> = samples.iter().collect();
             let names = movable(&BASE, &every);
-            let problem = |most| Problem { predictor, samples: first(&every, most), anchor: default, pull: PULL };
+            let problem =
+                |most| Problem { predictor, samples: first(&every, most), anchor: default, pull: PULL };
             let (few, all) = (problem(FIRST), problem(MOST));
             let start = starts(built_in.parameters)
                 .into_iter()

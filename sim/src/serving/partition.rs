@@ -156,12 +156,7 @@ impl<'a> Engine<'a> {
         let mut store = Store::default();
         let mut engine = Self {
             input,
-            clients: Clients::new(
-                requests,
-                input.traffic.clients,
-                FrontEnd::of(input.cost, 1),
-                &mut store,
-            ),
+            clients: Clients::new(requests, input.traffic.clients, FrontEnd::of(input.cost, 1), &mut store),
             store,
             outcomes: Outcome::none(input.traffic.requests.len()),
             waiting: VecDeque::new(),

@@ -2,7 +2,9 @@ use super::*;
 use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
-use psim_cost_models::serving::{EngineParameters, EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost};
+use psim_cost_models::serving::{
+    EngineParameters, EngineProfile, KINDS, Lane, Policy, PromptChunk, StepCost,
+};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::{

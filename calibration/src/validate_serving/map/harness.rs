@@ -76,7 +76,8 @@ mod tests {
     #[test]
     fn launch_options_of_the_scripts() {
         let model = presets::find("deepseek-v3").unwrap();
-        let load = |clients: u32, lengths: &str| json!({"concurrency": clients, "isl": 1024, "isl_dist": lengths});
+        let load =
+            |clients: u32, lengths: &str| json!({"concurrency": clients, "isl": 1024, "isl_dist": lengths});
         let random = "random uniform [0.8x, 1.0x] of the nominal length";
         let looked = |engine: &str, gpu: &str, clients, lengths| {
             let mut profile = find(engine).unwrap().clone();
