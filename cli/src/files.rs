@@ -26,6 +26,7 @@ pub(crate) fn read_text(host: &Host<'_>, given: &Path, what: &str, limit: usize)
         ));
     }
     let file = std::fs::File::open(&path).map_err(|e| fail(&e))?;
+    host.has_read(&path);
     let size = file.metadata().map(|m| m.len()).unwrap_or(0);
     if size > limit as u64 {
         return Err(Failure::input_at(
@@ -50,6 +51,7 @@ pub(crate) fn read_text(host: &Host<'_>, given: &Path, what: &str, limit: usize)
 /// Reads a file of at most `limit` bytes as it is.
 pub(crate) fn read_bytes(host: &Host<'_>, given: &Path, limit: usize) -> std::io::Result<Vec<u8>> {
     let file = std::fs::File::open(host.path(given))?;
+    host.has_read(&host.path(given));
     let mut bytes = Vec::new();
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > limit {
@@ -58,10 +60,31 @@ pub(crate) fn read_bytes(host: &Host<'_>, given: &Path, limit: usize) -> std::io
     Ok(bytes)
 }
 
-/// Writes a file so that a reader never sees half of it: to a temporary neighbour, then renamed.
+/// Writes a file so that a reader never sees half of it: to a temporary neighbour, then renamed. A file that this command
+/// has read is not overwritten; see [`write_back`].
 pub(crate) fn write_atomically(host: &Host<'_>, given: &Path, contents: &[u8]) -> Result<(), Failure> {
-    let path = host.path(given);
+    let shown = given.display();
+    if host.path(given).canonicalize().is_ok_and(|path| host.read.borrow().contains(&path)) {
+        return Err(Failure::input(
+            format!("`{shown}` is an input of this command and would be overwritten by its output"),
+            "give the output another name or directory",
+        ));
+    }
+    write_back(host, given, contents)
+}
+
+/// The same for a file that is read, changed and kept.
+pub(crate) fn write_back(host: &Host<'_>, given: &Path, contents: &[u8]) -> Result<(), Failure> {
     let shown = given.display().to_string();
+    let named = host.path(given);
+    // A link stays a link: what it points to is replaced.
+    let path = named.canonicalize().unwrap_or(named);
+    let fail = |e: &std::io::Error| Failure::writing(&format!("`{shown}`"), e);
+    if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        // A pipe or a device is written to, never replaced.
+        let opened = std::fs::OpenOptions::new().write(true).open(&path);
+        return opened.and_then(|mut file| file.write_all(contents)).map_err(|e| fail(&e));
+    }
     let Some(name) = path.file_name() else {
         return Err(Failure::input(format!("`{shown}` does not name a file"), "give a file name"));
     };
@@ -76,7 +99,7 @@ pub(crate) fn write_atomically(host: &Host<'_>, given: &Path, contents: &[u8]) -
     };
     write().map_err(|e| {
         let _ = std::fs::remove_file(&temporary);
-        Failure::writing(&format!("`{shown}`"), &e)
+        fail(&e)
     })
 }
 

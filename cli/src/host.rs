@@ -1,6 +1,8 @@
 //! What the program sees of the process it runs in.
 
 use crate::failure::Failure;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ pub struct Host<'a> {
     pub err: &'a mut dyn Write,
     /// Progress bars may be drawn on the real stderr.
     pub progress: bool,
+    /// Files that this command has read: it never writes over them by accident.
+    pub read: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl fmt::Debug for Host<'_> {
@@ -27,6 +31,13 @@ impl Host<'_> {
     /// A path as the user meant it.
     pub(crate) fn path(&self, given: &Path) -> PathBuf {
         self.directory.join(given)
+    }
+
+    /// Remembers that `path` is an input.
+    pub(crate) fn has_read(&self, path: &Path) {
+        if let Ok(path) = path.canonicalize() {
+            self.read.borrow_mut().insert(path);
+        }
     }
 
     /// Writes data. A reader that has gone away ends the program quietly.

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         out: &mut out,
         err: &mut err,
         progress: std::io::stderr().is_terminal(),
+        read: std::cell::RefCell::default(),
     };
     ExitCode::from(psim_cli::run(std::env::args_os(), &mut host))
 }

@@ -157,7 +157,8 @@ fn one_offer(
         let report = best_plan(request, &cluster, progress)?;
         match report.plans.into_iter().next() {
             Some(best) => {
-                by_count.insert(count, option::build(request, &cluster, best, tokens));
+                by_count
+                    .insert(count, option::build(request, &cluster, best, tokens, offer.nodes_that_exist()));
             }
             None => {
                 let main = report.constraints.first();

@@ -62,7 +62,8 @@ fn best(
     let space = match space {
         Some(space) => space,
         None => {
-            default = SearchSpace::default_for(&facts, domain, &request.precision);
+            default = SearchSpace::default_for(&facts, domain, &request.precision)
+                .offered_by(&request.stack.supports);
             &default
         }
     };

@@ -111,10 +111,10 @@ fn check<'a>(request: &PlanRequest<'a>) -> Result<Question<'a>, PlanError> {
         ));
     }
     let node = request.cluster.slowest_node();
-    let space = request
-        .space
-        .clone()
-        .unwrap_or_else(|| SearchSpace::default_for(&facts, node.scale_up.domain, &request.precision));
+    let space = request.space.clone().unwrap_or_else(|| {
+        SearchSpace::default_for(&facts, node.scale_up.domain, &request.precision)
+            .offered_by(&request.stack.supports)
+    });
     let parameters = request.model.parameters().total;
     let scorer = Scorer::new(request.objective, request.cluster, seq_len, parameters);
     let evaluator =

@@ -11,8 +11,9 @@ pub mod serving;
 mod shell;
 mod torchtitan;
 
-use psim_hardware::Cluster;
+use psim_hardware::placement::GroupShape;
 use psim_hardware::profile::StackProfile;
+use psim_hardware::{Cluster, DType};
 use psim_models::{Model, Plan, TrainingWorkload};
 
 /// What is launched.
@@ -97,6 +98,19 @@ impl LaunchJob<'_> {
     fn steps(&self) -> Option<u64> {
         let per_step = f64::from(self.plan.global_batch) * self.workload.seq_len as f64;
         self.workload.tokens.map(|tokens| (tokens / per_step).ceil() as u64)
+    }
+
+    /// Gradients are summed in the format of the activations.
+    fn reduces_in_bf16(&self) -> bool {
+        let half = matches!(self.plan.precision.base(), DType::Bf16);
+        half && self.stack.states.gradient < 4.0
+    }
+
+    /// Tensor-parallel collectives run behind products: only inside one scale-up domain.
+    fn overlaps_tp(&self) -> bool {
+        let node = self.cluster.first_node();
+        let local = GroupShape::place(self.cluster, node, self.plan.tp, 1).is_local();
+        self.stack.overlap.tp && local && self.plan.tp > 1 && self.plan.sequence_parallel
     }
 
     /// NVIDIA parts from Blackwell on.

@@ -4,7 +4,7 @@ use super::Record;
 use psim_hardware::catalogue;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::stack::{
-    AttentionKernel, Efficiency, Fusion, Host, MemoryOverheads, Overlap, States,
+    AttentionKernel, Efficiency, Fusion, Host, MemoryOverheads, Overlap, States, Supports,
 };
 use psim_hardware::{
     Accelerator, Bytes, BytesPerSec, Cluster, DType, Fabric, FlopPerSec, Nics, Node, NodeGroup, ScaleUp,
@@ -215,6 +215,7 @@ pub fn threads_stack() -> StackProfile {
         fp32_logits: true,
         residual_sigma: 0.1,
         mechanism_spread: 0.0,
+        supports: Supports::default(),
         without: Default::default(),
         releases: Vec::new(),
     }

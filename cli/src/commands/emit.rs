@@ -5,6 +5,7 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::files::{make_directory, write_atomically};
 use crate::inputs::{CommonArguments, Job, JobArguments};
+use crate::render::prediction::must_fit;
 use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_models::Plan;
@@ -113,7 +114,12 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     }
     let (job, plan) = load(&arguments.job, &arguments.common, &arguments.plan, host)?;
     // A plan that cannot be simulated cannot be launched either: the same checks, the same places.
-    predict(&job, &plan, Level::L1, false).map_err(|e| located(&e, &arguments.plan, host))?;
+    let prediction =
+        predict(&job, &plan, Level::L1, false).map_err(|e| located(&e, &arguments.plan, host))?;
+    must_fit(&prediction, host)?;
+    for note in &prediction.notes {
+        host.say(format_args!("note: {note}"));
+    }
     let written = write_all(&job, &plan, &arguments.dir, arguments.framework.map(Into::into), host)?;
     if arguments.common.json {
         host.json(&json!({ "schema": 1, "written": written }))?;

@@ -6,7 +6,7 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::three;
-use crate::render::prediction::{as_json, header};
+use crate::render::prediction::{as_json, header, must_fit};
 use crate::render::switched;
 use crate::serving;
 use crate::table::wrap;
@@ -62,7 +62,11 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     let text = "The losses sum to the gap. `time` is what the step gets shorter by when the term's mechanism is taken out \
                 after all those in the lines below it, `alone` when it alone is: run psim simulate with the line's --set, \
                 each value behind a --set of its own.";
-    host.line(format!("\n{}", wrap(text, 100, "")))
+    host.line(format!("\n{}", wrap(text, 100, "")))?;
+    for note in &prediction.notes {
+        host.line(wrap(&format!("note: {note}"), 100, "  "))?;
+    }
+    must_fit(&prediction, host)
 }
 
 /// Searches for the best plan, and predicts it.

@@ -100,6 +100,7 @@ fn kind(arguments: &Arguments, host: &Host<'_>) -> Result<Kind, Failure> {
             "record fewer steps",
         ));
     }
+    host.has_read(&path);
     let raw = std::fs::read(&path).map_err(|e| {
         Failure::input(format!("`{}` cannot be read: {e}", arguments.file), "check its permissions")
     })?;

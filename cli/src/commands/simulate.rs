@@ -5,13 +5,14 @@ use crate::failure::Failure;
 use crate::files::{read_text, write_atomically};
 use crate::inputs::job::read_plan;
 use crate::inputs::{CommonArguments, Job, JobArguments};
-use crate::number::seconds;
+use crate::number::{grouped, seconds};
 use crate::render::prediction::{as_json, header, must_fit, text};
 use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_hardware::SourceError;
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key};
 use psim_models::Plan;
+use psim_planner::rules::{self, Facts};
 use psim_reports::{plan_label, trace};
 use psim_sim::step::{Ranks, SimError, StepModel};
 use psim_sim::{Level, StepPrediction};
@@ -116,7 +117,7 @@ pub(crate) fn located(error: &SimError, file: &Path, host: &Host<'_>) -> Failure
     }
 }
 
-/// Predicts a plan of a job.
+/// Predicts a plan of a job, with remarks on what is unusual about it.
 pub(crate) fn predict(
     job: &Job,
     plan: &Plan,
@@ -124,8 +125,31 @@ pub(crate) fn predict(
     timeline: bool,
 ) -> Result<StepPrediction, SimError> {
     let software = &job.software;
-    StepModel::new(&job.model, &job.workload, &job.cluster, &software.stack, &software.library)
-        .predict(plan, level, timeline)
+    let model = StepModel::new(&job.model, &job.workload, &job.cluster, &software.stack, &software.library);
+    let mut prediction = model.predict(plan, level, timeline)?;
+    prediction.notes.extend(remarks(job, plan));
+    Ok(prediction)
+}
+
+/// What the planner would refuse about a given plan, and what it leaves idle.
+fn remarks(job: &Job, plan: &Plan) -> Vec<String> {
+    let facts = Facts { may_idle: true, ..Facts::new(&job.model, &job.cluster, job.workload.seq_len) };
+    let broken = rules::ALL.iter().filter(|rule| !rule.permits(&facts, plan));
+    let mut remarks: Vec<String> = broken
+        .map(|rule| {
+            format!("the planner would refuse this plan ({}): {}", rule.name(), rule.explain(&facts, plan))
+        })
+        .collect();
+    let all = job.cluster.accelerators();
+    if plan.world() < all {
+        remarks.push(format!(
+            "{} of the {} accelerators stay idle: the price is of all, energy and rates per GPU are of the {} that work",
+            grouped(u64::from(all - plan.world())),
+            grouped(u64::from(all)),
+            grouped(u64::from(plan.world()))
+        ));
+    }
+    remarks
 }
 
 /// Runs the command.

@@ -148,8 +148,8 @@ fn traffic(
     Ok(load)
 }
 
-/// Machines, and what is not possible with the reason.
-type Machines = (Vec<Cluster>, Vec<(String, String)>);
+/// Machines, each with the accelerators that there are if it exists already, and what is not possible with the reason.
+type Machines = (Vec<(Cluster, Option<u32>)>, Vec<(String, String)>);
 
 /// Machines to compare: named types and clusters, else the usual types; what is not possible with the reason.
 fn machines(types: &[String], clusters: &[String], host: &Host<'_>) -> Result<Machines, Failure> {
@@ -159,7 +159,9 @@ fn machines(types: &[String], clusters: &[String], host: &Host<'_>) -> Result<Ma
         let whole = cluster::load(host, name)?;
         // Nodes of each kind are an option of their own.
         for group in &whole.groups {
-            out.push(Cluster { groups: vec![group.clone()], ..whole.clone() });
+            let part = Cluster { groups: vec![group.clone()], ..whole.clone() };
+            let there = part.accelerators();
+            out.push((part, Some(there)));
         }
     }
     let usual: Vec<String> =
@@ -174,7 +176,7 @@ fn machines(types: &[String], clusters: &[String], host: &Host<'_>) -> Result<Ma
                 .ok()
         });
         match found {
-            Some(cluster) => out.push(cluster),
+            Some(cluster) => out.push((cluster, None)),
             None => rejected.push((part.name.clone(), last)),
         }
     }
@@ -227,7 +229,7 @@ pub(crate) fn run(
     let (machines, mut rejected) = machines(types, clusters, host)?;
     let requests: Vec<ServingRequest<'_>> = machines
         .iter()
-        .map(|cluster| ServingRequest {
+        .map(|(cluster, _)| ServingRequest {
             model: &question.model,
             cluster,
             engine: &question.engine,
@@ -240,9 +242,17 @@ pub(crate) fn run(
         .collect();
     let answers = common.on_threads(|| size_all(&requests, rate, question.availability / 100.0))?;
     let mut options = Vec::new();
-    for (cluster, answer) in machines.iter().zip(answers) {
+    for ((cluster, there), answer) in machines.iter().zip(answers) {
         match answer {
-            Ok(size) => options.push(size),
+            Ok(size) => match there.filter(|there| size.accelerators > *there) {
+                Some(there) => {
+                    let name = format!("{} ({})", cluster.name, cluster.first_node().accelerator.name);
+                    let why =
+                        format!("{} are needed, spares included, and there are {there}", size.accelerators);
+                    rejected.push((name, why));
+                }
+                None => options.push(size),
+            },
             Err(ServingPlanError::Infeasible { reasons, .. }) => {
                 rejected.push((cluster.first_node().accelerator.name.clone(), reasons.join("; ")));
             }

@@ -197,6 +197,37 @@ fn dispatch_contention() -> f64 {
     0.25
 }
 
+/// Which layouts a framework offers: the planner proposes no others for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Supports {
+    /// Tensor parallelism.
+    pub tensor: bool,
+    /// Pipeline stages.
+    pub pipeline: bool,
+    /// Several model chunks per stage.
+    pub interleaved: bool,
+    /// Stages of unequal numbers of layers.
+    pub uneven: bool,
+    /// Context parallelism.
+    pub context: bool,
+    /// ZeRO stages, 0 to 3.
+    pub zero: Vec<u8>,
+}
+
+impl Default for Supports {
+    fn default() -> Self {
+        Self {
+            tensor: true,
+            pipeline: true,
+            interleaved: true,
+            uneven: true,
+            context: true,
+            zero: vec![0, 1, 2, 3],
+        }
+    }
+}
+
 /// One release of a stack, with at most three changed parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,6 +279,9 @@ pub struct StackProfile {
     /// (`sim/src/step/interval.rs`): 0 where the stack was measured on the very machine.
     #[serde(default = "one")]
     pub mechanism_spread: f64,
+    /// Layouts that the framework offers; all where nothing is said.
+    #[serde(default)]
+    pub supports: Supports,
     /// Mechanisms taken out, to see what they cost.
     #[serde(default)]
     pub without: Without,

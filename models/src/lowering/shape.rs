@@ -98,7 +98,8 @@ impl Shape {
             groups,
             attention: stack.attention,
             fusion: stack.fusion,
-            overlap: stack.overlap,
+            // Buffers that products and collectives share live in one scale-up domain (Transformer Engine's userbuffers).
+            overlap: Overlap { tp: stack.overlap.tp && groups.tp.is_local(), ..stack.overlap },
             dropout: stack.dropout,
             fp32_logits: stack.fp32_logits,
             gradient_bytes: if fused { 2.0 * stack.states.gradient } else { plan.precision.base().size() },

@@ -13,7 +13,7 @@ pub enum Offer {
         /// What differs from the usual node or price.
         options: HomogeneousOptions,
     },
-    /// One cluster as it is.
+    /// One cluster that exists: all of it, or a part with the rest as spares.
     Fixed(Box<Cluster>),
 }
 
@@ -42,7 +42,19 @@ impl Offer {
     pub(super) fn cluster(&self, count: u32) -> Result<Cluster, String> {
         match self {
             Self::Type { name, options } => homogeneous(name, count, options).map_err(|e| e.to_string()),
-            Self::Fixed(cluster) => Ok((**cluster).clone()),
+            Self::Fixed(cluster) => {
+                let mut part = (**cluster).clone();
+                let mut over = cluster.accelerators().saturating_sub(count);
+                // Nodes of the last kinds stay spare.
+                for group in part.groups.iter_mut().rev() {
+                    let each = group.node.accelerators.max(1);
+                    let fewer = (over / each).min(group.count);
+                    group.count -= fewer;
+                    over -= fewer * each;
+                }
+                part.groups.retain(|group| group.count > 0);
+                Ok(part)
+            }
         }
     }
 
@@ -55,13 +67,29 @@ impl Offer {
         }
     }
 
+    /// Nodes of a cluster that exists.
+    pub(super) fn nodes_that_exist(&self) -> Option<u32> {
+        match self {
+            Self::Type { .. } => None,
+            Self::Fixed(cluster) => Some(cluster.nodes()),
+        }
+    }
+
     /// Sizes to try first: doublings from one node.
     pub(super) fn counts(&self, most: u32) -> Vec<u32> {
         match self {
             Self::Type { .. } => std::iter::successors(Some(self.node()), |n| n.checked_mul(2))
                 .take_while(|&n| n <= most)
                 .collect(),
-            Self::Fixed(cluster) => vec![cluster.accelerators()],
+            Self::Fixed(cluster) => {
+                let (all, node) = (cluster.accelerators(), self.node());
+                let mut parts: Vec<u32> =
+                    [4, 6, 7, 8].iter().map(|eighths| all / node * eighths / 8 * node).collect();
+                parts.push(all);
+                parts.retain(|&part| part > 0);
+                parts.dedup();
+                parts
+            }
         }
     }
 

@@ -10,12 +10,14 @@ const REPAIR_HOURS: f64 = 24.0;
 /// The spares are enough at this share of all times.
 const SPARE_CONFIDENCE: f64 = 0.99;
 
-/// Builds the option of a plan on a cluster.
+/// Builds the option of a plan on a cluster. Of one that exists, with so many nodes, no more can be rented: where too few
+/// are left beside those of the plan, training also waits for repairs.
 pub(super) fn build(
     request: &CapacityRequest<'_>,
     cluster: &Cluster,
     best: RankedPlan,
     tokens: f64,
+    exists: Option<u32>,
 ) -> CapacityOption {
     let accelerators = best.plan.world();
     let per_node = cluster.first_node().accelerators.max(1);
@@ -24,11 +26,15 @@ pub(super) fn build(
     let goodput = failures.goodput(accelerators, bytes);
     let per_step = f64::from(best.plan.global_batch) * request.workload.seq_len as f64;
     let ideal_days = tokens / per_step * best.step_time_s.value / 86_400.0;
-    let days = ideal_days / goodput.useful_share;
     let nodes = accelerators.div_ceil(per_node);
-    let spare_nodes = spares(f64::from(nodes * per_node) * REPAIR_HOURS / failures.mtbf_per_gpu_hours);
+    let in_repair = f64::from(nodes * per_node) * REPAIR_HOURS / failures.mtbf_per_gpu_hours;
     // A single node is rented again when it fails; larger jobs keep spares ready.
-    let spare_nodes = if nodes > 1 { spare_nodes } else { 0 };
+    let wanted = if nodes > 1 || exists.is_some() { spares(in_repair) } else { 0 };
+    let there = exists.map_or(wanted, |all| all.saturating_sub(nodes));
+    let spare_nodes = wanted.min(there);
+    let up = if spare_nodes < wanted { at_most(spare_nodes, in_repair) } else { 1.0 };
+    let useful_share = goodput.useful_share * up;
+    let days = ideal_days / useful_share;
     let rented = (nodes + spare_nodes) * per_node;
     let price = cluster.price_per_hour() / f64::from(cluster.accelerators().max(1));
     let cost_usd = f64::from(rented) * price * days * 24.0;
@@ -59,7 +65,7 @@ pub(super) fn build(
             checkpoint_write_s: goodput.write,
             checkpoint_interval_s: goodput.interval,
             restart_s: failures.restart,
-            goodput: goodput.useful_share,
+            goodput: useful_share,
             spare_nodes,
         },
         plan: best,
@@ -81,6 +87,17 @@ fn spares(mean: f64) -> u32 {
         sum += term;
     }
     n
+}
+
+/// Share of the time in which at most `spares` nodes are in repair, for a mean of `mean` (Poisson).
+fn at_most(spares: u32, mean: f64) -> f64 {
+    let mut term = (-mean).exp();
+    let mut sum = term;
+    for n in 1..=spares {
+        term *= mean / f64::from(n);
+        sum += term;
+    }
+    sum.clamp(f64::MIN_POSITIVE, 1.0)
 }
 
 /// What every capacity answer assumes.
@@ -118,7 +135,7 @@ pub(super) fn assumptions() -> impl Iterator<Item = Assumption> {
 
 #[cfg(test)]
 mod tests {
-    use super::spares;
+    use super::{at_most, spares};
 
     #[test]
     fn spares_follow_the_poisson_distribution() {
@@ -130,5 +147,7 @@ mod tests {
         // The normal tail at 99 % lies 2.326 deviations out.
         assert!((spares(400.0) as i64 - 447).abs() <= 2);
         assert!((spares(501.0) as i64 - 554).abs() <= 2);
+        // Without spares all must be up: e^-0.5; with one, 1.5 times that.
+        assert!((at_most(0, 0.5) - 0.6065).abs() < 1e-4 && (at_most(1, 0.5) - 0.9098).abs() < 1e-4);
     }
 }

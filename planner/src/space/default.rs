@@ -2,16 +2,49 @@
 
 use super::{Choices, ExpertTp, SearchSpace, divisors};
 use crate::rules::Facts;
+use psim_hardware::profile::stack::Supports;
 use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
 
 /// Tokens per context-parallel rank below which no more ranks are tried.
-const TOKENS_PER_CONTEXT_RANK: u64 = 4096;
+const TOKENS_PER_CONTEXT_RANK: u64 = 2048;
 /// Largest micro-batch tried: beyond it kernels are long since saturated.
 const LARGEST_MICRO_BATCH: u32 = 16;
 /// Largest number of chunks per stage tried.
 const LARGEST_VPP: u32 = 12;
 
+/// The ZeRO stage.
+fn stage(sharding: Sharding) -> u8 {
+    match sharding {
+        Sharding::None => 0,
+        Sharding::Optimizer => 1,
+        Sharding::Gradients => 2,
+        Sharding::Parameters => 3,
+    }
+}
+
 impl SearchSpace {
+    /// Without what a framework does not offer.
+    #[must_use]
+    pub fn offered_by(mut self, supports: &Supports) -> Self {
+        for (offered, degrees) in [
+            (supports.tensor, &mut self.tp),
+            (supports.pipeline, &mut self.pp),
+            (supports.context, &mut self.cp),
+        ] {
+            degrees.retain(|&degree| offered || degree == 1);
+        }
+        if !supports.interleaved {
+            self.vpp = Choices::DivisorsUpTo(1);
+            self.schedules.retain(|&s| s != Schedule::Interleaved);
+        }
+        self.uneven &= supports.uneven;
+        self.sharding.retain(|&sharding| supports.zero.contains(&stage(sharding)));
+        if self.sharding.is_empty() {
+            self.sharding = vec![Sharding::None];
+        }
+        self
+    }
+
     /// Everything a practitioner would try for this model on this machine.
     ///
     /// tp takes powers of two (and the divisors of the scale-up domain) up to twice the domain: beyond it every

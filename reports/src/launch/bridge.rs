@@ -13,11 +13,12 @@ fn cannot(what: impl Into<String>) -> LaunchError {
 pub(super) fn emit(job: &LaunchJob<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
     let overrides = overrides(job)?;
     let contents = format!(
-        "{}# The recipe gives the model; it must have {} layers of width {}. Every KEY=VALUE below wins over it.\n\
+        "{}{}# The recipe gives the model; it must have {} layers of width {}. Every KEY=VALUE below wins over it.\n\
          RECIPE=${{RECIPE:?name a pretraining recipe function of Megatron-Bridge for {}}}\n\
          cd \"${{MEGATRON_BRIDGE:?set MEGATRON_BRIDGE to a checkout of NVIDIA-NeMo/Megatron-Bridge}}\"\n\
          {} scripts/training/run_recipe.py --recipe \"$RECIPE\" --mode pretrain{}",
         shell::header(job, NAME),
+        gradients(job),
         job.model.layers(),
         job.model.hidden,
         job.model.name,
@@ -25,6 +26,16 @@ pub(super) fn emit(job: &LaunchJob<'_>) -> Result<Vec<LaunchFile>, LaunchError> 
         shell::options(&overrides),
     );
     Ok(vec![LaunchFile { name: "nemo.sh".to_owned(), contents }])
+}
+
+/// What a named precision with fp8 or fp4 leaves different from the prediction.
+fn gradients(job: &LaunchJob<'_>) -> String {
+    if job.plan.precision == Precision::Bf16 || !job.reduces_in_bf16() {
+        return String::new();
+    }
+    "# The prediction sums gradients in bf16, this named precision in fp32, which needs more memory: the recipe function\n\
+     # must set mixed_precision.grad_reduce_in_fp32 and ddp.grad_reduce_in_fp32 to False, as the performance recipes do.\n"
+        .to_owned()
 }
 
 fn overrides(job: &LaunchJob<'_>) -> Result<Vec<String>, LaunchError> {
@@ -85,10 +96,18 @@ fn overrides(job: &LaunchJob<'_>) -> Result<Vec<String>, LaunchError> {
         out.push(format!("ddp.use_megatron_fsdp=true ddp.data_parallel_sharding_strategy={strategy}"));
     }
     let overlap = &job.stack.overlap;
-    out.push(format!("ddp.overlap_grad_reduce={}", flag(overlap.grad_reduce && plan.dp > 1)));
-    out.push(format!("ddp.overlap_param_gather={}", flag(overlap.param_gather && optimizer && plan.dp > 1)));
+    out.push(format!("ddp.overlap_grad_reduce={}", flag(overlap.grad_reduce && plan.dp * plan.cp > 1)));
+    out.push(format!(
+        "ddp.overlap_param_gather={}",
+        flag(overlap.param_gather && optimizer && plan.dp * plan.cp > 1)
+    ));
     let precision = match plan.precision {
         Precision::Fp32 => return Err(cannot("fp32 by the name of a mixed precision")),
+        // A named precision would set the gradients of the reduction back to fp32 (`MixedPrecisionConfig.setup`).
+        Precision::Bf16 if job.reduces_in_bf16() => {
+            "null model.bf16=true model.params_dtype=torch.bfloat16 optimizer.bf16=true \
+             optimizer.params_dtype=torch.bfloat16 ddp.grad_reduce_in_fp32=false"
+        }
         Precision::Fp16 => "fp16_mixed",
         Precision::Bf16 => "bf16_mixed",
         Precision::Fp8 => "bf16_with_fp8_current_scaling_mixed",
@@ -97,6 +116,9 @@ fn overrides(job: &LaunchJob<'_>) -> Result<Vec<String>, LaunchError> {
         Precision::NvFp4 => "bf16_with_nvfp4_mixed",
     };
     out.push(format!("mixed_precision={precision}"));
+    if job.stack.fusion.cross_entropy {
+        out.push("model.cross_entropy_loss_fusion=true".to_owned());
+    }
     out.push("\"${@}\"".to_owned());
     Ok(out)
 }

@@ -215,7 +215,14 @@ fn parallel(job: &LaunchJob<'_>) -> Result<Vec<String>, LaunchError> {
     }
     sharding(job, &mut out);
     out.extend(precision(plan.precision));
-    if job.stack.overlap.tp && plan.tp > 1 && plan.sequence_parallel {
+    if job.reduces_in_bf16() {
+        // Without it Megatron keeps gradients in fp32 (`accumulate_allreduce_grads_in_fp32`), which the ledger has not.
+        out.push("--grad-reduce-in-bf16".to_owned());
+    }
+    if job.stack.fusion.cross_entropy {
+        out.push("--cross-entropy-loss-fusion".to_owned());
+    }
+    if job.overlaps_tp() {
         out.push("--tp-comm-overlap".to_owned());
     }
     Ok(out)
@@ -273,7 +280,7 @@ fn sharding(job: &LaunchJob<'_>, out: &mut Vec<String>) {
         _ if plan.sharding != Sharding::None => out.push("--use-distributed-optimizer".to_owned()),
         _ => {}
     }
-    if job.stack.overlap.grad_reduce && plan.dp > 1 {
+    if job.stack.overlap.grad_reduce && plan.dp * plan.cp > 1 {
         out.push("--overlap-grad-reduce".to_owned());
         if job.stack.overlap.param_gather && plan.sharding != Sharding::None {
             out.push("--overlap-param-gather".to_owned());

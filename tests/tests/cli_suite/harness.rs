@@ -68,6 +68,7 @@ pub(crate) fn psim_at(directory: &std::path::Path, arguments: &str) -> Run {
             out: &mut plain_out,
             err: &mut plain_err,
             progress: false,
+            read: std::cell::RefCell::default(),
         };
         catch_unwind(AssertUnwindSafe(|| psim_cli::run(words, &mut host)))
             .unwrap_or_else(|_| panic!("psim {arguments} panicked"))

@@ -408,3 +408,111 @@ fn explain_without_a_plan_takes_the_winner_of_the_search() {
         assert_eq!(value["plan"][key], best["plans"][0]["plan"][key], "{key}");
     }
 }
+
+const TINY_PLAN: &[u8] = b"schema = 1\ntp = 2\npp = 1\ndp = 4\nmicro_batch = 1\nglobal_batch = 64\n";
+
+/// `--trace p.toml` beside `--plan p.toml` once turned the plan into a trace.
+#[test]
+fn outputs_never_replace_inputs() {
+    let directory = directory(&[("p.toml", TINY_PLAN)]);
+    let run = psim_in(&directory, "simulate --model 1b --cluster h100x8 --plan p.toml --trace p.toml");
+    assert_eq!(run.code, 2, "{}", run.transcript());
+    assert!(run.err.contains("is an input of this command"), "{}", run.err);
+    assert_eq!(std::fs::read(directory.path().join("p.toml")).unwrap(), TINY_PLAN);
+    let run = psim_in(&directory, "simulate --model 1b --cluster h100x8 --plan p.toml --trace t.json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    // An output of an earlier command is written again.
+    let run = psim_in(&directory, "simulate --model 1b --cluster h100x8 --plan p.toml --trace t.json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    std::fs::write(directory.path().join("plan.toml"), TINY_PLAN).unwrap();
+    let run = psim_in(&directory, "emit --model 1b --cluster h100x8 --plan plan.toml");
+    assert_eq!(run.code, 2, "emit would write plan.toml itself: {}", run.transcript());
+    assert_eq!(std::fs::read(directory.path().join("plan.toml")).unwrap(), TINY_PLAN);
+}
+
+/// `--report /dev/full` once replaced the device by a file.
+#[test]
+#[cfg(unix)]
+fn links_stay_links_and_pipes_are_written_to() {
+    let directory = directory(&[("p.toml", TINY_PLAN), ("target.json", b"old")]);
+    let at = |name: &str| directory.path().join(name);
+    std::os::unix::fs::symlink(at("target.json"), at("link.json")).unwrap();
+    let run = psim_in(&directory, "simulate --model 1b --cluster h100x8 --plan p.toml --trace link.json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    assert!(at("link.json").symlink_metadata().unwrap().is_symlink());
+    assert!(std::fs::read_to_string(at("target.json")).unwrap().starts_with('{'));
+    let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = at("pipe");
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    let run = psim_in(&directory, "simulate --model 1b --cluster h100x8 --plan p.toml --trace pipe");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    assert!(reader.join().unwrap().starts_with('{'));
+    assert!(!at("pipe").metadata().unwrap().is_file());
+}
+
+/// Plans that the planner would refuse are priced with a remark; those that do not fit are neither explained nor
+/// launched without saying so.
+#[test]
+fn odd_plans_are_remarked_on() {
+    let large = b"schema = 1\ntp = 1\npp = 1\ndp = 64\nmicro_batch = 1\nglobal_batch = 64\n";
+    let directory = directory(&[
+        ("odd.toml", b"schema = 1\ntp = 3\npp = 1\ndp = 2\nmicro_batch = 1\nglobal_batch = 64\n"),
+        ("large.toml", large),
+    ]);
+    let run = psim_in(&directory, "simulate --model 8b --cluster h100x8 --plan odd.toml");
+    assert!(run.out.contains("the planner would refuse this plan"), "{}", run.out);
+    assert!(run.out.contains("2 of the 8 accelerators stay idle"), "{}", run.out);
+    let run = psim_in(&directory, "explain --model 70b --cluster h100x64 --plan large.toml");
+    assert_eq!(run.code, 1, "{}", run.transcript());
+    let run = psim_in(&directory, "emit --model 70b --cluster h100x64 --plan large.toml --dir out");
+    assert_eq!(run.code, 1, "{}", run.transcript());
+    assert!(!directory.path().join("out").exists());
+}
+
+/// 72 accelerators were once rented of a cluster that has 64.
+#[test]
+fn no_more_is_rented_of_a_cluster_than_there_is() {
+    let run = psim("capacity --model 8b --tokens 1T --cluster h100x64 --json");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let value = json(&run.out);
+    let options = value["options"].as_array().unwrap();
+    assert!(!options.is_empty());
+    assert!(options.iter().all(|o| o["rented"].as_u64().unwrap() <= 64), "{}", run.out);
+    // Fewer with spares or all without: the share of useful time says which.
+    let all = options.iter().find(|o| o["accelerators"] == 64);
+    assert!(all.is_none_or(|o| o["failures"]["goodput"].as_f64().unwrap() < 0.98));
+    let promises = "--slo 'ttft_p95<2s,tpot_p95<50ms'";
+    let run = psim(&format!("capacity --model 8b --rate 5000rps {promises} --cluster h100x8"));
+    assert_eq!(run.code, 1, "{}", run.transcript());
+    assert!(run.err.contains("and there are 8"), "{}", run.err);
+}
+
+/// The best plan of `--stack fsdp-generic` once had pipeline stages and ZeRO-1.
+#[test]
+fn a_stack_is_offered_only_what_it_has() {
+    let run = psim("plan --model 8b --cluster h100x8 --stack fsdp-generic --json --top 5");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let value = json(&run.out);
+    for plan in value["plans"].as_array().unwrap() {
+        let plan = &plan["plan"];
+        assert_eq!(
+            (plan["tp"].as_u64(), plan["pp"].as_u64(), plan["cp"].as_u64()),
+            (Some(1), Some(1), Some(1))
+        );
+        assert!(plan["sharding"] == "parameters" || plan["sharding"] == "none", "{plan}");
+    }
+}
+
+/// The scripts once kept gradients in fp32, which the prediction does not, and ran out of memory.
+#[test]
+fn launch_files_keep_gradients_as_predicted() {
+    let directory = directory(&[]);
+    let run = psim_in(&directory, "plan --model 8b --cluster h100x8 --emit launch --top 1");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let read = |name: &str| std::fs::read_to_string(directory.path().join("launch").join(name)).unwrap();
+    assert!(read("megatron.sh").contains("--grad-reduce-in-bf16"));
+    assert!(read("nemo.sh").contains("ddp.grad_reduce_in_fp32=false"));
+}

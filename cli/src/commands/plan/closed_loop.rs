@@ -8,7 +8,7 @@ use super::labels::{canonical, labels};
 use crate::Host;
 use crate::commands::execute::in_fp32;
 use crate::failure::Failure;
-use crate::files::{read_text, write_atomically};
+use crate::files::{read_text, write_back};
 use crate::inputs::Job;
 use crate::machine::{MAX_RANKS, Place, hinted};
 use crate::number::grouped;
@@ -246,7 +246,7 @@ pub(super) fn run(
     let mut after = before.clone();
     rans.iter().for_each(|ran| after.add(ran.observation.clone()));
     let text = toml::to_string(&after).map_err(Failure::defect)?;
-    write_atomically(host, &arguments.residuals, text.as_bytes())?;
+    write_back(host, &arguments.residuals, text.as_bytes())?;
     journal.finish().map_err(|e| Failure::input(e.to_string(), "check the free space"))?;
     let again = bench.rank(&plans, &after)?;
     let answer = Answer { rans, resumed, before: ranked, after: again, found };
