@@ -85,7 +85,7 @@ fn bridge_counts_chunks_per_rank() {
     for option in [
         "model.virtual_pipeline_model_parallel_size=5",
         "train.global_batch_size=512",
-        "mixed_precision=bf16_mixed",
+        "ddp.grad_reduce_in_fp32=false",
         "ddp.use_distributed_optimizer=true",
     ] {
         assert!(text.contains(option), "{option}");
