@@ -7,6 +7,27 @@ use psim_hardware::{Bytes, Seconds};
 /// Name of [`cuda_stack`].
 pub const CUDA_STACK: &str = "psim-executor-cuda";
 
+/// Host time per operator: a stream-ordered allocation, a launch and a release, each a driver call of 1 to 2 µs. Estimated
+/// from that count of calls; no run on a GPU has been measured. It shows only where operators are shorter.
+const LAUNCH: Seconds = Seconds(4e-6);
+/// Idle time of the device between two operators of one stream. Estimated, likewise.
+const GAP: Seconds = Seconds(1e-6);
+/// Host work around the passes of a micro-batch: about a dozen driver calls and the tokens' upload. Estimated.
+const PER_MICRO_BATCH: Seconds = Seconds(50e-6);
+/// Host work around a step: marks, the loss read back. Estimated.
+const PER_STEP: Seconds = Seconds(100e-6);
+/// Reading token counts back from the device and sorting them on the host, per layer of experts. Estimated: a copy of a few
+/// bytes that the host waits for takes 10 to 20 µs, sorting some thousand tokens the rest.
+const EXPERT_SYNC: Seconds = Seconds(100e-6);
+/// What a process takes on a device beside its buffers: the driver's context (about 500 MB on an H100), modules, and the
+/// 32 MiB of workspace that cuBLASLt is given. Estimated; the driver's own count (`device_memory` of a report) corrects it.
+const CONTEXT: Bytes = Bytes(600 << 20);
+/// Channel buffers of one NCCL communicator: up to 24 channels of about 8 MiB with the default `NCCL_BUFFSIZE` of 4 MiB each
+/// way. Estimated.
+const PER_COMMUNICATOR: Bytes = Bytes(200 << 20);
+/// Room between the blocks of the driver's pool. Estimated.
+const FRAGMENTATION: f64 = 0.02;
+
 /// The executor on CUDA devices with ranks over NCCL: what differs from its `threads` on a processor.
 ///
 /// One kernel per memory-bound operator, flash-style attention, a product per expert. Gradient buckets and ring blocks
@@ -22,21 +43,18 @@ pub fn cuda_stack(threads: StackProfile) -> StackProfile {
         fusion: Fusion { accumulation: true, ..threads.fusion },
         overlap: Overlap { grad_reduce: true, cp: true, ..threads.overlap },
         host: Host {
-            // An allocation, a launch and a release each, from compiled code.
-            launch: Seconds(4e-6),
-            gap: Seconds(1e-6),
-            per_micro_batch: Seconds(50e-6),
-            per_step: Seconds(100e-6),
-            // Token counts are read back and sorted by the host.
-            moe_sync: Seconds(100e-6),
+            launch: LAUNCH,
+            gap: GAP,
+            per_micro_batch: PER_MICRO_BATCH,
+            per_step: PER_STEP,
+            moe_sync: EXPERT_SYNC,
             ..threads.host
         },
         states: States { master: 4.0, ..threads.states },
-        // The driver's context with modules and the workspace of matrix products.
         memory: MemoryOverheads {
-            context: Bytes(600 << 20),
-            per_communicator: Bytes(200 << 20),
-            fragmentation: 0.02,
+            context: CONTEXT,
+            per_communicator: PER_COMMUNICATOR,
+            fragmentation: FRAGMENTATION,
             ..threads.memory
         },
         fp32_logits: false,

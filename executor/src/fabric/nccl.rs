@@ -122,6 +122,18 @@ fn refused(reason: String) -> ExecutorError {
     ExecutorError::Communicator { library: "NCCL", reason }
 }
 
+/// Messages with every rank of a group, whose elements lie one range behind another in a buffer.
+fn one_behind_another<'a, B>(buffer: &'a B, lens: &[usize]) -> Vec<Message<&'a B>> {
+    lens.iter()
+        .enumerate()
+        .scan(0, |at, (peer, &len)| {
+            let offset = *at;
+            *at += len;
+            Some(Message { peer, buffer, offset, len })
+        })
+        .collect()
+}
+
 fn lane(purpose: Use) -> Lane {
     match purpose {
         Use::InLine => Lane::Main,
@@ -190,18 +202,7 @@ impl<R: Runtime> Fabric<CudaDevice<R>> for Nccl<R> {
         (from, sent): (&Buffer<R>, &[usize]),
         (to, received): (&mut Buffer<R>, &[usize]),
     ) -> Result<()> {
-        let mut at = 0;
-        let mut sends = Vec::with_capacity(sent.len());
-        for (peer, &len) in sent.iter().enumerate() {
-            sends.push(Message { peer, buffer: from, offset: at, len });
-            at += len;
-        }
-        let mut at = 0;
-        let mut receives = Vec::with_capacity(received.len());
-        for (peer, &len) in received.iter().enumerate() {
-            receives.push(Message { peer, buffer: &*to, offset: at, len });
-            at += len;
-        }
+        let (sends, receives) = (one_behind_another(from, sent), one_behind_another(&*to, received));
         device.exchange(self.group(group, Use::InLine)?, Lane::Main, &sends, &receives)?;
         Ok(())
     }
