@@ -177,6 +177,20 @@ proptest! {
     }
 
     #[test]
+    fn nodes_under_another_name_change_nothing(case in case(), cut in 1..8u32) {
+        let (cluster, stack) = (&jobs()[case.job].1, stack_of(&case));
+        // The same nodes as two groups: ranks are numbered through both, and any of them may be called the first.
+        let mut relabelled = cluster.clone();
+        relabelled.groups.push(relabelled.groups[0].clone());
+        relabelled.groups[0].count = cut;
+        relabelled.groups[1].count = 8 - cut;
+        for level in [Level::L0, Level::L1, Level::L2, Level::L3] {
+            let (one, two) = (time(&case, cluster, &stack, level), time(&case, &relabelled, &stack, level));
+            prop_assert!((two / one - 1.0).abs() < 1e-9, "{level:?}: {one} as one group, {two} as two");
+        }
+    }
+
+    #[test]
     fn the_bound_is_below_every_depth_and_bits_repeat(case in case()) {
         let (cluster, stack) = (&jobs()[case.job].1, stack_of(&case));
         let bound = time(&case, cluster, &stack, Level::L0);
