@@ -180,7 +180,7 @@ fn bound(request: &ServingRequest<'_>, cost: &StepCost) -> f64 {
 /// What became of a layout.
 enum Tried {
     /// The highest rate with its trial and token budget; every kernel law was measured here.
-    Found((f64, Trial, u32), bool),
+    Found(Box<(f64, Trial, u32)>, bool),
     /// No better than smaller layouts.
     Pruned,
     /// It does not run, with the reason.
@@ -198,7 +198,7 @@ fn try_layout(request: &ServingRequest<'_>, (group, candidate): &Placed, floor: 
         Err(error) => Tried::Rejected(error.to_string()),
         Ok(cost) if floor > 0.0 && bound(request, &cost) <= floor => Tried::Pruned,
         Ok(cost) => match best_budget(request, &cost, floor) {
-            Some(best) => Tried::Found(best, cost.own_laws()),
+            Some(best) => Tried::Found(Box::new(best), cost.own_laws()),
             None if floor > 0.0 => Tried::Pruned,
             None => Tried::Rejected("the workload cannot be simulated on it".to_owned()),
         },
@@ -208,9 +208,9 @@ fn try_layout(request: &ServingRequest<'_>, (group, candidate): &Placed, floor: 
 /// The best rate per accelerator of layouts of the same group that fit into `size` accelerators a whole number of times.
 fn floor(tried: &[(Placed, Tried)], group: usize, size: u32) -> f64 {
     let rates = tried.iter().filter_map(|((g, d), t)| match t {
-        Tried::Found((rate, ..), _) if *g == group => {
+        Tried::Found(best, _) if *g == group => {
             let each = d.accelerators_per_replica();
-            size.is_multiple_of(each).then(|| rate / f64::from(each))
+            size.is_multiple_of(each).then(|| best.0 / f64::from(each))
         }
         _ => None,
     });
@@ -266,7 +266,7 @@ fn search(request: &ServingRequest<'_>, prune: bool) -> Result<ServingPlanReport
         let node = &nodes.node;
         let accelerators = nodes.count * node.accelerators;
         let ((rate, trial, token_budget), measured) = match outcome {
-            Tried::Found(best, measured) => (best, measured),
+            Tried::Found(best, measured) => (*best, measured),
             Tried::Pruned => {
                 pruned += 1;
                 continue;

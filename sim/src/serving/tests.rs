@@ -556,7 +556,8 @@ fn a_front_end_serves_prompts_one_after_another() {
         alike(&cost, engine, &traffic).ttft_ms
     };
     let (quick, busy) = (report(&quick), report(&busy));
-    // Two front ends: the last of 64 prompts leaves one after 64 ms, the first after 2, when steps begin.
+    // Two front ends: the last of 64 prompts leaves one after 64 ms. Steps begin with the first after 2 ms, so that part of
+    // the wait lies behind them.
     let last = busy.max - quick.max;
-    assert!((30.0..67.0).contains(&last), "{last} ms: {quick:?} {busy:?}");
+    assert!((10.0..67.0).contains(&last), "{last} ms: {quick:?} {busy:?}");
 }
