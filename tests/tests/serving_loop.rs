@@ -41,7 +41,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Median error that is aimed at; above it the test prints "target missed".
 const TARGET: f64 = 0.15;
 /// Median error that fails on a quiet machine: the target is not reached yet.
-const WORST: f64 = 0.6;
+const WORST: f64 = 1.5;
 /// Spread of repeats, and share of the processors that other programs take, below which a machine counts as quiet.
 const QUIET: f64 = 0.05;
 /// Runs of one setting.
