@@ -126,9 +126,13 @@ pub(crate) fn predict(
 ) -> Result<StepPrediction, SimError> {
     let software = &job.software;
     let model = StepModel::new(&job.model, &job.workload, &job.cluster, &software.stack, &software.library);
-    let mut prediction = model.predict(plan, level, timeline)?;
+    Ok(remarked(model.predict(plan, level, timeline)?, job, plan))
+}
+
+/// The prediction with remarks on its plan.
+fn remarked(mut prediction: StepPrediction, job: &Job, plan: &Plan) -> StepPrediction {
     prediction.notes.extend(remarks(job, plan));
-    Ok(prediction)
+    prediction
 }
 
 /// What the planner would refuse about a given plan, and what it leaves idle.
@@ -186,6 +190,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
             let software = &job.software;
             StepModel::new(&job.model, &job.workload, &job.cluster, &software.stack, &software.library)
                 .predict_ranks(&plan, Ranks { spread, seed: arguments.common.seed }, traced)
+                .map(|prediction| remarked(prediction, &job, &plan))
         }
         None => predict(&job, &plan, level, traced),
     };

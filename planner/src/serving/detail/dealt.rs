@@ -1,7 +1,23 @@
 //! Replicas that are runs of their own: requests go to them in turn, and the fleet is their sum.
 
+use crate::serving::ServingRequest;
 use psim_models::serving::Traffic;
-use psim_sim::serving::ServingRun;
+use psim_sim::serving::{FleetOptions, Router, ServingRun};
+
+/// What runs of their own cannot do together.
+pub(super) fn undealt(request: &ServingRequest<'_>, options: &FleetOptions) -> Option<&'static str> {
+    if request.workload.tenants.iter().any(|t| t.adapters.is_some()) {
+        Some("adapters")
+    } else if options.router != Router::RoundRobin {
+        Some("a router other than round-robin")
+    } else if options.autoscale.is_some() {
+        Some("autoscaling")
+    } else if options.tiers.iter().any(Option::is_some) {
+        Some("caches kept in host memory")
+    } else {
+        None
+    }
+}
 
 /// The traffic of each replica, requests dealt in turn; replicas that get none are left out.
 pub(super) fn shared(traffic: &Traffic, replicas: u32) -> Vec<Traffic> {

@@ -1,14 +1,12 @@
 //! Replicas whose multiprocessors are cut between prompts and answers (semi-PD).
 
-use super::dealt::{shared, together};
+use super::dealt::{shared, together, undealt};
 use super::{DetailError, ServingDetail, finish};
 use crate::parallel::map_long;
 use crate::serving::{ArrangementFigures, Served, ServingRequest};
 use psim_cost_models::serving::StepCost;
 use psim_models::serving::{Deployment, Traffic};
-use psim_sim::serving::{
-    Partition, PartitionInput, PartitionRun, Router, ServingError, simulate_partitioned,
-};
+use psim_sim::serving::{Partition, PartitionInput, PartitionRun, ServingError, simulate_partitioned};
 
 /// What is not simulated together with a partition.
 fn conflicts(request: &ServingRequest<'_>, served: &Served) -> Option<&'static str> {
@@ -18,18 +16,10 @@ fn conflicts(request: &ServingRequest<'_>, served: &Served) -> Option<&'static s
         Some("conversations of several turns")
     } else if tenants.iter().any(|t| t.prefix.is_some()) {
         Some("shared prefixes, which it would compute each time,")
-    } else if tenants.iter().any(|t| t.adapters.is_some()) {
-        Some("adapters")
-    } else if options.router != Router::RoundRobin {
-        Some("a router other than round-robin")
-    } else if options.autoscale.is_some() {
-        Some("autoscaling")
-    } else if options.tiers.iter().any(Option::is_some) {
-        Some("caches kept in host memory")
     } else if options.co_serving.is_some() {
         Some("fine-tuning beside it")
     } else {
-        None
+        undealt(request, options)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Replicas that speculate.
 
-use super::dealt::{shared, together};
+use super::dealt::{shared, together, undealt};
 use super::{DetailError, ServingDetail, SpeculationFigures, finish};
 use crate::parallel::map_long;
 use crate::serving::{Drafts, Served, ServingRequest, Speculation};
@@ -8,7 +8,7 @@ use psim_cost_models::serving::StepCost;
 use psim_models::Model;
 use psim_models::serving::{Deployment, Traffic};
 use psim_sim::serving::speculation::{Drafter, SpeculativeInput, SpeculativeRun, simulate_speculative};
-use psim_sim::serving::{FleetOptions, Router, ServingError};
+use psim_sim::serving::{FleetOptions, ServingError};
 
 /// What is not simulated together with speculation.
 fn conflicts(
@@ -19,20 +19,12 @@ fn conflicts(
     let tenants = &request.workload.tenants;
     if tenants.iter().any(|t| t.sessions.is_some()) {
         Some("conversations of several turns")
-    } else if tenants.iter().any(|t| t.adapters.is_some()) {
-        Some("adapters")
     } else if deployment.attention_dp > 1 {
         Some("several copies of the attention (attention_dp)")
     } else if deployment.pp > 1 {
         Some("pipeline stages (pp)")
-    } else if options.router != Router::RoundRobin {
-        Some("a router other than round-robin")
-    } else if options.autoscale.is_some() {
-        Some("autoscaling")
-    } else if options.tiers.iter().any(Option::is_some) {
-        Some("caches kept in host memory")
     } else {
-        None
+        undealt(request, options)
     }
 }
 
