@@ -33,8 +33,10 @@ pub mod ablations;
 pub mod accuracy;
 pub mod cluster;
 pub mod convention;
+pub mod left_out;
 pub mod map;
 pub mod model;
+pub mod percentile;
 pub mod plan;
 pub mod predict;
 pub mod ranking;
@@ -43,6 +45,7 @@ pub mod report;
 pub mod row;
 pub mod score;
 pub mod stack;
+pub mod task;
 
 pub use map::{Mapped, Reason};
 pub use predict::Predictor;

@@ -5,9 +5,10 @@
 //! would show, even where other programs take turns on the cores.
 
 mod engine;
+mod narrow;
 
 pub use engine::engine_step;
-pub(crate) use engine::narrow;
+pub(crate) use narrow::narrow;
 
 use crate::comm::{Comm, Hub, Tag};
 use crate::mesh::Group;

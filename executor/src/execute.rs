@@ -6,7 +6,7 @@ pub use report::{CommunicationRow, ExecuteReport, PhaseRow};
 
 use crate::comm::{Mpi, Process, Tcp, Wire};
 use crate::error::{Result, unsupported};
-use crate::launch::Launch;
+use crate::launch::{Launch, enough};
 use crate::predict::{Basis, StageTimes, predict};
 use crate::run::{Job, Run, Settings};
 use psim_hardware::DType;
@@ -202,15 +202,4 @@ fn run_process<D: Device, W: Wire>(
     let process = Process::new(wire);
     enough(process.world(), world)?;
     job.run_process(settings, device(Launch::from_environment()?.as_ref())?, &process)
-}
-
-/// As many processes as ranks.
-pub(crate) fn enough(processes: usize, ranks: usize) -> Result<()> {
-    if processes == ranks {
-        return Ok(());
-    }
-    unsupported(
-        format!("{ranks} ranks on {processes} processes"),
-        format!("start as many processes as the plan has ranks: `mpirun -n {ranks} psim execute …`"),
-    )
 }

@@ -143,6 +143,17 @@ fn first_host(list: &str) -> Option<String> {
     (!head.is_empty()).then(|| head.to_owned())
 }
 
+/// As many processes as ranks.
+pub(crate) fn enough(processes: usize, ranks: usize) -> Result<()> {
+    if processes == ranks {
+        return Ok(());
+    }
+    unsupported(
+        format!("{ranks} ranks on {processes} processes"),
+        format!("start as many processes as the plan has ranks: `mpirun -n {ranks} psim execute …`"),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

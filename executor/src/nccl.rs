@@ -2,8 +2,8 @@
 
 use crate::comm::{Comm, Mpi, Process, Tcp, Wire};
 use crate::error::Result;
-use crate::execute::enough;
 use crate::fabric::Nccl;
+use crate::launch::enough;
 use crate::launch::{Launch, Launcher};
 use crate::run::{Job, Run, Settings};
 use psim_kernels::cuda::CudaDevice;

@@ -14,6 +14,7 @@
 mod attention;
 mod collectives;
 mod driver;
+mod failed;
 mod matmul;
 mod micro;
 pub mod nccl;

@@ -23,7 +23,7 @@ mod hybrid;
 mod llama;
 mod moe;
 mod parallel;
-mod reader;
+pub(crate) mod reader;
 mod sanitize;
 mod sparse;
 pub(crate) mod stack;

@@ -76,6 +76,7 @@ pub mod operator;
 pub mod parameters;
 pub mod plan;
 pub mod presets;
+mod quantization;
 pub mod serving;
 pub mod workload;
 

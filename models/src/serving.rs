@@ -19,7 +19,8 @@ pub mod trace;
 pub mod traffic;
 pub mod workload;
 
-pub use deployment::{Deployment, NumberFormat, Quantization};
+pub use crate::quantization::{NumberFormat, Quantization};
+pub use deployment::Deployment;
 pub use kv_transfer::{KvTransfer, KvTransferError};
 pub use lengths::Lengths;
 pub use lower::{ServingShape, lower};

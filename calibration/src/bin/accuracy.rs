@@ -7,8 +7,8 @@
 //! and written there. `--residuals FILE` writes every left-out row with what its interval is made of; `--data DIR` reads
 //! stacks and shares from `DIR` in place of the built-in ones.
 
-use psim_calibration::validate::accuracy::LeftOut;
 use psim_calibration::validate::accuracy::{markdown, plot, readme_table, replace_between_markers};
+use psim_calibration::validate::left_out::LeftOut;
 use psim_calibration::validate::refit::{Problem, left_out, write::predictor};
 use psim_calibration::validate::{self, Predictor, Report, row};
 use std::io::Write as _;

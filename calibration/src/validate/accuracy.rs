@@ -5,26 +5,12 @@
 mod asked;
 pub mod plot;
 
+use super::left_out::LeftOut;
 use super::ranking::groups;
-use super::refit::nested::Nested;
 use super::refit::{Problem, State};
 use super::report::Report;
 use super::score::{RowResult, Summary};
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-
-/// Scores of a refit without each source.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct LeftOut {
-    /// Report of the rows of each source, predicted by the fit that never saw it.
-    pub sources: BTreeMap<String, Summary>,
-    /// All of these rows together.
-    pub all: Summary,
-    /// The widths checked by what the other sources would have made of them.
-    pub nested: Option<Nested>,
-    /// Every row, predicted by the fit that never saw its source.
-    pub rows: Vec<RowResult>,
-}
 
 /// Text between the markers of the README.
 pub fn readme_table(report: &Report, left_out: Option<&LeftOut>) -> String {

@@ -16,8 +16,8 @@
 //! experts a token visits, multi-token-prediction layers with their second output layer. LoRA counts `4·N'` (frozen
 //! weights have no weight gradient).
 
-use super::plan::task;
 use super::row::Row;
+use super::task::task;
 use psim_hardware::{Cluster, DType};
 use psim_models::Model;
 use psim_models::arch::Mixer;

@@ -2,6 +2,7 @@
 
 use super::row::Row;
 use super::stack::StackSelection;
+use super::task::task;
 use psim_models::Model;
 use psim_models::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
 use psim_models::workload::TrainingWorkload;
@@ -466,18 +467,6 @@ fn context_parallel(row: &Row) -> ContextParallel {
         ContextParallel::AllGather
     } else {
         ContextParallel::Ring
-    }
-}
-
-/// What kind of training a row is: `pre`, `sft` or `lora`.
-pub fn task(row: &Row) -> &'static str {
-    let text = row.config.extra_text("task").unwrap_or_default().to_lowercase();
-    if text.contains("lora") || text.contains("peft") {
-        "lora"
-    } else if text.contains("sft") || text.contains("fine") {
-        "sft"
-    } else {
-        "pre"
     }
 }
 

@@ -160,7 +160,7 @@ fn regret(members: &[&Candidate]) -> f64 {
     }
     let taken = chosen
         .values()
-        .filter_map(|values| super::score::percentile(values, 0.5))
+        .filter_map(|values| super::percentile::percentile(values, 0.5))
         .fold(f64::NEG_INFINITY, f64::max);
     100.0 * (taken / best_measured - 1.0)
 }

@@ -10,11 +10,12 @@ pub mod left_out;
 pub mod nested;
 pub mod write;
 
-use super::accuracy::LeftOut;
+use super::left_out::LeftOut;
 use super::map::map;
+use super::percentile::percentile;
 use super::predict::Predictor;
 use super::row::{Row, source_of};
-use super::score::{percentile, summarise};
+use super::score::summarise;
 use super::stack;
 use super::{Mapped, convention};
 use free::Slot;

@@ -144,7 +144,7 @@ fn switches(row: &Row, era: f64) -> Switches {
         ep_overlap: expert.then_some(!negative),
         no_overlap: negative && !expert,
         // Packed sequences change their length from batch to batch; the chunked user buffers need one size.
-        tp_overlap: (config.framework.to_lowercase().contains("bridge") && super::plan::task(row) != "pre")
+        tp_overlap: (config.framework.to_lowercase().contains("bridge") && super::task::task(row) != "pre")
             .then_some(false),
         cross_entropy: config.extra_flag("cross_entropy_fusion"),
         // Partial graphs ("moe_router+moe_preprocess") remove only part of the launches: left to the profile.

@@ -1,8 +1,9 @@
 //! Accuracy of serving predictions, per source and metric.
 
 use super::map::map;
+use crate::validate::percentile::percentile;
 use crate::validate::row::Row;
-use crate::validate::score::{RowResult, percentile};
+use crate::validate::score::RowResult;
 use std::collections::BTreeMap;
 
 /// The three kinds of metrics that targets are stated for.

@@ -2,8 +2,9 @@
 
 use super::accuracy::{Class, FAMILIES, class, coverage, family_error, macro_median, scores};
 use super::fit::is_training;
+use crate::validate::percentile::percentile;
 use crate::validate::row::Row;
-use crate::validate::score::{RowResult, percentile};
+use crate::validate::score::RowResult;
 use psim_cost_models::serving::{EngineParameters, EngineProfile};
 use std::fmt::Write;
 

@@ -1,5 +1,6 @@
 //! [`Runtime`] on NVIDIA's driver: modules compiled by NVRTC when first used, products in cuBLASLt.
 
+use super::failed::failed;
 use super::matmul::Multiplier;
 use super::runtime::{Arg, Format, Kernel, Lane, Launch, Product, Runtime};
 use super::{sources, telemetry};
@@ -11,13 +12,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// How a call failed.
-pub(super) fn failed<E: Display>(call: &'static str) -> impl FnOnce(E) -> DeviceError {
-    move |error| DeviceError::Driver { call, message: error.to_string() }
-}
 
 /// Compiles one module to PTX for an architecture (`compute_90`); needs NVRTC, not a device.
 ///

@@ -1,6 +1,6 @@
 //! Matrix products in cuBLASLt: fp32, bf16, fp16 and fp8 operands, fp32 accumulation.
 
-use super::driver::failed;
+use super::failed::failed;
 use super::runtime::{Format, Operand, Product};
 use crate::device::{DeviceError, Result};
 use cudarc::cublaslt::{result as lt, sys};

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::error::{HfError, HfProblem};
-use super::stack::LARGEST;
+
+/// Largest dimension that is believed; beyond it a file is a mistake or an attack.
+pub(crate) const LARGEST: u64 = 1 << 40;
 
 /// Result of reading.
 pub(crate) type Read<T> = Result<T, HfError>;

@@ -16,8 +16,6 @@ pub(super) const CONTEXT: &[&str] =
     &["max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "n_ctx"];
 pub(super) const FFN: &[&str] = &["intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", "d_ff"];
 
-/// Largest dimension that is believed; beyond it a file is a mistake or an attack.
-pub(crate) const LARGEST: u64 = 1 << 40;
 /// More layers than this are a mistake.
 pub(crate) const MOST_LAYERS: u64 = 1 << 16;
 /// More kinds of layers than this are a mistake; searched models have a few dozen.

@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
-use super::PresetError;
+use super::error::PresetError;
 use crate::arch::{DenseFfn, Ffn, Mixer, Mla, Model, Moe, Position};
+use crate::hf::reader;
 use crate::hf::stack::{self, LAYER_NORM, RMS, block, plain_attention};
 
 /// Kind of feed-forward network, and with it the conventions that go with it.
@@ -171,7 +172,7 @@ fn sizes(name: &str, dims: &DenseDims, experts: Option<&MoeDims>) -> Result<(), 
         checked.extend([("experts", e.experts), ("top_k", e.top_k), ("moe_ffn_hidden", e.ffn_hidden)]);
     }
     for (what, value) in checked {
-        if value == 0 || value > stack::LARGEST {
+        if value == 0 || value > reader::LARGEST {
             let message = format!("`{what}` is {value}, expected a whole number from 1 to 2^40");
             return Err(stack::inconsistent(name, message).into());
         }

@@ -7,7 +7,7 @@ use psim_hardware::suggest::nearest;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::PresetError;
+use super::error::PresetError;
 use crate::arch::Model;
 use crate::hf;
 

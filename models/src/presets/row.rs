@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::PresetError;
 use super::build::{DenseDims, FfnKind, MoeDims, dense, moe};
 use crate::arch::{Ffn, Model};
-use crate::hf::stack;
+use crate::hf::{reader, stack};
 
 /// The `model` object of a row. Absent keys are `None`; keys that psim does not use are skipped.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -71,7 +71,7 @@ pub fn from_row(row: &RowDims) -> Result<Model, PresetError> {
 
 /// The preset with the vocabulary and tying that the row prints.
 fn adjust(mut model: Model, row: &RowDims) -> Model {
-    model.vocab = row.vocab.filter(|v| (1..=stack::LARGEST).contains(v)).unwrap_or(model.vocab);
+    model.vocab = row.vocab.filter(|v| (1..=reader::LARGEST).contains(v)).unwrap_or(model.vocab);
     model.tied_embeddings = row.tied_embeddings.unwrap_or(model.tied_embeddings);
     model
 }

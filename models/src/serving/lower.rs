@@ -4,9 +4,10 @@
 //! multiplies them by the tokens, sequences and cache lengths of a step. Pipeline stages are not divided out: a batch
 //! passes every layer, one stage after another.
 
-use super::deployment::{Deployment, DeploymentError, NumberFormat};
+use super::deployment::{Deployment, DeploymentError};
 use crate::Model;
 use crate::arch::{Attention, Block, Ffn, Indexer, LinearAttention, Mamba2, Mixer, Mla, Moe};
+use crate::quantization::NumberFormat;
 use serde::Serialize;
 
 /// A matrix product `tokens × k · k × n` on one rank.

@@ -1,9 +1,10 @@
 //! What is asked of the training predictions, and what is reached.
 
-use super::LeftOut;
+use crate::validate::left_out::LeftOut;
+use crate::validate::percentile::percentile;
 use crate::validate::ranking::groups;
 use crate::validate::report::Report;
-use crate::validate::score::{RowResult, percentile};
+use crate::validate::score::RowResult;
 use std::fmt::Write as _;
 
 /// One line: what is asked, the limit, what is reached.

@@ -1,7 +1,7 @@
 //! Plots of the accuracy reports as SVG text.
 
+use crate::validate::percentile::percentile;
 use crate::validate::report::Report;
-use crate::validate::score::percentile;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
