@@ -66,8 +66,12 @@ fn bound_by(prediction: &StepPrediction, next: Option<&StepPrediction>) -> Bound
     });
     let mut sentence = format!("{:.0} % of the step is compute at peak; ", 100.0 * ideal);
     let named: Vec<String> =
-        losses.iter().take(2).map(|t| format!("{} takes {:.0} %", t.term, 100.0 * t.share)).collect();
-    sentence += &if named.is_empty() { "nothing else takes time".to_owned() } else { named.join(", ") };
+        losses.iter().take(2).map(|t| format!("{} ({:.0} %)", t.term, 100.0 * t.share)).collect();
+    sentence += &if named.is_empty() {
+        "nothing else takes time".to_owned()
+    } else {
+        format!("most of the rest is {}", named.join(" and "))
+    };
     if let (Some(next), Some((term, seconds))) = (next, against_next.first()) {
         let gap = next.step_time.value - prediction.step_time.value;
         let side = if *seconds < 0.0 { "less" } else { "more" };

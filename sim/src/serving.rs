@@ -21,6 +21,7 @@ mod lane;
 pub mod offload;
 mod options;
 pub mod partition;
+pub mod placement;
 mod policy;
 mod prefix;
 pub mod published;
@@ -47,10 +48,11 @@ pub use options::{
     AdapterMode, AdapterOptions, CacheTier, CoServing, FleetOptions, Preemption, Router, SwapOptions,
 };
 pub use partition::{Partition, PartitionInput, PartitionRun, simulate_partitioned};
+pub use placement::Placement;
 pub use report::{Percentiles, ServingReport};
 pub use rules::Rules;
 pub use sink::{Sink, Summary, SummaryFigures};
-pub use transfer::{Placement, TransferMode};
+pub use transfer::TransferMode;
 
 use psim_hardware::Time;
 use serde::Serialize;

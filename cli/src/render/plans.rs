@@ -100,7 +100,7 @@ fn table(report: &PlanReport) -> String {
             format!("{:.1}", p.mfu),
             format!("{:.1}", p.peak_mem_gb),
             format!("{:.1}", p.mem_capacity_gb - p.peak_mem_gb),
-            format!("{:.1}", p.bubble.max(0.0) * 100.0),
+            format!("{:.1}", p.bubble * 100.0),
             format!("{:.1}", p.exposed_comm.max(0.0) * 100.0),
             three(p.cost_usd_per_btok),
             p.days.map(three).unwrap_or_default(),

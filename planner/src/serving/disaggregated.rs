@@ -19,7 +19,7 @@ use psim_models::serving::{Arrival, Deployment, Metric};
 use psim_sim::serving::{Placement, ServingReport, TransferMode};
 use serde::Serialize;
 use trials::{highest_rate, joule_per_token};
-use units::{Side, Unit, units};
+use units::{Side, Unit, placed, units};
 
 /// Units simulated side by side; fixed, so that the result does not depend on threads.
 const SIDE_BY_SIDE: usize = 4;
@@ -144,6 +144,7 @@ pub fn plan_disaggregated(request: &ServingRequest<'_>) -> Result<DisaggregatedR
         let batch: Vec<Unit> =
             all[index..].iter().take(SIDE_BY_SIDE).take_while(|u| u.total() > best).copied().collect();
         index += batch.len();
+        let batch: Vec<Unit> = batch.iter().filter_map(|unit| placed(request, &sides, unit)).collect();
         simulated += batch.len();
         let found =
             map_long(&batch, |unit| highest_rate(request, &sides, unit, best / f64::from(unit.units)));

@@ -77,12 +77,11 @@ pub(crate) fn scale(value: f64) -> (f64, f64) {
 
 /// A number for an axis: as many decimals as the step needs.
 pub(crate) fn tick(value: f64, step: f64) -> String {
-    let decimals = if step >= 1.0 { 0 } else { (-(step.log10()) - 1e-9).ceil().clamp(0.0, 6.0) as usize };
-    let decimals = if decimals > 0 && (step * 10_f64.powi(decimals as i32)).fract() > 1e-6 {
-        decimals + 1
-    } else {
-        decimals
+    let whole = |decimals: &usize| {
+        let scaled = step * 10_f64.powi(*decimals as i32);
+        scaled >= 0.5 && (scaled - scaled.round()).abs() < 1e-6 * scaled
     };
+    let decimals = (0..6).find(whole).unwrap_or(6);
     format!("{value:.decimals$}")
 }
 
@@ -102,5 +101,8 @@ mod tests {
         assert_eq!(tick(0.25, 0.25), "0.25");
         assert_eq!(tick(2.0, 1.0), "2");
         assert_eq!(tick(0.5, 0.5), "0.5");
+        assert_eq!(tick(7.5, 2.5), "7.5");
+        assert_eq!(tick(50.0, 25.0), "50");
+        assert_eq!(tick(2e-9, 1e-9), "0.000000");
     }
 }

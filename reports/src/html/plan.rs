@@ -56,7 +56,7 @@ fn winner(best: &RankedPlan) -> Markup {
         @if !best.bound_by.against_next.is_empty() {
             p.soft {
                 "Against the next plan (seconds, this minus next): "
-                @for (i, (term, seconds)) in best.bound_by.against_next.iter().take(4).enumerate() {
+                @for (i, (term, seconds)) in best.bound_by.against_next.iter().filter(|(_, s)| s.abs() >= 5e-4).take(4).enumerate() {
                     @if i > 0 { ", " } (term) " " (format!("{seconds:+.3}"))
                 }
             }

@@ -12,7 +12,8 @@ mod prefill;
 mod tests;
 mod world;
 
-use super::transfer::{Placement, Role, TransferMode, place};
+use super::placement::{Placement, Role, place};
+use super::transfer::TransferMode;
 use super::{ServingError, ServingRun};
 use psim_cost_models::serving::{EngineProfile, StepCost};
 use psim_hardware::Cluster;

@@ -4,35 +4,10 @@
 //! of their node: as many at once as there are cards, slower by the oversubscription of every switch level that is
 //! crossed. The slower side sets the time: seconds = latency + max(bytes per sender, bytes per receiver) / rate.
 
+use super::placement::Site;
 use psim_hardware::{Cluster, Node, ScaleUpTopology};
 use psim_models::serving::KvTransfer;
 use serde::{Deserialize, Serialize};
-
-/// Where instances of the two roles lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Placement {
-    /// Both roles share nodes wherever they fit, and a cache stays in its domain if a decode instance lies there
-    /// (DistServe for clusters with slow networks).
-    #[default]
-    Paired,
-    /// All prefill instances first, decode instances on other nodes.
-    Apart,
-}
-
-impl Placement {
-    /// Reads a name.
-    ///
-    /// # Errors
-    /// A sentence with the known names.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        match name {
-            "paired" => Ok(Self::Paired),
-            "apart" => Ok(Self::Apart),
-            other => Err(format!("`{other}` is not a placement of prefill and decode; known: paired, apart")),
-        }
-    }
-}
 
 /// When a cache starts to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -61,111 +36,6 @@ impl TransferMode {
             other => Err(format!("`{other}` is not a way to move a cache; known: layer-wise, after-prompt")),
         }
     }
-}
-
-/// Where an instance lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Site {
-    /// First node.
-    pub node: u32,
-    /// First scale-up domain.
-    pub domain: u32,
-}
-
-/// Instances of one role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Role {
-    /// Instances.
-    pub instances: u32,
-    /// Accelerators of one.
-    pub size: u32,
-    /// Group of the cluster's nodes that it lies on.
-    pub group: usize,
-}
-
-/// Next free accelerator of a group of nodes.
-struct Ground<'a> {
-    node: &'a Node,
-    /// Nodes and domains of the groups before this one.
-    first_node: u32,
-    first_domain: u32,
-    accelerators: u32,
-    offset: u32,
-}
-
-impl<'a> Ground<'a> {
-    /// The nodes of a group; all nodes where both roles share one and the cluster counts as one kind.
-    fn new(cluster: &'a Cluster, group: usize, whole: bool) -> Option<Self> {
-        let of = cluster.groups.get(group)?;
-        let domains = |g: &psim_hardware::NodeGroup| {
-            (g.count * g.node.accelerators).div_ceil(g.node.scale_up.domain.max(1))
-        };
-        let before = &cluster.groups[..group];
-        Some(Self {
-            node: &of.node,
-            first_node: if whole { 0 } else { before.iter().map(|g| g.count).sum() },
-            first_domain: if whole { 0 } else { before.iter().map(domains).sum() },
-            accelerators: if whole { cluster.accelerators() } else { of.count * of.node.accelerators },
-            offset: 0,
-        })
-    }
-
-    /// The next instance; it does not straddle nodes that it fits into.
-    fn put(&mut self, size: u32) -> Site {
-        let per_node = self.node.accelerators.max(1);
-        let inside = self.offset % per_node;
-        if inside != 0 && inside + size > per_node {
-            self.offset += per_node - inside;
-        }
-        let site = Site {
-            node: self.first_node + self.offset / per_node,
-            domain: self.first_domain + self.offset / self.node.scale_up.domain.max(1),
-        };
-        self.offset += size;
-        site
-    }
-
-    fn full(&self) -> bool {
-        self.offset > self.accelerators
-    }
-}
-
-/// Sites of the prefill and of the decode instances; `None` where the cluster is too small. Roles on different groups of
-/// nodes lie apart.
-pub fn place(
-    cluster: &Cluster,
-    placement: Placement,
-    prefill: Role,
-    decode: Role,
-) -> Option<(Vec<Site>, Vec<Site>)> {
-    let shared = prefill.group == decode.group;
-    let mut ground = Ground::new(cluster, prefill.group, shared && prefill.group == 0)?;
-    let (mut p, mut d) = (Vec::new(), Vec::new());
-    if !shared {
-        let mut other = Ground::new(cluster, decode.group, false)?;
-        p.extend((0..prefill.instances).map(|_| ground.put(prefill.size)));
-        d.extend((0..decode.instances).map(|_| other.put(decode.size)));
-        return (!ground.full() && !other.full()).then_some((p, d));
-    }
-    match placement {
-        Placement::Apart => {
-            p.extend((0..prefill.instances).map(|_| ground.put(prefill.size)));
-            d.extend((0..decode.instances).map(|_| ground.put(decode.size)));
-        }
-        Placement::Paired => {
-            // The role that lags behind its share comes next.
-            let (prefills, decodes) = (prefill.instances, decode.instances);
-            while (p.len() as u32) < prefills || (d.len() as u32) < decodes {
-                let behind = p.len() as u64 * u64::from(decodes) <= d.len() as u64 * u64::from(prefills);
-                if (behind && (p.len() as u32) < prefills) || d.len() as u32 >= decodes {
-                    p.push(ground.put(prefill.size));
-                } else {
-                    d.push(ground.put(decode.size));
-                }
-            }
-        }
-    }
-    (!ground.full()).then_some((p, d))
 }
 
 /// The node of a number.
@@ -254,6 +124,7 @@ fn scale_up_rate(node: &Node) -> impl Fn(f64) -> f64 + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::placement::{Placement, Role, place};
     use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
     use psim_models::presets;
     use psim_models::serving::{Deployment, NumberFormat, Quantization, lower};
@@ -301,16 +172,5 @@ mod tests {
         assert!((route.receive_rate / (4.0 * slow.rate.0) - 1.0).abs() < 1e-9);
         let expected = 327.68e6 / (4.0 * slow.rate.0.min(fast.rate.0));
         assert!((route.seconds(&t, 1000) - route.latency - expected).abs() < 1e-9);
-    }
-
-    #[test]
-    fn placement_pairs_roles_and_respects_the_cluster() {
-        let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
-        let role = |instances| Role { instances, size: 4, group: 0 };
-        let (p, d) = place(&cluster, Placement::Paired, role(2), role(2)).unwrap();
-        assert_eq!((p[0].node, d[0].node, p[1].node, d[1].node), (0, 0, 1, 1));
-        let (p, d) = place(&cluster, Placement::Apart, role(2), role(2)).unwrap();
-        assert_eq!((p[1].node, d[0].node), (0, 1));
-        assert!(place(&cluster, Placement::Apart, role(4), role(1)).is_none());
     }
 }

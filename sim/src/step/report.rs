@@ -72,7 +72,7 @@ impl StepModel<'_> {
             memory,
             memory_capacity: capacity,
             fits,
-            bubble: (breakdown.bubble + breakdown.imbalance).0 / value,
+            bubble: ((breakdown.bubble + breakdown.imbalance).0 / value).max(0.0),
             exposed_comm: exposed.0 / value,
             energy_joule: step_energy(self.cluster, &self.cost, mean, value, world),
             breakdown,

@@ -3,6 +3,7 @@
 use crate::serving::ServingRequest;
 use psim_cost_models::serving::StepCost;
 use psim_models::serving::Deployment;
+use psim_sim::serving::placement::{Placement, Role, place};
 
 /// Most instances of a unit.
 const MOST_INSTANCES: u32 = 16;
@@ -38,6 +39,19 @@ impl Unit {
     pub(super) fn total(&self) -> f64 {
         f64::from(self.units) * self.bound
     }
+}
+
+/// As many units as lie on the nodes together: instances that fill no whole nodes leave gaps.
+pub(super) fn placed(request: &ServingRequest<'_>, sides: &[Side], unit: &Unit) -> Option<Unit> {
+    let role = |side: usize, instances: u32| Role {
+        instances,
+        size: sides[side].deployment.accelerators_per_replica(),
+        group: sides[side].group,
+    };
+    (1..=unit.units).rev().find_map(|units| {
+        let (p, d) = (role(unit.p, units * unit.prefills), role(unit.d, units * unit.decodes));
+        place(request.cluster, Placement::Paired, p, d).map(|_| Unit { units, ..*unit })
+    })
 }
 
 fn coprime(mut a: u32, mut b: u32) -> bool {

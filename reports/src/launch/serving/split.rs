@@ -18,7 +18,7 @@ use psim_hardware::Cluster;
 use psim_models::Model;
 use psim_models::serving::{Deployment, ServingWorkload};
 use psim_planner::serving::{Layout, PoolLayout, Split};
-use psim_sim::serving::transfer::{Role, place};
+use psim_sim::serving::placement::{Role, place};
 
 /// What is launched.
 #[derive(Debug, Clone, Copy)]
