@@ -5,6 +5,7 @@
 //! ([`journal`]), so a killed run loses at most the point in hand and goes on where it stopped; the profile is written
 //! to a temporary file and renamed. Raw samples are kept beside the profile.
 
+pub mod calm;
 pub mod fit;
 pub mod host;
 pub mod journal;
@@ -189,6 +190,11 @@ fn on_device<D: Micro>(
     let spent: f64 = records.iter().map(|r| r.spent).sum();
     let limits = Limits::new(device, budget, options.runners.is_some());
     let mut sweep = Sweep::new(&limits, records);
+    // Devices with clocks of their own tell their state instead.
+    let mut calm = match options.device {
+        DeviceChoice::Cpu => Some(calm::Calm::new()?),
+        DeviceChoice::Cuda(_) => None,
+    };
     let mut stopped = false;
     loop {
         let elapsed = spent + begin.elapsed().as_secs_f64();
@@ -196,15 +202,19 @@ fn on_device<D: Micro>(
             break;
         }
         // What would run past the budget by more than a tenth is not begun.
-        let Some(point) = sweep.next(budget - elapsed + 0.1 * budget) else { break };
+        let left = budget - elapsed + 0.1 * budget;
+        let Some(point) = sweep.again(budget).or_else(|| sweep.next(left)) else { break };
         if !progress.update((elapsed / budget).min(1.0), &point.to_string()) {
             stopped = true;
             break;
         }
         let start = Instant::now();
         let allowance = sweep.allowance(budget - elapsed);
+        let before = calm.as_mut().map(calm::Calm::look).transpose()?;
         let seconds = point::measure(device, &point, options.seed, allowance, options.runners.as_ref())?;
+        let after = calm.as_mut().map(calm::Calm::look).transpose()?;
         let mut record = Record::new(point, seconds, start.elapsed().as_secs_f64());
+        record.reference = before.zip(after).map(|(before, after)| before.max(after));
         record.state = device.telemetry().map(State::from);
         journal.append(&record)?;
         sweep.add(record);
@@ -293,7 +303,7 @@ fn check_on<D: Micro>(
     progress: &mut dyn Progress,
 ) -> Result<Vec<Drift>, MeasureError> {
     let path = samples_path(profile);
-    let mut records: Vec<Record> = journal::read(&path, &Header::new(&device.name()))?;
+    let mut records = sweep::merged(journal::read(&path, &Header::new(&device.name()))?);
     if runners.is_none() {
         records.retain(|r| !matches!(r.point, Point::Collective { .. } | Point::EngineStep { .. }));
     }

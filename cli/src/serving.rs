@@ -17,6 +17,6 @@ pub(crate) use capacity::{ServingCapacityArguments, run as run_capacity};
 pub(crate) use compare::run as run_compare;
 pub(crate) use emit::run as run_emit;
 pub(crate) use job::{ServingJob, load_engine};
-pub(crate) use plan::run as run_plan;
+pub(crate) use plan::{failure as plan_failure, run as run_plan};
 pub(crate) use simulate::{explain, run as run_simulate};
 pub(crate) use workload::is_serving;

@@ -47,7 +47,13 @@ fn price(c: &mut Criterion) {
         ),
         (
             "memory",
-            OperatorKind::Memory { class: MemoryClass::Norm, bytes: 134_217_728, kernels: 1, flops: 0.0 },
+            OperatorKind::Memory {
+                class: MemoryClass::Norm,
+                bytes: 134_217_728,
+                kernels: 1,
+                flops: 0.0,
+                width: 0,
+            },
         ),
         ("all-reduce in a node", collective(CollectiveKind::AllReduce, group(8, 1))),
         ("all-reduce over nodes", collective(CollectiveKind::AllReduce, group(64, 1))),

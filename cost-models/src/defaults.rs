@@ -109,6 +109,7 @@ pub fn accelerator(name: &str) -> AcceleratorProfile {
             launch_us: 1.8,
             efficiency,
             half_bytes: 2e6,
+            half_width: 0.0,
             working_sets: None,
             fit: GUESS,
         })

@@ -28,6 +28,7 @@ pub struct MemoryLaw {
     launch: f64,
     efficiency: f64,
     half_bytes: f64,
+    half_width: f64,
     /// Logarithms of bytes per kernel and of the share reached, ascending; empty where one rate holds for all.
     shares: Vec<(f64, f64)>,
     /// Error of the table.
@@ -41,6 +42,7 @@ impl MemoryLaw {
             launch: table.launch_us * 1e-6,
             efficiency: table.efficiency,
             half_bytes: table.half_bytes,
+            half_width: table.half_width,
             shares: table.working_sets.as_ref().map_or_else(Vec::new, |sets| {
                 let positive = |v: &f64| v.max(1e-12).ln();
                 sets.bytes.iter().map(positive).zip(sets.share.iter().map(positive)).collect()
@@ -59,6 +61,13 @@ impl MemoryLaw {
             (None, _) => first.1.exp(),
             (_, None) => last.1.exp(),
         })
+    }
+
+    /// As [`MemoryLaw::seconds`] on rows of `width` numbers (0: rows do not matter); launches do not know the rows.
+    pub fn seconds_of_rows(&self, bandwidth: f64, bytes: f64, kernels: f64, width: f64) -> f64 {
+        let launches = kernels * self.launch;
+        let beginning = if width > 0.0 { 1.0 + self.half_width / width } else { 1.0 };
+        launches + (self.seconds(bandwidth, bytes, kernels) - launches) * beginning
     }
 
     /// Seconds to move `bytes` with `kernels` launches at `bandwidth` bytes/s: launches + (bytes + half_bytes·kernels) / rate;
@@ -83,6 +92,7 @@ mod tests {
             launch_us: 1.0,
             efficiency: 0.5,
             half_bytes: 0.0,
+            half_width: 0.0,
             working_sets: Some(WorkingSets { bytes: vec![1e3, 1e5, 1e7], share: vec![0.5, 1.0, 0.1] }),
             fit: FitQuality { points: 3, sigma: 0.1 },
         };
@@ -93,6 +103,10 @@ mod tests {
             let expected = 2.0e-6 + 2.0 * bytes / (1e9 * share);
             assert!((law.seconds(1e9, 2.0 * bytes, 2.0) / expected - 1.0).abs() < 1e-9, "{bytes}");
         }
+        let rows = MemoryLaw::new(&MemoryTable { half_width: 32.0, ..table });
+        let moving = rows.seconds(1e9, 1e4, 2.0) - 2e-6;
+        assert!((rows.seconds_of_rows(1e9, 1e4, 2.0, 64.0) / (2e-6 + 1.5 * moving) - 1.0).abs() < 1e-9);
+        assert_eq!(rows.seconds_of_rows(1e9, 1e4, 2.0, 0.0), rows.seconds(1e9, 1e4, 2.0));
         let times: Vec<f64> = (0..80).map(|i| law.seconds(1e9, 10.0 * 1.3_f64.powi(i), 1.0)).collect();
         assert!(times.windows(2).all(|w| w[0] <= w[1]));
     }

@@ -93,8 +93,8 @@ impl CostModel {
                 self.grouped_gemm(groups, rows, n, k, dtype, scaling, role)
             }
             OperatorKind::Attention { .. } => self.attention(op),
-            OperatorKind::Memory { class, bytes, kernels, flops } => {
-                self.memory(class, bytes, kernels, flops)
+            OperatorKind::Memory { class, bytes, kernels, flops, width } => {
+                self.memory_rows(class, bytes, kernels, flops, width)
             }
             OperatorKind::Collective { kind, bytes, group, .. } => self.collective(kind, bytes, &group),
         }
@@ -197,8 +197,13 @@ impl CostModel {
 
     /// A memory-bound operator of `bytes` through device memory in `kernels` kernels with `flops` of arithmetic.
     pub fn memory(&self, class: MemoryClass, bytes: u64, kernels: u32, flops: f64) -> Cost {
+        self.memory_rows(class, bytes, kernels, flops, 0)
+    }
+
+    /// The same of kernels that go row by row, on rows of `width` numbers (0: rows do not matter).
+    pub fn memory_rows(&self, class: MemoryClass, bytes: u64, kernels: u32, flops: f64, width: u64) -> Cost {
         let law = &self.memory[class as usize];
-        let seconds = law.seconds(self.bandwidth, bytes as f64, f64::from(kernels));
+        let seconds = law.seconds_of_rows(self.bandwidth, bytes as f64, f64::from(kernels), width as f64);
         let moved = matches!(class, MemoryClass::Permute | MemoryClass::Quantize);
         let efficiency = self.efficiency.memory * if moved { self.efficiency.permute } else { 1.0 };
         // Scans and their like run on the plain units, taken at a tenth of the 16-bit matrix peak.

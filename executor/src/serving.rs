@@ -4,16 +4,18 @@
 //! token budget leaves (chunked prefill, Agrawal et al. 2024). Keys and values lie in pages (Kwon et al. 2023, section
 //! 4); when no page is free, the sequence that came last gives its pages up and is computed again later. Ranks share the
 //! heads and the widths of each layer (tensor parallelism); rank 0 decides what a step runs and tells the others.
+//! Replicas take the requests in turn.
 
 mod batch;
 mod clock;
 mod forward;
+mod gate;
 mod predict;
 mod scheduler;
 
 pub use batch::Batch;
 pub use clock::Clock;
-pub use predict::{ServeBasis, engine_profile, predict, step_cost};
+pub use predict::{ServeBasis, StepPrice, engine_profile, learn, predict, price_steps, step_cost};
 pub use scheduler::{Scheduler, State};
 
 use crate::comm::{Comm, Hub, Transport};
@@ -22,11 +24,11 @@ use crate::mesh::Group;
 use crate::network::Network;
 use clock::Watch;
 use forward::Engine;
+use gate::Gate;
 use psim_hardware::DType;
 use psim_kernels::Device;
 use psim_models::Model;
 use psim_models::operator::Dimension;
-use std::time::Duration;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,8 +44,10 @@ pub struct ServeRequest {
 /// How to serve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ServeSettings {
-    /// Tensor-parallel ranks.
+    /// Tensor-parallel ranks of a replica.
     pub tp: usize,
+    /// Replicas; requests go to them in turn, by arrival.
+    pub replicas: usize,
     /// Tokens of a page.
     pub page: usize,
     /// Pages of the cache.
@@ -69,6 +73,8 @@ pub struct Served {
     pub tokens: Vec<u32>,
     /// When it arrived.
     pub arrival: f64,
+    /// When a step first took it in.
+    pub admitted: f64,
     /// When each token was ready.
     pub times: Vec<f64>,
     /// How often it lost its pages.
@@ -104,6 +110,8 @@ pub struct ServeStep {
     pub prompt: usize,
     /// Sequences that decoded.
     pub decode: usize,
+    /// Sequences that got a token.
+    pub ends: usize,
     /// Cached tokens that the batch attended to, summed over its tokens.
     pub context: usize,
 }
@@ -115,13 +123,18 @@ pub struct ServeRun {
     pub requests: Vec<Served>,
     /// Steps.
     pub steps: Vec<ServeStep>,
-    /// Most pages in use at once.
+    /// Most pages in use at once in a replica.
     pub peak_pages: usize,
 }
 
 fn check(network: &Network, requests: &[ServeRequest], settings: &ServeSettings) -> Result<()> {
     let hint = "change the serving settings";
-    if settings.tp == 0 || settings.page == 0 || settings.tokens == 0 || settings.sequences == 0 {
+    if settings.tp == 0
+        || settings.replicas == 0
+        || settings.page == 0
+        || settings.tokens == 0
+        || settings.sequences == 0
+    {
         return unsupported("serving with a size of 0", hint);
     }
     if network.layers.iter().any(|l| l.experts.is_some()) {
@@ -164,7 +177,7 @@ fn check(network: &Network, requests: &[ServeRequest], settings: &ServeSettings)
     Ok(())
 }
 
-/// Serves the requests in fp32 on `settings.tp` rank threads; arrivals are waited for.
+/// Serves the requests in fp32 on `settings.tp · settings.replicas` rank threads; arrivals are waited for.
 ///
 /// # Errors
 /// When the model cannot be served, a request can never fit, or a rank fails.
@@ -190,29 +203,34 @@ pub fn serve_in<D: Device>(
 ) -> Result<ServeRun> {
     let network = Network::new(model)?;
     check(&network, requests, settings)?;
-    let hub = Hub::new(settings.tp);
+    let shares = in_turn(requests, settings.replicas);
+    let ranks = settings.tp * settings.replicas;
+    let hubs: Vec<_> = shares.iter().map(|_| Hub::among(settings.tp, ranks)).collect();
+    let gate = Gate::new(ranks);
     let outcomes: Vec<Result<ServeRun>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..settings.tp)
+        let handles: Vec<_> = (0..ranks)
             .map(|rank| {
-                let (hub, network, device) = (&hub, &network, &device);
+                let (hub, own) = (&hubs[rank / settings.tp], &shares[rank / settings.tp]);
+                let (network, device, pass) = (&network, &device, gate.pass());
                 scope.spawn(move || {
-                    let comm = Comm::new(hub.endpoint(rank));
-                    let outcome = device(rank)
+                    let comm = Comm::new(hub.endpoint(rank % settings.tp));
+                    let own: Vec<ServeRequest> = own.iter().map(|&i| requests[i].clone()).collect();
+                    let stopped = |error: ExecutorError| {
+                        hub.stop(&error.to_string());
+                        error
+                    };
+                    let ready = device(rank)
                         .and_then(|d| Engine::new(d, comm, network, settings, dtype))
                         .and_then(|engine| {
                             if settings.warm_up {
-                                run(
-                                    &engine,
-                                    requests,
-                                    &ServeSettings { clock: Clock::Processor, ..*settings },
-                                )?;
+                                let untimed = ServeSettings { clock: Clock::Processor, ..*settings };
+                                run(&engine, &own, &untimed)?;
                             }
-                            run(&engine, requests, settings)
-                        });
-                    if let Err(error) = &outcome {
-                        hub.stop(&error.to_string());
-                    }
-                    outcome
+                            Ok(engine)
+                        })
+                        .map_err(stopped);
+                    pass.through();
+                    ready.and_then(|engine| run(&engine, &own, settings).map_err(stopped))
                 })
             })
             .collect();
@@ -226,19 +244,36 @@ pub fn serve_in<D: Device>(
             })
             .collect()
     });
-    let mut first = None;
+    let mut all = ServeRun { requests: vec![Served::default(); requests.len()], ..ServeRun::default() };
     let mut stopped = None;
-    for outcome in outcomes {
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
-            Ok(run) => first = first.or(Some(run)),
+            // The first rank of a replica speaks for it.
+            Ok(run) if rank % settings.tp == 0 => {
+                for (served, &at) in run.requests.into_iter().zip(&shares[rank / settings.tp]) {
+                    all.requests[at] = served;
+                }
+                all.steps.extend(run.steps);
+                all.peak_pages = all.peak_pages.max(run.peak_pages);
+            }
+            Ok(_) => {}
             Err(error @ ExecutorError::Peer { .. }) => stopped = stopped.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
-    match (stopped, first) {
-        (Some(error), _) => Err(error),
-        (None, run) => Ok(run.unwrap_or_default()),
+    all.steps.sort_by(|a, b| a.start.total_cmp(&b.start));
+    stopped.map_or(Ok(all), Err)
+}
+
+/// Which requests each replica gets: one after another, by arrival.
+fn in_turn(requests: &[ServeRequest], replicas: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by(|&a, &b| requests[a].arrival.total_cmp(&requests[b].arrival).then(a.cmp(&b)));
+    let mut shares = vec![Vec::new(); replicas];
+    for (turn, request) in order.into_iter().enumerate() {
+        shares[turn % replicas].push(request);
     }
+    shares
 }
 
 /// The loop of one rank: rank 0 schedules, every rank computes.
@@ -255,6 +290,9 @@ fn run<D: Device, T: Transport>(
         ..ServeRun::default()
     };
     loop {
+        if group.index == 0 && settings.clock == Clock::Wall {
+            watch.wait(scheduler.idle_until());
+        }
         let start = watch.now();
         let batch = if group.index == 0 {
             scheduler.arrive(start);
@@ -266,9 +304,8 @@ fn run<D: Device, T: Transport>(
         let Some(batch) = batch else { break };
         if batch.is_empty() {
             // Nothing to do before the next arrival.
-            match settings.clock {
-                Clock::Wall => std::thread::sleep(Duration::from_micros(200)),
-                Clock::Processor => watch.jump(scheduler.next_arrival()),
+            if settings.clock == Clock::Processor {
+                watch.jump(scheduler.next_arrival());
             }
             continue;
         }
@@ -289,6 +326,7 @@ fn run<D: Device, T: Transport>(
             seconds: end - start,
             prompt: batch.tokens.len() - batch.decode,
             decode: batch.decode,
+            ends: batch.samples.len(),
             context: batch.lengths.iter().map(|&l| l as usize).sum(),
         });
         out.peak_pages = out.peak_pages.max(scheduler.pages_in_use());
@@ -303,8 +341,8 @@ fn run<D: Device, T: Transport>(
             scheduler.generated(sequence, token);
         }
     }
-    for (served, preemptions) in out.requests.iter_mut().zip(scheduler.preemptions()) {
-        served.preemptions = preemptions;
+    for (index, served) in out.requests.iter_mut().enumerate() {
+        (served.preemptions, served.admitted) = (scheduler.preemptions(index), scheduler.admitted(index));
     }
     Ok(out)
 }

@@ -18,14 +18,21 @@
 #   nccl         a training step with its ranks over NCCL, world size 1
 #   loop         plan, run the best plans, rank again
 #   check        a random part of the calibration again
+#   verdict      every figure that is asked for beside the one that was reached, from the outputs of all sections in OUT
 #
-# Outputs lie under OUT: logs, JSON reports, profile.toml with its raw samples, summary.txt. PROFILE names a profile from an
+# Where one command may take ten minutes only, three calls with the same OUT do, the last one with the verdict over all:
+#
+#   check-on-gpu.sh OUT machine compile conformance numerics rates
+#   check-on-gpu.sh OUT calibrate
+#   check-on-gpu.sh OUT train shard nccl loop check verdict
+#
+# OUT.tgz holds everything in one file. Outputs lie under OUT: logs, JSON reports, profile.toml with its raw samples, summary.txt. PROFILE names a profile from an
 # earlier call where `calibrate` is not among the sections; a copy is also kept in target/gpu/.
 # DEVICE=cpu runs all that can run without a GPU with tiny models: a rehearsal of the script itself.
 set -u
 out=${1:?an output folder}
 shift
-sections=${*:-machine compile conformance numerics rates calibrate train shard nccl loop check}
+sections=${*:-machine compile conformance numerics rates calibrate train shard nccl loop check verdict}
 device=${DEVICE:-cuda:0}
 steps=${STEPS:-5}
 mkdir -p "$out" target/gpu
@@ -119,6 +126,68 @@ for phase, m, p in rows:
 for text in d['notes']:
     print(f'    note: {text}')
 PY
+# Asked against reached; what no section has written yet is "not run".
+cat > "$out/verdict.py" <<'PY'
+import json, os, sys
+out = sys.argv[1]
+def read(name):
+    try:
+        return open(os.path.join(out, name)).read()
+    except OSError:
+        return ''
+def lines(name):
+    found = []
+    for line in read(name).splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            pass
+    return [d for d in found if isinstance(d, dict)]
+def say(what, asked, reached, good):
+    mark = 'not run' if reached is None else 'reached' if good else 'missed'
+    print(f"{mark:8} {what:52} asked {asked:28} reached {'-' if reached is None else reached}")
+rates, torch = lines('rates.jsonl'), {d['pytorch']: d for d in lines('pytorch.jsonl') if 'pytorch' in d}
+def rate(key, value, field):
+    return next((d[field] for d in rates if d.get(key) == value and field in d), None)
+def against(what, ours, theirs, unit):
+    if not ours or not theirs:
+        return say(what, 'within 3 % of PyTorch', None, False)
+    say(what, 'within 3 % of PyTorch', f'{ours:.1f} against {theirs:.1f} {unit} ({(ours / theirs - 1) * 100:+.1f} %)', ours >= 0.97 * theirs)
+gemm = rate('gemm', 'bf16', 'tflops')
+against('GEMM 8192^3 bf16, random data', gemm, torch.get('gemm 8192 bf16', {}).get('tflops'), 'Tflop/s')
+copy = next((d['copy_tb_s'] for d in rates if 'copy_tb_s' in d), None)
+against('copy', copy, torch.get('copy 4 GiB', {}).get('tb_per_s'), 'TB/s')
+attention = rate('attention_forward', 128, 'tflops')
+both = attention and gemm
+say('attention forward, head 128, 8K causal', 'at least 40 % of the GEMM (60)',
+    f'{attention:.0f} Tflop/s, {attention / gemm * 100:.0f} %' if both else None, both and attention >= 0.4 * gemm)
+for name, what in [('compile', 'kernels built by NVRTC'), ('conformance', 'no kernel wrong'), ('numerics', 'plans equal float64, NCCL in a world of 1')]:
+    log = read(f'{name}.log')
+    bad = 'panicked' in log or 'FAILED' in log or 'SKIP' in log
+    say(what, 'all', None if not log else 'failures or skips in ' + name + '.log' if bad else 'all', log and not bad)
+def off(p, m):
+    return (p / m - 1) * 100 if m else float('inf')
+def report(name):
+    try:
+        return json.loads(read(f'{name}.report.json'))
+    except ValueError:
+        return None
+for name in ['train-1b', 'train-3b', 'train-8b-slice']:
+    d = report(name)
+    r = d and d['report']
+    for what, limit, key in [('step', 5, 'measured'), ('memory', 3, 'memory')]:
+        p = r and r['predicted' if key == 'measured' else 'predicted_memory']
+        e = off(p, r[key]) if r else None
+        say(f'{name}: {what}', f'within {limit} %', e is not None and f'{e:+.1f} %' or None, e is not None and abs(e) <= limit)
+for rank in [0, 24, 63]:
+    d = report(f'shard-{rank}')
+    r = d and d['shard']
+    e = r and off(sum(p['predicted'] for p in r['phases']), sum(p['compute'] for p in r['phases']))
+    f = r and off(r['predicted_memory'], r['memory'])
+    say(f'Llama-3-70B TP8 PP8 rank {rank}: compute, memory', 'within 5 %', f'{e:+.1f} %, {f:+.1f} %' if r else None, r and abs(e) <= 5 and abs(f) <= 5)
+seconds = read('calibrate.seconds').strip()
+say('a full calibration', 'under 10 minutes', seconds and f'{int(seconds) / 60:.1f} minutes' or None, seconds and int(seconds) < 600)
+PY
 execute() { # name, model, sequence length, plan, further arguments
     local name=$1 model=$2 length=$3 file=$4
     shift 4
@@ -168,9 +237,11 @@ PY
         calibrate)
             # On the CPU a cluster of one rank thread is written beside it.
             one=$([ "$device" != cpu ] || echo "--ranks 1")
+            began=$(date +%s)
             # shellcheck disable=SC2086
             "${PSIM:?}" calibrate --device "$device" --minutes "$minutes" $one --out "$out/profile.toml" > "$out/calibrate.log" 2>&1 \
                 || failed "calibrate: $(tail -2 "$out/calibrate.log" | tr '\n' ' ')"
+            echo $(($(date +%s) - began)) > "$out/calibrate.seconds"
             tail -12 "$out/calibrate.log"
             cp "$out"/profile* target/gpu/ 2>/dev/null
             profile=$out/profile.toml
@@ -227,10 +298,16 @@ PY
             "$PSIM" calibrate --check "$profile" --device "$device" --points 24 > "$out/check.log" 2>&1 || failed "check: $(tail -1 "$out/check.log")"
             tail -4 "$out/check.log"
             ;;
+        verdict)
+            python3 "$out/verdict.py" "$out" 2>&1 | tee "$out/verdict.txt"
+            # What the processor of a rehearsal reaches says nothing of a card.
+            [ "$device" = cpu ] || ! grep -q '^missed' "$out/verdict.txt" || failed "verdict: $(grep -c '^missed' "$out/verdict.txt") figures are missed"
+            ;;
         *) failed "no section $section" ;;
     esac
 done
 [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active --format=csv >> "$out/machine.txt" 2>&1
 echo
 cat "$out/summary.txt"
+tar -C "$(dirname "$out")" -czf "$out.tgz" "$(basename "$out")" 2>/dev/null
 exit $status

@@ -15,7 +15,7 @@ mod norm;
 mod operators;
 mod rows;
 
-pub use clock::thread_seconds;
+pub use clock::{thread_seconds, uncounted};
 
 use crate::device::{DeviceError, Result};
 use half::bf16;

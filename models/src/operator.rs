@@ -89,6 +89,10 @@ pub enum MemoryClass {
     Gelu,
 }
 
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
 /// Kind and shape of an operator.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
@@ -162,6 +166,9 @@ pub enum OperatorKind {
         kernels: u32,
         /// Floating-point work, where it is not negligible (scans).
         flops: f64,
+        /// Numbers of a row, for kernels that go row by row; 0 where rows do not matter.
+        #[serde(skip_serializing_if = "is_zero")]
+        width: u64,
     },
     /// A collective among `group`.
     Collective {
@@ -240,6 +247,14 @@ impl OperatorKind {
             Self::Memory { flops, .. } => flops,
             Self::Collective { .. } => 0.0,
         }
+    }
+
+    /// The same memory-bound operator on rows of `width` numbers; others are left as they are.
+    pub fn of_width(mut self, rows_of: u64) -> Self {
+        if let Self::Memory { width, .. } = &mut self {
+            *width = rows_of;
+        }
+        self
     }
 
     /// Unavoidable bytes through device memory.

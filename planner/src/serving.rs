@@ -24,7 +24,7 @@ pub use device_steps::{DevicePoint, DeviceSteps, DeviceStepsError, device_steps}
 pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregated};
 pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
 pub use rank::{Needed, mark_pareto};
-pub use search::plan_serving;
+pub use search::{plan_serving, plan_serving_priced};
 pub use size::{ServingSize, size_all};
 pub use steps::{Steps, steps};
 

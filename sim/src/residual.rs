@@ -76,6 +76,72 @@ pub struct Residuals {
     /// Observations, by name.
     #[serde(default)]
     pub observations: Vec<Observation>,
+    /// The same of serving plans.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub serving: Vec<ServingObservation>,
+}
+
+/// A serving plan that runs here: an engine's layout and its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServingLayout {
+    /// Tensor-parallel ranks of a replica.
+    pub tp: u32,
+    /// Replicas.
+    pub replicas: u32,
+    /// Sequences at once in a replica, at most.
+    pub sequences: u32,
+    /// Tokens of a step, at most.
+    pub tokens: u32,
+}
+
+/// Measured over predicted of a serving engine's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServingFactors {
+    /// Of a step with one token: reading the weights, calling the kernels.
+    pub step: f64,
+    /// Of what every further token adds, of sequences that decode or of prompts.
+    pub token: f64,
+}
+
+impl Default for ServingFactors {
+    fn default() -> Self {
+        Self { step: 1.0, token: 1.0 }
+    }
+}
+
+impl ServingFactors {
+    /// Finite and positive.
+    pub fn sound(&self) -> bool {
+        [self.step, self.token].iter().all(|f| f.is_finite() && *f > 0.0)
+    }
+}
+
+/// One executed serving plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServingObservation {
+    /// Names the run: an observation of the same name replaces the older one.
+    pub id: String,
+    /// Model that ran.
+    pub model: String,
+    /// Measured over predicted without residuals.
+    pub factors: ServingFactors,
+    /// Measured seconds of the engine's steps.
+    pub measured: f64,
+    /// The same steps as priced without residuals.
+    pub predicted: f64,
+    /// Layout.
+    pub layout: ServingLayout,
+}
+
+/// Squared distance of two layouts, in doublings.
+fn layout_distance(a: &ServingLayout, b: &ServingLayout) -> f64 {
+    [(a.tp, b.tp), (a.replicas, b.replicas), (a.sequences, b.sequences), (a.tokens, b.tokens)]
+        .iter()
+        .map(|(x, y)| (f64::from((*x).max(1)).log2() - f64::from((*y).max(1)).log2()).powi(2))
+        .sum()
 }
 
 /// Coordinates of a plan, in doublings.
@@ -109,7 +175,7 @@ fn distance(a: (&Plan, u64), b: (&Plan, u64)) -> f64 {
 impl Residuals {
     /// Nothing observed yet.
     pub fn new(machine: &str) -> Self {
-        Self { schema: RESIDUAL_SCHEMA, machine: machine.to_owned(), observations: Vec::new() }
+        Self { schema: RESIDUAL_SCHEMA, machine: machine.to_owned(), ..Self::default() }
     }
 
     /// Takes an observation; one of the same name is replaced, an unsound one (no time, infinite) is left out.
@@ -121,6 +187,37 @@ impl Residuals {
         self.observations.retain(|o| o.id != observation.id);
         self.observations.push(observation);
         self.observations.sort_by(|a, b| a.id.cmp(&b.id));
+    }
+
+    /// Takes an observation of a serving plan, as [`Residuals::add`] does.
+    pub fn add_serving(&mut self, observation: ServingObservation) {
+        let sound = observation.factors.sound() && observation.measured > 0.0 && observation.predicted > 0.0;
+        if !sound {
+            return;
+        }
+        self.serving.retain(|o| o.id != observation.id);
+        self.serving.push(observation);
+        self.serving.sort_by(|a, b| a.id.cmp(&b.id));
+    }
+
+    /// Every factor is a positive number.
+    pub fn sound(&self) -> bool {
+        self.observations.iter().all(|o| o.factors.sound()) && self.serving.iter().all(|o| o.factors.sound())
+    }
+
+    /// Factors for a serving plan of a model: from what ran of the same model, else of any.
+    pub fn serving_factors(&self, model: &str, layout: &ServingLayout) -> ServingFactors {
+        let same = self.serving.iter().any(|o| o.model == model);
+        let (mut sums, mut weights) = ([0.0; 2], PRIOR);
+        for o in self.serving.iter().filter(|o| !same || o.model == model) {
+            let weight = 1.0 / (1.0 + layout_distance(&o.layout, layout)).powi(2);
+            weights += weight;
+            for (sum, factor) in sums.iter_mut().zip([o.factors.step, o.factors.token]) {
+                *sum += weight * factor.clamp(1.0 / LARGEST, LARGEST).ln();
+            }
+        }
+        let [step, token] = sums.map(|s| (s / weights).exp());
+        ServingFactors { step, token }
     }
 
     /// Factors for a plan of a model: from what ran of the same model, else of any.
@@ -182,6 +279,33 @@ mod tests {
         let other = residuals.factors("m", &plan(1, 4), 128).forward;
         assert!(own > 1.8 && own < 2.0, "{own}");
         assert!(other > 1.0 && other < own, "{other}");
+    }
+
+    #[test]
+    fn serving_plans_learn_from_like_ones() {
+        let layout = |tp, replicas| ServingLayout { tp, replicas, sequences: 16, tokens: 64 };
+        let mut residuals = Residuals::new("x");
+        assert_eq!(residuals.serving_factors("m", &layout(1, 2)), ServingFactors::default());
+        let observation = |id: &str, layout, step, token| ServingObservation {
+            id: id.to_owned(),
+            model: "m".to_owned(),
+            factors: ServingFactors { step, token },
+            measured: step,
+            predicted: 1.0,
+            layout,
+        };
+        residuals.add_serving(observation("a", layout(1, 2), 1.5, 0.8));
+        let (own, other) =
+            (residuals.serving_factors("m", &layout(1, 2)), residuals.serving_factors("m", &layout(4, 1)));
+        assert!(own.step > 1.4 && own.step < 1.5 && own.token > 0.8 && own.token < 0.85, "{own:?}");
+        assert!(other.step > 1.0 && other.step < own.step, "{other:?}");
+        residuals.add_serving(observation("b", layout(2, 1), f64::INFINITY, 1.0));
+        assert!(residuals.serving.len() == 1 && residuals.sound());
+        // Files of older programs have no serving plans, newer ones without them are as before.
+        let text = serde_json::to_string(&Residuals::new("x")).unwrap();
+        assert!(!text.contains("serving"));
+        let text = serde_json::to_string(&residuals).unwrap();
+        assert_eq!(serde_json::from_str::<Residuals>(&text).unwrap(), residuals);
     }
 
     #[test]

@@ -62,6 +62,8 @@ use serde::Serialize;
 pub struct Outcome {
     /// When its client sent it.
     pub sent: Time,
+    /// When the engine first took it into a step; never before it was sent.
+    pub admitted: Time,
     /// When its first token came; equals `finish` for one token.
     pub first_token: Time,
     /// When its last token came.
@@ -81,6 +83,7 @@ impl Outcome {
     fn of(progress: &store::Progress) -> Self {
         Self {
             sent: Time(progress.sent),
+            admitted: Time(progress.admitted.max(progress.sent)),
             first_token: Time(progress.first_token),
             finish: Time(progress.finish),
             preemptions: progress.preemptions,

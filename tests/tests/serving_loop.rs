@@ -14,6 +14,7 @@ use psim_cost_models::ProfileLibrary;
 use psim_executor::serving::{Clock, ServeBasis, ServeRequest, ServeRun, ServeSettings, predict, serve};
 use psim_kernels::cpu::CpuDevice;
 use psim_models::Model;
+use psim_sim::residual::ServingFactors;
 use psim_tests::weather::Weather;
 use std::sync::Arc;
 
@@ -22,36 +23,51 @@ fn model() -> Model {
     models::widened(models::llama(4), 256, 1024, 64, 768)
 }
 
-/// Short and long prompts and answers that come while others run.
-fn requests(vocab: u32) -> Vec<ServeRequest> {
+/// Short and long prompts and answers, one every `gap` seconds.
+fn requests(vocab: u32, gap: f64) -> Vec<ServeRequest> {
     (0..12)
         .map(|i| ServeRequest {
-            arrival: 0.01 * f64::from(i),
+            arrival: gap * f64::from(i),
             prompt: (0..16 + 9 * (i % 5)).map(|t| (31 * t + 17 * i) % vocab).collect(),
             output: 8 + 5 * (i as usize % 4),
         })
         .collect()
 }
 
+/// What is served: all requests at once, so that they wait for each other and every run has the same steps; and one after
+/// another with little waiting. Between the two, near what the engine can carry at most, a machine that is a tenth slower
+/// has batches of twice the size: there nothing repeats itself, whatever the engine.
+const GAPS: [(&str, f64); 2] = [("at once", 0.0), ("one by one", 0.06)];
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
+fn least(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::INFINITY, f64::min)
+}
+
 /// Median error that is aimed at; above it the test prints "target missed".
 const TARGET: f64 = 0.15;
-/// Median error that fails on a quiet machine: the target is not reached yet.
-const WORST: f64 = 1.5;
+/// Median error that fails on a quiet machine.
+const WORST: f64 = 0.3;
 /// Spread of repeats, and share of the processors that other programs take, below which a machine counts as quiet.
 const QUIET: f64 = 0.05;
-/// Runs of one setting.
-const RUNS: usize = 5;
+/// Measurements of one setting, and runs of each, which are spread over all of them: neighbours of a virtual machine slow
+/// it down for tenths of a second, so that the least of several runs counts.
+const REPEATS: (usize, usize) = (3, 5);
 
-/// Largest over smallest, less one, of the mean of the runs' times between tokens.
+/// The least time between tokens of every request over some of the runs, summed.
+fn pace<'a>(runs: impl Iterator<Item = &'a ServeRun> + Clone) -> f64 {
+    let requests = runs.clone().next().map_or(0, |r| r.requests.len());
+    (0..requests).map(|i| least(runs.clone().map(|r| r.requests[i].tpot()))).sum()
+}
+
+/// Largest over smallest pace of the repeated measurements, less one.
 fn spread(runs: &[ServeRun]) -> f64 {
-    let means: Vec<f64> = runs.iter().map(|r| r.requests.iter().map(|q| q.tpot()).sum::<f64>()).collect();
-    let most = means.iter().copied().fold(0.0, f64::max);
-    most / means.iter().copied().fold(f64::INFINITY, f64::min) - 1.0
+    let paces: Vec<f64> = (0..REPEATS.0).map(|i| pace(runs.iter().skip(i).step_by(REPEATS.0))).collect();
+    paces.iter().copied().fold(0.0, f64::max) / least(paces.iter().copied()) - 1.0
 }
 
 #[test]
@@ -82,10 +98,19 @@ fn serve_for_real_and_in_simulation() {
     let mut library = ProfileLibrary::built_in();
     library.add_accelerator(calibration.profile);
     let (model, stack) = (model(), threads_stack());
-    let requests = requests(model.vocab as u32);
-    for (tp, clock) in [(1, Clock::Processor), (1, Clock::Wall), (2, Clock::Processor), (2, Clock::Wall)] {
+    let (mut conclusive, mut settings_tried) = (0, 0);
+    for (tp, clock, (what, gap)) in [
+        (1, Clock::Processor, GAPS[0]),
+        (1, Clock::Wall, GAPS[0]),
+        (1, Clock::Wall, GAPS[1]),
+        (2, Clock::Processor, GAPS[0]),
+        (2, Clock::Wall, GAPS[0]),
+        (2, Clock::Wall, GAPS[1]),
+    ] {
+        let requests = requests(model.vocab as u32, gap);
         let settings = ServeSettings {
             tp,
+            replicas: 1,
             page: 16,
             pages: 128,
             tokens: 64,
@@ -96,24 +121,31 @@ fn serve_for_real_and_in_simulation() {
             warm_up: true,
         };
         let cluster = threads_cluster(&calibration.accelerator, tp as u32);
-        let basis = ServeBasis { cluster: &cluster, stack: &stack, library: &library, facts: &facts };
+        let factors = ServingFactors::default();
+        let basis =
+            ServeBasis { cluster: &cluster, stack: &stack, library: &library, facts: &facts, factors };
         let outcomes = predict(&model, &requests, &settings, basis).unwrap().outcomes;
         let serving = Weather::now();
-        let runs: Vec<ServeRun> = (0..RUNS)
+        let runs: Vec<ServeRun> = (0..REPEATS.0 * REPEATS.1)
             .map(|_| serve(&model, &requests, &settings, |_| Ok(CpuDevice::new())).unwrap())
             .collect();
         let crowded = crowded.max(serving.others());
+        if gap == 0.0 {
+            // The same steps in every run.
+            assert!(runs.iter().all(|r| r.steps.len() == runs[0].steps.len()));
+        }
         let mut errors = [Vec::new(), Vec::new()];
         for (i, (request, outcome)) in requests.iter().zip(&outcomes).enumerate() {
             assert!(runs.iter().all(|r| r.requests[i].tokens.len() == request.output));
             // The same tokens whatever the clock did.
             assert!(runs.iter().all(|r| r.requests[i].tokens == runs[0].requests[i].tokens));
             assert!(!outcome.refused && outcome.finish >= outcome.first_token);
-            let ttft = median(runs.iter().map(|r| r.requests[i].ttft()).collect());
-            let tpot = median(runs.iter().map(|r| r.requests[i].tpot()).collect());
+            assert!(runs.iter().all(|r| r.requests[i].admitted >= request.arrival));
+            let ttft = least(runs.iter().map(|r| r.requests[i].ttft()));
+            let tpot = least(runs.iter().map(|r| r.requests[i].tpot()));
             let first = (outcome.first_token - outcome.sent).seconds().0;
             let rest = (outcome.finish - outcome.first_token).seconds().0 / (request.output - 1) as f64;
-            if tp == 1 && clock == Clock::Processor {
+            if clock == Clock::Wall {
                 println!(
                     "    request {i:>2} ({:>2} + {:>2} tokens): TTFT {:6.2} ms, simulated {:6.2} ms; TPOT {:5.2} ms, simulated {:5.2} ms",
                     request.prompt.len(),
@@ -130,13 +162,14 @@ fn serve_for_real_and_in_simulation() {
         let [ttft, tpot] = errors.map(median);
         let noise = spread(&runs);
         println!(
-            "tp {tp}, {clock:?}: {} steps; median error: TTFT {:.0} %, TPOT {:.0} %; repeat spread {:.0} %, others {:.0} %",
+            "tp {tp}, {what}, {clock:?}: {} steps; median error: TTFT {:.0} %, TPOT {:.0} %; repeat spread {:.1} %, others {:.1} %",
             runs[0].steps.len(),
             ttft * 1e2,
             tpot * 1e2,
             noise * 1e2,
             crowded * 1e2
         );
+        settings_tried += 1;
         if noise >= QUIET || crowded >= QUIET {
             println!("    inconclusive: noisy machine");
         } else {
@@ -146,8 +179,9 @@ fn serve_for_real_and_in_simulation() {
                 if reached { "within the target" } else { "target missed" },
                 TARGET * 1e2
             );
-            // The clock counts what a virtual machine's host gives to others; processor time does not.
-            assert!(clock == Clock::Wall || ttft.max(tpot) < WORST, "TTFT is off by {ttft}, TPOT by {tpot}");
+            conclusive += 1;
+            assert!(ttft.max(tpot) < WORST, "TTFT is off by {ttft}, TPOT by {tpot}");
         }
     }
+    println!("{conclusive} of {settings_tried} settings on a quiet machine");
 }

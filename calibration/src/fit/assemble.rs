@@ -495,6 +495,7 @@ fn memory_tables(tables: &Tables, gpu: &str, sheet: &Datasheet, out: &mut Assemb
             launch_us: 1.8,
             efficiency,
             half_bytes: 1e6,
+            half_width: 0.0,
             working_sets: None,
             fit: FitQuality { points: 1, sigma: 0.1 },
         });

@@ -69,6 +69,7 @@ pub fn fit(machine: &str, class: &str, bandwidth: f64, samples: &[Sample]) -> (M
         launch_us: p[0].min(5.0),
         efficiency: p[1],
         half_bytes: p[2],
+        half_width: 0.0,
         working_sets: None,
         fit: FitQuality { points: samples.len() as u32, sigma: errors.sigma() },
     };

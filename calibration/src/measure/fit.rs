@@ -67,7 +67,7 @@ pub fn fit<D: Device>(
             let attention = attention_samples(records, dtype).into_iter().map(|(s, _, t)| flops_of(&s) / t);
             let peak = flops.chain(attention).fold(0.0, f64::max) * HEADROOM;
             let small = gemms.iter().map(|&(s, t)| gemm_bytes(dtype.size(), s) / t);
-            let memory = memory_samples(records, dtype).into_iter().map(|(_, b, _, t)| b / t);
+            let memory = memory_samples(records, dtype).into_iter().map(|(_, [b, _], _, t)| b / t);
             let bandwidth = small.chain(memory).fold(0.0, f64::max) * HEADROOM;
             let name = format!("{} core", psim_kernels::cpu::processor_name());
             machine::cpu_accelerator(&name, peak, bandwidth)
@@ -354,14 +354,14 @@ fn attention_tables(
     tables
 }
 
-/// Class, bytes, kernels, seconds.
-fn memory_samples(records: &[Record], dtype: DType) -> Vec<(String, f64, u32, f64)> {
+/// Class, bytes and width of a row, kernels, seconds.
+fn memory_samples(records: &[Record], dtype: DType) -> Vec<(String, [f64; 2], u32, f64)> {
     records
         .iter()
         .filter_map(|r| match &r.point {
             Point::Memory { class, rows, width } => {
                 let (bytes, kernels) = memory_traffic(class, dtype.size())?;
-                Some((class.clone(), bytes * (rows * width) as f64, kernels, r.median()))
+                Some((class.clone(), [bytes * (rows * width) as f64, *width as f64], kernels, r.median()))
             }
             _ => None,
         })

@@ -11,7 +11,9 @@ use std::time::Instant;
 const REPEATS: usize = 5;
 
 /// A matrix product on a device of its own, ready to run again and again.
-fn product(size: usize) -> Result<impl FnMut() -> Result<f64, MeasureError>, MeasureError> {
+pub(super) fn product(
+    size: usize,
+) -> Result<impl FnMut() -> Result<f64, MeasureError> + 'static, MeasureError> {
     let device = CpuDevice::new();
     let values: Vec<f32> = (0..size * size).map(|i| (i % 97) as f32 * 0.01 - 0.5).collect();
     let (a, b, mut c) = (device.upload(&values)?, device.upload(&values)?, device.upload(&values)?);

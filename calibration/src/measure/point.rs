@@ -180,6 +180,9 @@ pub struct Record {
     /// Clocks, power and throttling of the device afterwards, where it tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
+    /// Processor seconds of the reference before or after, the longer of them ([`super::calm`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<f64>,
 }
 
 /// State of a device after a measurement.
@@ -212,7 +215,7 @@ impl From<psim_kernels::micro::Telemetry> for State {
 impl Record {
     /// With the machine's load now.
     pub fn new(point: Point, seconds: Vec<f64>, spent: f64) -> Self {
-        Self { point, seconds, spent, load: super::machine::load_average(), state: None }
+        Self { point, seconds, spent, load: super::machine::load_average(), state: None, reference: None }
     }
 
     /// Median of the repeats.

@@ -3,6 +3,7 @@
 //! A candidate's uncertainty is its distance (in doublings) to the nearest measured points times how much their rates
 //! disagree: where rates are flat, interpolation is good and no time is spent. Tables share the time by weight.
 
+use super::calm::{AGAIN, DISTURBED, SHARE};
 use super::point::{Point, Record, Role};
 use psim_hardware::DType;
 use psim_kernels::Device;
@@ -73,7 +74,7 @@ impl Limits {
             attention: [powers(5, 10, 1), powers(4, 7, 1)],
             decode: [powers(2, 12, 2), vec![1, 16, 256]],
             // Narrower rows than a head or two do not occur.
-            memory: [powers(3, 11, 2), powers(7, 11, 2)],
+            memory: [powers(3, 11, 1), powers(7, 11, 1)],
             engine: if runners {
                 vec![[1, 1, 64], [4, 1, 64], [1, 8, 64], [4, 8, 64], [1, 1, 2048], [1, 8, 2048]]
             } else {
@@ -103,7 +104,7 @@ fn threads(cores: u32) -> Vec<u32> {
 }
 
 /// A sweep in progress.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Sweep {
     /// Candidates per table, base first; measured ones are removed.
     waiting: Vec<Vec<Point>>,
@@ -111,6 +112,9 @@ pub struct Sweep {
     base: Vec<usize>,
     spent: Vec<f64>,
     records: Vec<Record>,
+    /// How often each record's point was measured again, and the seconds of all of that.
+    repeats: Vec<usize>,
+    repeated: f64,
 }
 
 /// Coordinates for distances: doublings.
@@ -285,10 +289,12 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
     }
     let [rows_lines, width_lines] = &limits.memory;
     for class in CLASSES {
-        for &rows in rows_lines {
+        for (row, &rows) in rows_lines.iter().enumerate() {
             for &width in width_lines {
                 let point = Point::Memory { class: class.to_owned(), rows, width };
-                let middle = width == width_lines[width_lines.len() / 2];
+                // Every second one of a long list.
+                let middle =
+                    width == width_lines[width_lines.len() / 2] && (rows_lines.len() < 6 || row % 2 == 0);
                 if middle { lists[4].0.push(point) } else { lists[4].1.push(point) }
             }
         }
@@ -342,15 +348,26 @@ impl Sweep {
     /// Continues from what has been measured.
     pub fn new(limits: &Limits, records: Vec<Record>) -> Self {
         let (waiting, base) = candidates(limits);
-        let mut sweep = Self { waiting, base, spent: vec![0.0; TABLES.len()], records: Vec::new() };
+        let spent = vec![0.0; TABLES.len()];
+        let mut sweep =
+            Self { waiting, base, spent, records: Vec::new(), repeats: Vec::new(), repeated: 0.0 };
         for record in records {
             sweep.add(record);
         }
         sweep
     }
 
-    /// Takes a measured point.
+    /// Takes a measured point; of a point measured again, the record of the calmer processor is kept.
     pub fn add(&mut self, record: Record) {
+        if let Some(at) = self.records.iter().position(|r| r.point == record.point) {
+            self.repeats[at] += 1;
+            self.repeated += record.spent;
+            let (old, new) = (self.records[at].reference, record.reference);
+            if old.zip(new).is_none_or(|(old, new)| new < old) {
+                self.records[at] = record;
+            }
+            return;
+        }
         let which = table(&record.point);
         self.spent[which] += record.spent;
         if let Some(at) = self.waiting[which].iter().position(|p| *p == record.point) {
@@ -360,6 +377,24 @@ impl Sweep {
             }
         }
         self.records.push(record);
+        self.repeats.push(0);
+    }
+
+    /// A point to measure again because the processor was slower than at its best around it, the most disturbed one
+    /// first, while that has taken less than its share of `budget` seconds. Base points come before that.
+    pub fn again(&self, budget: f64) -> Option<Point> {
+        if self.repeated > SHARE * budget || self.base.iter().any(|b| *b > 0) {
+            return None;
+        }
+        let best = self.records.iter().filter_map(|r| r.reference).fold(f64::INFINITY, f64::min);
+        self.records
+            .iter()
+            .zip(&self.repeats)
+            .filter(|(r, repeats)| **repeats < AGAIN && !matches!(r.point, Point::Sustained { .. }))
+            .filter_map(|(r, _)| Some((r.reference? / best, &r.point)))
+            .filter(|(slowdown, _)| *slowdown > DISTURBED)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, point)| point.clone())
     }
 
     /// Seconds that one point may take.
@@ -433,6 +468,15 @@ impl Sweep {
     }
 }
 
+/// One record a point: that of the calmer processor where it was measured again.
+pub fn merged(records: Vec<Record>) -> Vec<Record> {
+    let tables = TABLES.len();
+    let (waiting, base, spent) = (vec![Vec::new(); tables], vec![0; tables], vec![0.0; tables]);
+    let mut sweep = Sweep { waiting, base, spent, ..Sweep::default() };
+    records.into_iter().for_each(|record| sweep.add(record));
+    sweep.into_records()
+}
+
 /// `count` different numbers below `len`, spread by a seed, ascending.
 pub fn choose(len: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<(u64, usize)> = (0..len)
@@ -455,7 +499,7 @@ mod tests {
 
     fn fake(point: Point, rate: f64) -> Record {
         let seconds = work(&point) * rate;
-        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None }
+        Record { point, seconds: vec![seconds], spent: 0.01, load: None, state: None, reference: None }
     }
 
     #[test]
@@ -495,6 +539,35 @@ mod tests {
             .count();
         // Half of the candidates lie around the change; three quarters of the first twenty refinements must.
         assert!(near >= 15, "{refined:?}");
+    }
+
+    #[test]
+    fn disturbed_points_are_measured_again_and_the_calm_record_stays() {
+        let limits = Limits::new(&CpuDevice::new(), 60.0, false);
+        let mut sweep = Sweep::new(&limits, Vec::new());
+        let mut disturbed = None;
+        while sweep.base.iter().any(|b| *b > 0) {
+            let point = sweep.next(1e9).unwrap();
+            assert!(sweep.again(60.0).is_none());
+            let slow = disturbed.is_none() && matches!(point, Point::Gemm { .. });
+            let record = Record { reference: Some(if slow { 1.3e-5 } else { 1e-5 }), ..fake(point, 1e-10) };
+            if slow {
+                disturbed = Some(record.point.clone());
+            }
+            sweep.add(record);
+        }
+        let (point, count) = (disturbed.unwrap(), sweep.records.len());
+        assert_eq!(sweep.again(60.0), Some(point.clone()));
+        let mut worse = sweep.clone();
+        sweep.add(Record { reference: Some(1e-5), seconds: vec![0.5], ..fake(point.clone(), 1e-10) });
+        let kept = sweep.records.iter().find(|r| r.point == point).unwrap();
+        assert!(kept.seconds == [0.5] && sweep.records.len() == count && sweep.again(60.0).is_none());
+        // A machine that stays slow is measured as it is.
+        for _ in 0..AGAIN {
+            assert!(worse.again(60.0).is_some());
+            worse.add(Record { reference: Some(1.4e-5), seconds: vec![0.7], ..fake(point.clone(), 1e-10) });
+        }
+        assert!(worse.again(60.0).is_none() && worse.records.iter().all(|r| r.seconds != [0.7]));
     }
 
     #[test]

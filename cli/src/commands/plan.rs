@@ -2,6 +2,7 @@
 
 mod closed_loop;
 mod labels;
+mod serving_loop;
 
 use crate::Host;
 use crate::failure::Failure;
@@ -122,18 +123,14 @@ pub(crate) fn write_report(
 pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Failure> {
     if serving::is_serving(host, arguments.search.job.workload.as_deref())? {
         if arguments.closed_loop.wanted() {
-            return Err(Failure::not_built("`--execute-top` for serving", "leave it out"));
+            describes_elsewhere(arguments)?;
+            return serving_loop::run(&arguments.closed_loop, &arguments.search, host);
         }
         let (page, directory) = (arguments.report.as_deref(), arguments.emit.as_deref());
         return serving::run_plan(&arguments.search, page, directory, false, host);
     }
     if arguments.closed_loop.wanted() {
-        if arguments.report.is_some() || arguments.emit.is_some() {
-            return Err(Failure::input(
-                "--execute-top runs plans here; --report and --emit describe them for elsewhere",
-                "give --report and --emit to a `psim plan` without --execute-top",
-            ));
-        }
+        describes_elsewhere(arguments)?;
         return closed_loop::run(&arguments.closed_loop, &arguments.search, host);
     }
     let (job, report) = answer(&arguments.search, host)?;
@@ -154,6 +151,17 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         Some(why) => Err(infeasible(why)),
         None => Ok(()),
     }
+}
+
+/// Refuses outputs that say nothing of plans that run here.
+fn describes_elsewhere(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.report.is_some() || arguments.emit.is_some() {
+        return Err(Failure::input(
+            "--execute-top runs plans here; --report and --emit describe them for elsewhere",
+            "give --report and --emit to a `psim plan` without --execute-top",
+        ));
+    }
+    Ok(())
 }
 
 /// Exit code 1, with the nearest change as the hint.

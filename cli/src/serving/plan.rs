@@ -38,7 +38,7 @@ fn objective(goal: Option<Goal>) -> Result<Objective, Failure> {
 }
 
 /// A planning error in the words of the command line.
-pub(super) fn failure(error: &ServingPlanError) -> Failure {
+pub(crate) fn failure(error: &ServingPlanError) -> Failure {
     match error {
         ServingPlanError::Infeasible { .. } => Failure::Infeasible {
             message: error.to_string(),

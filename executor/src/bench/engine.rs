@@ -21,6 +21,7 @@ pub fn engine_step(layers: u32, sequences: u32, vocab: u32) -> Result<Vec<f64>, 
     let sequences = sequences as usize;
     let settings = ServeSettings {
         tp: 1,
+        replicas: 1,
         page: 16,
         pages: sequences * (PROMPT + STEPS + 2).div_ceil(16),
         tokens: sequences * PROMPT,

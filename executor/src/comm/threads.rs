@@ -2,13 +2,26 @@
 
 use super::{Tag, Transport};
 use crate::error::{ExecutorError, Result};
+use psim_kernels::cpu::uncounted;
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a rank looks out for a message before it sleeps, where every rank has a core. A thread that sleeps gives its
+/// core back: waking costs tens of microseconds, and the system may put it beside another rank on one core while a core
+/// is idle. Messages of a layer come within that time; a rank that waits for another stage sleeps.
+const LOOK_OUT: Duration = Duration::from_micros(300);
+/// Of it, how long without offering the core to others.
+const AT_ONCE: Duration = Duration::from_micros(20);
 
 #[derive(Debug, Default)]
 struct Mailbox {
     letters: Mutex<Letters>,
     arrived: Condvar,
+    /// Letters that have ever come.
+    posted: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -21,12 +34,21 @@ struct Letters {
 #[derive(Debug)]
 pub struct Hub {
     boxes: Vec<Mailbox>,
+    /// Zero where ranks share cores: who waits must let the others run.
+    look_out: Duration,
 }
 
 impl Hub {
     /// A hub for `world` ranks.
     pub fn new(world: usize) -> Arc<Self> {
-        Arc::new(Self { boxes: (0..world).map(|_| Mailbox::default()).collect() })
+        Self::among(world, world)
+    }
+
+    /// A hub for `world` ranks of `all` that run at once on this machine.
+    pub fn among(world: usize, all: usize) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let look_out = if all <= cores { LOOK_OUT } else { Duration::ZERO };
+        Arc::new(Self { boxes: (0..world).map(|_| Mailbox::default()).collect(), look_out })
     }
 
     /// The endpoint of one rank. If it is dropped while its thread panics, all peers are told.
@@ -72,15 +94,46 @@ impl Transport for ThreadTransport {
     fn send(&self, to: usize, tag: Tag, data: Vec<f32>) -> Result<()> {
         let mailbox = &self.hub.boxes[to];
         lock(mailbox).by_sender.entry((self.rank, tag)).or_default().push_back(data);
+        mailbox.posted.fetch_add(1, Ordering::Release);
         mailbox.arrived.notify_all();
         Ok(())
     }
 
     fn receive(&self, from: usize, tag: Tag) -> Result<Vec<f32>> {
         let mailbox = &self.hub.boxes[self.rank];
+        let take =
+            |letters: &mut Letters| letters.by_sender.get_mut(&(from, tag)).and_then(VecDeque::pop_front);
+        if let Some(data) = take(&mut lock(mailbox)) {
+            return Ok(data);
+        }
+        if !self.hub.look_out.is_zero() {
+            let found = uncounted(|| {
+                let begin = Instant::now();
+                let mut seen = u64::MAX;
+                while begin.elapsed() < self.hub.look_out {
+                    // The lock, which senders need, is taken only where something new has come.
+                    let posted = mailbox.posted.load(Ordering::Acquire);
+                    if std::mem::replace(&mut seen, posted) != posted
+                        && let Some(data) = take(&mut lock(mailbox))
+                    {
+                        return Some(data);
+                    }
+                    if begin.elapsed() < AT_ONCE {
+                        std::hint::spin_loop();
+                    } else {
+                        // Whoever else wants this core may have it.
+                        std::thread::yield_now();
+                    }
+                }
+                None
+            });
+            if let Some(data) = found {
+                return Ok(data);
+            }
+        }
         let mut letters = lock(mailbox);
         loop {
-            if let Some(data) = letters.by_sender.get_mut(&(from, tag)).and_then(VecDeque::pop_front) {
+            if let Some(data) = take(&mut letters) {
                 return Ok(data);
             }
             if let Some(reason) = &letters.stopped {

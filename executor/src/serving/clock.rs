@@ -1,7 +1,10 @@
 //! What time a serving run is measured in.
 
 use psim_kernels::cpu::thread_seconds;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Seconds before a moment from which on it is waited for awake.
+const AWAKE: f64 = 5e-4;
 
 /// What time is to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,21 @@ impl Watch {
         match self.clock {
             Clock::Wall => self.begin.elapsed().as_secs_f64(),
             Clock::Processor => self.passed,
+        }
+    }
+
+    /// Waits until a moment of the wall clock: asleep at first, awake towards its end, because waking takes its time.
+    pub(super) fn wait(&self, until: Option<f64>) {
+        let Some(until) = until else { return };
+        loop {
+            let left = until - self.begin.elapsed().as_secs_f64();
+            if left > AWAKE {
+                std::thread::sleep(Duration::from_secs_f64(left - AWAKE));
+            } else if left > 0.0 {
+                std::thread::yield_now();
+            } else {
+                return;
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! threads, each from the machine's profile; and from what the loop around them costs, which is what measured steps of a
 //! network of next to no arithmetic take beyond the prices of their operators.
 
-use super::{Clock, ServeRequest, ServeSettings};
+use super::{Clock, ServeRequest, ServeSettings, ServeStep};
 use crate::bench::{hand_over, narrow};
 use crate::error::{ExecutorError, Result};
 use crate::network::Network;
@@ -17,6 +17,7 @@ use psim_hardware::{Cluster, DType, GroupShape, Scaling, Seconds, Time};
 use psim_models::operator::{CollectiveKind, GemmRole, MemoryClass};
 use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, Traffic};
 use psim_models::{Model, OperatorKind};
+use psim_sim::residual::ServingFactors;
 use psim_sim::serving::{FleetOptions, ServingInput, ServingRun, simulate};
 
 /// What a prediction is made from.
@@ -30,6 +31,8 @@ pub struct ServeBasis<'a> {
     pub library: &'a ProfileLibrary,
     /// The machine.
     pub facts: &'a MachineFacts,
+    /// What earlier runs say beside the prices.
+    pub factors: ServingFactors,
 }
 
 /// Bytes of an element.
@@ -62,6 +65,12 @@ struct Prices<'a> {
 impl Prices<'_> {
     fn memory(&self, class: MemoryClass, elements: f64) -> f64 {
         self.costs.memory(class, (SIZE * elements) as u64, 1, 0.0).time.0
+    }
+
+    /// Of kernels that go row by row, as wide as the residual stream.
+    fn rows(&self, class: MemoryClass, elements: f64) -> f64 {
+        let width = self.network.hidden as u64;
+        self.costs.memory_rows(class, (SIZE * elements) as u64, 1, 0.0, width).time.0
     }
 
     fn gemm(&self, rows: f64, n: u64, k: u64) -> f64 {
@@ -101,7 +110,7 @@ impl Prices<'_> {
     fn tokens(&self, rows: f64) -> f64 {
         let hidden = self.network.hidden as f64;
         let residual = rows * hidden;
-        let norm = self.memory(MemoryClass::Norm, 2.0 * residual);
+        let norm = self.rows(MemoryClass::Norm, 2.0 * residual);
         let add = self.memory(MemoryClass::Elementwise, 3.0 * residual);
         let reduce = self.collective(CollectiveKind::AllReduce, residual);
         let bias = |yes: bool, width: f64| {
@@ -112,9 +121,9 @@ impl Prices<'_> {
             let class = if self.network.rope { MemoryClass::Rope } else { MemoryClass::Elementwise };
             self.memory(class, 2.0 * rows * width)
         };
-        let mut total = self.around.step + self.memory(MemoryClass::Embedding, 2.0 * residual) + reduce;
+        let mut total = self.around.step + self.rows(MemoryClass::Embedding, 2.0 * residual) + reduce;
         if self.network.learned_positions.is_some() {
-            total += self.memory(MemoryClass::Embedding, 2.0 * residual) + add;
+            total += self.rows(MemoryClass::Embedding, 2.0 * residual) + add;
         }
         for layer in &self.network.layers {
             let (q, kv) = (layer.heads as u64 / self.tp, layer.kv_heads as u64 / self.tp);
@@ -145,8 +154,8 @@ impl Prices<'_> {
     fn ends(&self, rows: f64) -> f64 {
         let (hidden, vocab) = (self.network.hidden as f64, self.network.vocab as f64);
         let norm =
-            if self.network.final_norm { self.memory(MemoryClass::Norm, 2.0 * rows * hidden) } else { 0.0 };
-        self.memory(MemoryClass::Embedding, 2.0 * rows * hidden)
+            if self.network.final_norm { self.rows(MemoryClass::Norm, 2.0 * rows * hidden) } else { 0.0 };
+        self.rows(MemoryClass::Embedding, 2.0 * rows * hidden)
             + norm
             + self.gemm(rows, self.network.vocab as u64 / self.tp, self.network.hidden as u64)
                 * self.transposed
@@ -232,11 +241,62 @@ fn transposed(facts: &MachineFacts) -> f64 {
     if facts.transposed > 0.0 { facts.transposed } else { 1.0 }
 }
 
-/// The step costs of this engine with a model on a measured machine.
-///
-/// # Errors
-/// When the engine does not serve the model so.
-pub fn step_cost(model: &Model, settings: &ServeSettings, basis: ServeBasis<'_>) -> Result<StepCost> {
+/// A step's price in seconds, in the two parts that residuals are learned for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepPrice {
+    /// With one token.
+    pub first: f64,
+    /// What further tokens add.
+    pub more: f64,
+}
+
+impl StepPrice {
+    /// Seconds of the step.
+    pub fn total(&self) -> f64 {
+        self.first + self.more
+    }
+}
+
+/// Prices with the speed of ranks that compute at once and with residuals.
+struct Priced<'a> {
+    prices: Prices<'a>,
+    speed: f64,
+    factors: ServingFactors,
+}
+
+impl Priced<'_> {
+    /// A cost that follows the tokens of a step.
+    fn split(&self, rows: f64, cost: impl Fn(f64) -> f64) -> StepPrice {
+        let first = cost(rows.min(1.0));
+        let more = if rows > 1.0 { (cost(rows) - first).max(0.0) } else { 0.0 };
+        StepPrice {
+            first: first * self.factors.step / self.speed,
+            more: more * self.factors.token / self.speed,
+        }
+    }
+
+    fn tokens(&self, rows: f64) -> StepPrice {
+        self.split(rows, |rows| self.prices.tokens(rows))
+    }
+
+    /// Of the sequences that get a token.
+    fn ends(&self, rows: f64) -> StepPrice {
+        self.split(rows, |rows| self.prices.ends(rows))
+    }
+
+    /// In all layers.
+    fn attention(&self, rows: f64, each: f64) -> StepPrice {
+        let layers = &self.prices.network.layers;
+        self.split(rows, |rows| layers.iter().map(|l| self.prices.attention(l, rows, each)).sum())
+    }
+}
+
+fn with_prices<R>(
+    model: &Model,
+    settings: &ServeSettings,
+    basis: ServeBasis<'_>,
+    work: impl FnOnce(&Priced<'_>) -> Result<R>,
+) -> Result<R> {
     let network = Network::new(model)?;
     super::check(&network, &[], settings)?;
     let node = basis.cluster.first_node();
@@ -253,27 +313,100 @@ pub fn step_cost(model: &Model, settings: &ServeSettings, basis: ServeBasis<'_>)
         around: loop_cost(&costs, group, basis.facts)?,
     };
     // Ranks that compute at once slow each other down, and take turns where cores are short.
+    let ranks = tp * settings.replicas as u32;
     let speed = match settings.clock {
-        Clock::Wall => basis.facts.sharing.speed(tp),
-        Clock::Processor => basis.facts.sharing.contention(tp),
+        Clock::Wall => basis.facts.sharing.speed(ranks),
+        Clock::Processor => basis.facts.sharing.contention(ranks),
     }
     .max(1e-6);
-    let failed = |e: &dyn std::fmt::Display| ExecutorError::Prediction(e.to_string());
-    let deployment = Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16));
-    let layers = network.layers.len() as f64;
-    let step = PricedStep {
-        tokens: &|rows| prices.tokens(rows) / speed,
-        ends: &|rows| prices.ends(rows) / speed,
-        attention: &|_, rows, each| {
+    work(&Priced { prices, speed, factors: basis.factors })
+}
+
+/// The step costs of this engine with a model on a measured machine.
+///
+/// # Errors
+/// When the engine does not serve the model so.
+pub fn step_cost(model: &Model, settings: &ServeSettings, basis: ServeBasis<'_>) -> Result<StepCost> {
+    with_prices(model, settings, basis, |priced| {
+        let deployment =
+            Deployment::tensor_parallel(settings.tp as u32, Quantization::uniform(NumberFormat::Bf16));
+        let layers = priced.prices.network.layers.len() as f64;
+        let step = PricedStep {
+            tokens: &|rows| priced.tokens(rows).total(),
+            ends: &|rows| priced.ends(rows).total(),
             // A mean over the layers: kinds of attention that this engine runs differ in widths at most.
-            network.layers.iter().map(|l| prices.attention(l, rows, each)).sum::<f64>() / (layers * speed)
-        },
-        kv_size: SIZE,
-        cache_tokens: (settings.pages * settings.page) as f64,
-        sigma: 0.1,
+            attention: &|_, rows, each| priced.attention(rows, each).total() / layers,
+            kv_size: SIZE,
+            cache_tokens: (settings.pages * settings.page) as f64,
+            sigma: 0.1,
+        };
+        let accelerator = &basis.cluster.first_node().accelerator;
+        let pieces = StepPieces::priced(model, &deployment, accelerator, &step)
+            .map_err(|e| ExecutorError::Prediction(e.to_string()))?;
+        Ok(StepCost::from_pieces(std::sync::Arc::new(pieces), engine_profile(settings).parameters))
+    })
+}
+
+/// What steps that ran are priced at.
+///
+/// # Errors
+/// As [`step_cost`].
+pub fn price_steps(
+    model: &Model,
+    settings: &ServeSettings,
+    basis: ServeBasis<'_>,
+    steps: &[ServeStep],
+) -> Result<Vec<StepPrice>> {
+    with_prices(model, settings, basis, |priced| {
+        let price = |step: &ServeStep| {
+            let rows = (step.prompt + step.decode) as f64;
+            let parts = [
+                priced.tokens(rows),
+                priced.attention(rows, step.context as f64 / rows),
+                priced.ends(step.ends as f64),
+            ];
+            StepPrice { first: parts.iter().map(|p| p.first).sum(), more: parts.iter().map(|p| p.more).sum() }
+        };
+        Ok(steps.iter().map(price).collect())
+    })
+}
+
+/// Factors under which prices explain measured steps: least squares of the ratios of measured to predicted, held near
+/// their median where the steps do not tell both parts apart; steps far off the rest, which something else held up, are
+/// left out.
+pub fn learn(steps: &[(f64, StepPrice)]) -> ServingFactors {
+    /// Weight of the belief that both parts are off alike, in steps.
+    const ALIKE: f64 = 2.0;
+    // (share of the first token, measured over predicted)
+    let mut samples: Vec<(f64, f64)> = steps
+        .iter()
+        .map(|(seconds, price)| (price.first / price.total(), seconds / price.total()))
+        .filter(|(share, ratio)| share.is_finite() && ratio.is_finite() && *ratio > 0.0)
+        .collect();
+    let middle = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
     };
-    let pieces = StepPieces::priced(model, &deployment, &node.accelerator, &step).map_err(|e| failed(&e))?;
-    Ok(StepCost::from_pieces(std::sync::Arc::new(pieces), engine_profile(settings).parameters))
+    let Some(common) = middle(samples.iter().map(|s| s.1).collect()) else {
+        return ServingFactors::default();
+    };
+    let mut found = [common; 2];
+    for _ in 0..3 {
+        let (mut matrix, mut right) = ([[ALIKE, 0.0], [0.0, ALIKE]], [ALIKE * common; 2]);
+        for (share, ratio) in &samples {
+            let terms = [*share, 1.0 - share];
+            for i in 0..2 {
+                (0..2).for_each(|j| matrix[i][j] += terms[i] * terms[j]);
+                right[i] += terms[i] * ratio;
+            }
+        }
+        found = solve(matrix, right).map(|f| f.max(0.05 * common));
+        let off =
+            |(share, ratio): &(f64, f64)| (ratio / (found[0] * share + found[1] * (1.0 - share))).ln().abs();
+        let Some(usual) = middle(samples.iter().map(off).collect()) else { break };
+        samples.retain(|s| off(s) <= 4.0 * usual.max(0.01));
+    }
+    ServingFactors { step: found[0], token: found[1] }
 }
 
 /// This engine as the serving simulator knows engines: chunked prefill, no time beyond its step costs.
@@ -340,13 +473,34 @@ pub fn predict(
         .collect();
     let traffic = Traffic { requests, clients: None };
     let options = FleetOptions::default();
-    let input = ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options };
+    let input = ServingInput {
+        cost: &cost,
+        engine: &engine,
+        traffic: &traffic,
+        replicas: settings.replicas as u32,
+        options,
+    };
     simulate(&input).map_err(|e| ExecutorError::Prediction(e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn factors_are_learned_back() {
+        let step = |first: f64, more: f64| (1.5 * first + 0.8 * more, StepPrice { first, more });
+        let mut steps: Vec<_> = (1..100).map(|i| step(1.0, 0.1 * f64::from(i % 9))).collect();
+        steps.extend((1..60).map(|i| step(1.0, f64::from(i % 7))));
+        // Steps that were held up by something else.
+        steps.extend([(40.0, StepPrice { first: 1.0, more: 0.0 }); 3]);
+        let found = learn(&steps);
+        assert!((found.step - 1.5).abs() < 0.02 && (found.token - 0.8).abs() < 0.03, "{found:?}");
+        assert_eq!(learn(&[]), ServingFactors::default());
+        // Steps that are all alike do not tell: both parts are off alike.
+        let found = learn(&[(3.0, StepPrice { first: 1.0, more: 1.0 }); 20]);
+        assert!((found.step - 1.5).abs() < 1e-9 && (found.token - 1.5).abs() < 1e-9, "{found:?}");
+    }
 
     #[test]
     fn least_squares_finds_what_made_the_times_and_nothing_negative() {

@@ -28,6 +28,8 @@ struct Sequence {
     pages: Vec<u32>,
     state: State,
     preemptions: u32,
+    /// When a step first took it in.
+    admitted: Option<f64>,
 }
 
 /// Continuous batching: sequences join and leave at every step.
@@ -41,6 +43,8 @@ pub struct Scheduler {
     running: Vec<usize>,
     free: Vec<u32>,
     settings: ServeSettings,
+    /// Seconds after the start, as last told.
+    now: f64,
 }
 
 impl Scheduler {
@@ -56,6 +60,7 @@ impl Scheduler {
                 pages: Vec::new(),
                 state: State::Ahead,
                 preemptions: 0,
+                admitted: None,
             })
             .collect();
         let mut ahead: Vec<usize> = (0..requests.len()).collect();
@@ -67,11 +72,13 @@ impl Scheduler {
             running: Vec::new(),
             free: (0..settings.pages as u32).rev().collect(),
             settings: *settings,
+            now: 0.0,
         }
     }
 
     /// Takes in what has arrived by `now`, seconds.
     pub fn arrive(&mut self, now: f64) {
+        self.now = now;
         while let Some(&next) = self.ahead.front() {
             if self.sequences[next].arrival > now {
                 break;
@@ -87,6 +94,12 @@ impl Scheduler {
         self.ahead.front().map(|&next| self.sequences[next].arrival)
     }
 
+    /// When the next request arrives, where there is nothing to do before.
+    pub fn idle_until(&self) -> Option<f64> {
+        let idle = self.waiting.is_empty() && self.running.is_empty();
+        if idle { self.next_arrival() } else { None }
+    }
+
     /// Every request is answered.
     pub fn finished(&self) -> bool {
         self.ahead.is_empty() && self.waiting.is_empty() && self.running.is_empty()
@@ -97,9 +110,14 @@ impl Scheduler {
         self.settings.pages - self.free.len()
     }
 
-    /// How often each request lost its pages.
-    pub fn preemptions(&self) -> impl Iterator<Item = u32> + '_ {
-        self.sequences.iter().map(|s| s.preemptions)
+    /// How often a request lost its pages.
+    pub fn preemptions(&self, request: usize) -> u32 {
+        self.sequences[request].preemptions
+    }
+
+    /// When a step first took a request in, seconds after the start; its arrival where none has.
+    pub fn admitted(&self, request: usize) -> f64 {
+        self.sequences[request].admitted.unwrap_or(self.sequences[request].arrival)
     }
 
     /// State of a request.
@@ -171,6 +189,7 @@ impl Scheduler {
             }
             self.waiting.pop_front();
             self.sequences[sequence].state = State::Running;
+            self.sequences[sequence].admitted.get_or_insert(self.now);
             self.running.push(sequence);
             chosen.push((sequence, count));
             budget -= count;
@@ -224,6 +243,7 @@ mod tests {
     fn settings(pages: usize, tokens: usize) -> ServeSettings {
         ServeSettings {
             tp: 1,
+            replicas: 1,
             page: 4,
             pages,
             tokens,
@@ -264,7 +284,7 @@ mod tests {
         for (sequence, request) in scheduler.sequences.iter().zip(requests) {
             assert_eq!(sequence.tokens.len(), request.prompt.len() + request.output);
         }
-        (steps, scheduler.preemptions().sum())
+        (steps, (0..requests.len()).map(|i| scheduler.preemptions(i)).sum())
     }
 
     #[test]

@@ -305,6 +305,7 @@ fn serving_on_emulated_devices_gives_the_same_scores() {
     for (tp, pages, tokens) in [(1, 64, 64), (1, 9, 8), (2, 64, 16)] {
         let settings = ServeSettings {
             tp,
+            replicas: 1,
             page: 4,
             pages,
             tokens,

@@ -39,6 +39,7 @@ fn served_tokens_equal_whole_attention() {
         for (tp, pages, tokens) in [(1, 64, 64), (1, 12, 7), (1, 9, 24), (2, 64, 16)] {
             let settings = ServeSettings {
                 tp,
+                replicas: 1,
                 page: 4,
                 pages,
                 tokens,
@@ -87,6 +88,7 @@ fn served_tokens_equal_whole_attention() {
 fn impossible_requests_are_refused() {
     let settings = ServeSettings {
         tp: 1,
+        replicas: 1,
         page: 4,
         pages: 2,
         tokens: 8,

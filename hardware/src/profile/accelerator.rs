@@ -243,12 +243,20 @@ pub struct MemoryTable {
     pub efficiency: f64,
     /// Bytes per kernel at which half of that share is reached, launch excluded.
     pub half_bytes: f64,
+    /// Width of a row, in numbers, that takes as long to begin as to move: kernels that go row by row take
+    /// `1 + half_width / width` of the time. 0 where rows do not show.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub half_width: f64,
     /// Reached share by bytes, where caches of several levels make it rise and fall again; then `efficiency` and
     /// `half_bytes` are not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_sets: Option<WorkingSets>,
     /// Quality.
     pub fit: FitQuality,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// Share of the datasheet bandwidth that a class reaches by the bytes that one kernel moves: linear in the logarithms

@@ -1,8 +1,28 @@
 //! Processor time of the calling thread: what work costs whoever else uses the machine meanwhile.
 
-/// Seconds of processor time that the calling thread has used. Waiting and being preempted do not count; sharing
-/// caches and execution units with other threads does. Where the system has no such clock, wall-clock time.
+use std::cell::Cell;
+
+thread_local! {
+    /// Processor seconds of this thread that were spent waiting.
+    static WAITED: Cell<f64> = const { Cell::new(0.0) };
+}
+
+/// Seconds of processor time that the calling thread has used. Waiting (asleep, or awake in [`uncounted`]) and being
+/// preempted do not count; sharing caches and execution units with other threads does. Where the system has no such
+/// clock, wall-clock time.
 pub fn thread_seconds() -> f64 {
+    raw() - WAITED.get()
+}
+
+/// Does work that is waiting in disguise, such as polling for a message: [`thread_seconds`] does not count it.
+pub fn uncounted<R>(work: impl FnOnce() -> R) -> R {
+    let start = raw();
+    let result = work();
+    WAITED.set(WAITED.get() + (raw() - start).max(0.0));
+    result
+}
+
+fn raw() -> f64 {
     #[cfg(unix)]
     {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

@@ -107,12 +107,16 @@ impl<'a> Builder<'a> {
         let factor = if self.shape.fusion.norm { 1.0 } else { 2.5 };
         let kernels = count as u32 * if self.shape.fusion.norm { 1 } else { 4 };
         let extra = if norm.rms { 0 } else { 1 };
-        self.memory(
-            "norm",
-            MemoryClass::Norm,
-            (2.0 * base * elements * factor, kernels),
-            (3.0 * base * elements * factor, kernels * 2 + extra),
-        );
+        let kind = |bytes: f64, kernels| {
+            memory_kind(MemoryClass::Norm, bytes * base * elements * factor, kernels).of_width(width)
+        };
+        let (forward, backward) = (kind(2.0, kernels), kind(3.0, kernels * 2 + extra));
+        if kernels > 0 {
+            self.forward("norm", forward);
+        }
+        if kernels * 2 + extra > 0 {
+            self.backward(vec![compute("norm", backward, Phase::InputGradient)]);
+        }
     }
 
     /// Bias, dropout and residual addition; the backward pass of dropout is one kernel, fused or not.
@@ -141,7 +145,7 @@ impl<'a> Builder<'a> {
 
 /// A memory-bound operator kind.
 pub(super) fn memory_kind(class: MemoryClass, bytes: f64, kernels: u32) -> OperatorKind {
-    OperatorKind::Memory { class, bytes: bytes.ceil() as u64, kernels, flops: 0.0 }
+    OperatorKind::Memory { class, bytes: bytes.ceil() as u64, kernels, flops: 0.0, width: 0 }
 }
 
 /// A compute operator of a backward segment.

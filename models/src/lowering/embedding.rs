@@ -9,7 +9,7 @@ pub(super) fn embedding(b: &mut Builder<'_>, model: &Model) {
     let shape = b.shape;
     let row = b.row(model.hidden);
     let bytes = row * shape.tokens as f64;
-    b.forward("embedding", memory_kind(MemoryClass::Embedding, 2.0 * bytes, 3));
+    b.forward("embedding", memory_kind(MemoryClass::Embedding, 2.0 * bytes, 3).of_width(model.hidden));
     let (kind, back) = if shape.sequence_parallel {
         (CollectiveKind::ReduceScatter, Some(CollectiveKind::AllGather))
     } else {
@@ -24,7 +24,8 @@ pub(super) fn embedding(b: &mut Builder<'_>, model: &Model) {
     }
     if shape.lora_rank.is_none() {
         let scattered = bytes + 2.0 * 4.0 * (shape.tokens * model.hidden) as f64;
-        segment.push(compute("embedding", memory_kind(MemoryClass::Embedding, scattered, 3), phase));
+        let kind = memory_kind(MemoryClass::Embedding, scattered, 3).of_width(model.hidden);
+        segment.push(compute("embedding", kind, phase));
     }
     b.backward(segment);
     if matches!(model.position, Position::Learned(_)) || shape.dropout {

@@ -38,7 +38,7 @@ pub(super) fn moe(b: &mut Builder<'_>, width: u64, m: &Moe) {
     let fused = shape.fused_experts();
     let factor = if shape.fusion.moe_permute { 1.0 } else { 2.0 };
     let copy = |rows: u64, kernels: u32| {
-        memory_kind(MemoryClass::Permute, 2.0 * rows as f64 * row * factor, kernels)
+        memory_kind(MemoryClass::Permute, 2.0 * rows as f64 * row * factor, kernels).of_width(expert_width)
     };
     // Dispatch.
     if !fused {

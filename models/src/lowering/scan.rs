@@ -12,6 +12,7 @@ fn scan(b: &mut Builder<'_>, name: &'static str, flops: f64, bytes: f64, kernels
         bytes: (bytes * factor).ceil() as u64,
         kernels,
         flops: flops * factor,
+        width: 0,
     };
     b.forward(name, kind(1.0, kernels));
     b.backward(vec![super::builder::compute(name, kind(2.5, 2 * kernels), Phase::InputGradient)]);

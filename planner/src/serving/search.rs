@@ -190,12 +190,24 @@ enum Tried {
 /// A layout on the nodes of a group of the cluster.
 type Placed = (usize, Deployment);
 
-fn try_layout(request: &ServingRequest<'_>, (group, candidate): &Placed, floor: f64) -> Tried {
-    let node = request.node(*group);
-    let cost =
-        StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library);
-    match cost {
-        Err(error) => Tried::Rejected(error.to_string()),
+/// Prices the steps of a layout on the nodes of a group, or says why it does not run.
+type Price<'a> = dyn Fn(usize, &Deployment) -> Result<StepCost, String> + Sync + 'a;
+
+/// The step costs of the built-in kernel tables under the engine.
+fn tabled(request: &ServingRequest<'_>, group: usize, candidate: &Deployment) -> Result<StepCost, String> {
+    let node = request.node(group);
+    StepCost::new(request.model, candidate, request.cluster, node, request.engine, request.library)
+        .map_err(|error| error.to_string())
+}
+
+fn try_layout(
+    request: &ServingRequest<'_>,
+    (group, candidate): &Placed,
+    price: &Price<'_>,
+    floor: f64,
+) -> Tried {
+    match price(*group, candidate) {
+        Err(reason) => Tried::Rejected(reason),
         Ok(cost) if floor > 0.0 && bound(request, &cost) <= floor => Tried::Pruned,
         Ok(cost) => match best_budget(request, &cost, floor) {
             Some(best) => Tried::Found(Box::new(best), cost.own_laws()),
@@ -218,7 +230,7 @@ fn floor(tried: &[(Placed, Tried)], group: usize, size: u32) -> f64 {
 }
 
 /// Tries every layout; those over several domains by size, with a floor from smaller ones where `prune`.
-fn try_all(request: &ServingRequest<'_>, prune: bool) -> Vec<(Placed, Tried)> {
+fn try_all(request: &ServingRequest<'_>, price: &Price<'_>, prune: bool) -> Vec<(Placed, Tried)> {
     let (mut inside, mut across): (Vec<Placed>, Vec<Placed>) = (Vec::new(), Vec::new());
     // Replicas lie on nodes of one kind; a mixed cluster has a list for each.
     for (group, nodes) in request.cluster.groups.iter().enumerate() {
@@ -229,14 +241,14 @@ fn try_all(request: &ServingRequest<'_>, prune: bool) -> Vec<(Placed, Tried)> {
         }
     }
     // Layouts do not depend on one another; the order of the list is kept whatever the threads.
-    let results = map_long(&inside, |placed| try_layout(request, placed, 0.0));
+    let results = map_long(&inside, |placed| try_layout(request, placed, price, 0.0));
     let mut tried: Vec<(Placed, Tried)> = inside.into_iter().zip(results).collect();
     let size = |(_, d): &Placed| d.accelerators_per_replica();
     across.sort_by_key(size);
     for alike in across.chunk_by(|a, b| size(a) == size(b)) {
         let results = map_long(alike, |placed| {
             let least = if prune { floor(&tried, placed.0, size(placed)) } else { 0.0 };
-            try_layout(request, placed, least)
+            try_layout(request, placed, price, least)
         });
         tried.extend(alike.iter().copied().zip(results));
     }
@@ -248,10 +260,26 @@ fn try_all(request: &ServingRequest<'_>, prune: bool) -> Vec<(Placed, Tried)> {
 /// # Errors
 /// A closed loop; no layout that runs.
 pub fn plan_serving(request: &ServingRequest<'_>) -> Result<ServingPlanReport, ServingPlanError> {
-    search(request, true)
+    search(request, &|group, candidate| tabled(request, group, candidate), true)
 }
 
-fn search(request: &ServingRequest<'_>, prune: bool) -> Result<ServingPlanReport, ServingPlanError> {
+/// As [`plan_serving`] for an engine whose steps somebody else prices, such as one that runs on this machine: `price`
+/// gets a layout of one replica and returns its step costs, or why the engine does not run it.
+///
+/// # Errors
+/// As [`plan_serving`].
+pub fn plan_serving_priced(
+    request: &ServingRequest<'_>,
+    price: &(dyn Fn(&Deployment) -> Result<StepCost, String> + Sync),
+) -> Result<ServingPlanReport, ServingPlanError> {
+    search(request, &|_, candidate| price(candidate), true)
+}
+
+fn search(
+    request: &ServingRequest<'_>,
+    price: &Price<'_>,
+    prune: bool,
+) -> Result<ServingPlanReport, ServingPlanError> {
     if request.workload.tenants.iter().any(|t| matches!(t.arrival, Arrival::ClosedLoop { .. })) {
         return Err(ServingPlanError::ClosedLoop);
     }
@@ -259,7 +287,7 @@ fn search(request: &ServingRequest<'_>, prune: bool) -> Result<ServingPlanReport
     let mut plans = Vec::new();
     let mut rejected = Vec::new();
     let mut pruned = 0;
-    let tried = try_all(request, prune);
+    let tried = try_all(request, price, prune);
     let searched = tried.len();
     for ((group, candidate), outcome) in tried {
         let nodes = &request.cluster.groups[group];
@@ -395,7 +423,7 @@ mod tests {
             requests: 80,
             seed: 1,
         };
-        search(&request, prune).unwrap()
+        search(&request, &|group, candidate| tabled(&request, group, candidate), prune).unwrap()
     }
 
     #[test]

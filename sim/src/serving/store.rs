@@ -10,6 +10,8 @@ pub(super) const NONE: u32 = u32::MAX;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
     pub(super) sent: u64,
+    /// When an engine first took it out of its queue.
+    pub(super) admitted: u64,
     pub(super) first_token: u64,
     pub(super) finish: u64,
     pub(super) generated: u32,
@@ -36,6 +38,7 @@ impl Default for Progress {
     fn default() -> Self {
         Self {
             sent: 0,
+            admitted: 0,
             first_token: 0,
             finish: 0,
             generated: 0,

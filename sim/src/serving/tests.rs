@@ -64,7 +64,10 @@ pub(super) fn check_laws(run: &ServingRun, traffic: &Traffic) {
     let mut generated = 0;
     for (o, r) in run.outcomes.iter().zip(&traffic.requests) {
         if !o.refused {
-            assert!(o.sent <= o.first_token && o.first_token <= o.finish, "{o:?}");
+            assert!(
+                o.sent <= o.admitted && o.admitted <= o.first_token && o.first_token <= o.finish,
+                "{o:?}"
+            );
             assert!(o.finish.0 > 0);
             generated += u64::from(r.output);
         }

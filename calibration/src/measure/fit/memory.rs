@@ -14,37 +14,54 @@ struct Sample {
     bytes: f64,
     kernels: f64,
     time: f64,
+    /// Numbers of a row.
+    width: f64,
 }
+
+/// Classes that go row by row and whose operators say how wide the rows are.
+const ROWS: [&str; 3] = ["norm", "embedding", "permute"];
 
 /// Bytes of a kernel up to which its launch shows: within the second-level cache of any processor.
 const SMALL: f64 = 128.0 * 1024.0;
 
-/// One table per class of `(class, bytes, kernels, seconds)`; `bandwidth` is that of the datasheet, bytes/s.
-pub(super) fn tables(samples: &[(String, f64, u32, f64)], bandwidth: f64) -> Vec<MemoryTable> {
+/// Half widths that are tried: rows that begin at once, up to rows of a few hundred numbers.
+const HALF_WIDTHS: [f64; 9] = [0.0, 6.0, 12.0, 18.0, 27.0, 40.0, 60.0, 90.0, 135.0];
+
+/// One table per class of `(class, [bytes, row width], kernels, seconds)`; `bandwidth` is that of the datasheet, bytes/s.
+pub(super) fn tables(samples: &[(String, [f64; 2], u32, f64)], bandwidth: f64) -> Vec<MemoryTable> {
     let mut classes: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
-    for (class, bytes, kernels, time) in samples {
-        let kernels = f64::from(*kernels);
-        classes.entry(class).or_default().push(Sample { bytes: bytes / kernels, kernels, time: *time });
+    for (class, [bytes, width], kernels, time) in samples {
+        let (kernels, width) = (f64::from(*kernels), *width);
+        let sample = Sample { bytes: bytes / kernels, kernels, time: *time, width };
+        classes.entry(class).or_default().push(sample);
     }
     classes.into_iter().map(|(class, samples)| table(class, &samples, bandwidth)).collect()
 }
 
 fn table(class: &str, samples: &[Sample], bandwidth: f64) -> MemoryTable {
-    let law = Law::fit(samples, bandwidth);
     // Each point predicted from the others.
-    let errors: Vec<f64> = (0..samples.len())
-        .map(|i| {
-            let mut rest = samples.to_vec();
-            let left_out = rest.remove(i);
-            (left_out.time / Law::fit(&rest, bandwidth).seconds(&left_out, bandwidth)).ln().abs()
-        })
-        .collect();
+    let errors = |half_width: f64| -> Vec<f64> {
+        (0..samples.len())
+            .map(|i| {
+                let mut rest = samples.to_vec();
+                let left_out = rest.remove(i);
+                let law = Law::fit(&rest, bandwidth, half_width);
+                (left_out.time / law.seconds(&left_out, bandwidth)).ln().abs()
+            })
+            .collect()
+    };
+    // Only kernels whose callers know the rows.
+    let tried = if ROWS.contains(&class) { &HALF_WIDTHS[..] } else { &HALF_WIDTHS[..1] };
+    let score = |half_width: f64| errors(half_width).iter().map(|e| e.min(0.5)).sum::<f64>();
+    let half_width = tried.iter().copied().min_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(0.0);
+    let (law, errors) = (Law::fit(samples, bandwidth, half_width), errors(half_width));
     let share = |set: &(f64, f64)| (set.1 * 1e6).round() * 1e-6;
     MemoryTable {
         class: class.to_owned(),
         launch_us: round(law.launch * 1e6),
         efficiency: law.sets.last().map_or(1.0, share).max(1e-6),
         half_bytes: 0.0,
+        half_width,
         working_sets: Some(WorkingSets {
             bytes: law.sets.iter().map(|s| s.0).collect(),
             share: law.sets.iter().map(share).collect(),
@@ -57,15 +74,16 @@ fn table(class: &str, samples: &[Sample], bandwidth: f64) -> MemoryTable {
 #[derive(Debug, Clone)]
 struct Law {
     launch: f64,
+    half_width: f64,
     sets: Vec<(f64, f64)>,
 }
 
 impl Law {
-    fn fit(samples: &[Sample], bandwidth: f64) -> Self {
+    fn fit(samples: &[Sample], bandwidth: f64, half_width: f64) -> Self {
         let launch = launch(samples);
         let mut sizes: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         for s in samples {
-            let moving = (s.time - launch * s.kernels).max(1e-3 * s.time);
+            let moving = (s.time - launch * s.kernels).max(1e-3 * s.time) / (1.0 + half_width / s.width);
             sizes.entry(s.bytes as u64).or_default().push((s.bytes * s.kernels / (moving * bandwidth)).ln());
         }
         let mut sets: Vec<(f64, f64)> = Vec::new();
@@ -78,7 +96,7 @@ impl Law {
             }
             sets.push((bytes, share));
         }
-        Self { launch, sets }
+        Self { launch, half_width, sets }
     }
 
     /// As the cost model prices it.
@@ -93,7 +111,8 @@ impl Law {
             (None, _) => first.1,
             (_, None) => last.1,
         };
-        s.kernels * self.launch + s.bytes * s.kernels / (bandwidth * share)
+        let beginning = 1.0 + self.half_width / s.width;
+        s.kernels * self.launch + s.bytes * s.kernels / (bandwidth * share) * beginning
     }
 }
 
@@ -129,19 +148,52 @@ mod tests {
 
     #[test]
     fn the_rate_follows_the_caches() {
-        let samples: Vec<(String, f64, u32, f64)> = (10..25)
+        let samples: Vec<(String, [f64; 2], u32, f64)> = (10..25)
             .map(|p| {
                 let bytes = f64::from(1 << p);
                 // Two kernels of half the bytes each.
-                ("norm".to_owned(), bytes, 2, 2.0 * machine(bytes / 2.0))
+                ("gelu".to_owned(), [bytes, 512.0], 2, 2.0 * machine(bytes / 2.0))
             })
             .collect();
         let tables = tables(&samples, 1.1e11);
         assert!(tables.len() == 1 && tables[0].fit.points == 15 && tables[0].fit.sigma < 0.2, "{tables:?}");
         let law = psim_cost_models::memory::MemoryLaw::new(&tables[0]);
-        for (_, bytes, kernels, time) in &samples {
+        for (_, [bytes, _], kernels, time) in &samples {
             let priced = law.seconds(1.1e11, *bytes, f64::from(*kernels));
             assert!((priced / time - 1.0).abs() < 0.02, "{bytes}: {priced} for {time}");
         }
+    }
+
+    /// Rows that take as long to begin as 40 numbers take to move: the width is found, and half of the shapes say the rest.
+    #[test]
+    fn rows_that_take_time_to_begin_are_told_from_bytes() {
+        let samples: Vec<(String, [f64; 2], u32, f64)> = (3..11)
+            .flat_map(|rows| (7..12).map(move |width| (f64::from(1 << rows), f64::from(1 << width))))
+            .map(|(rows, width)| {
+                let bytes = 20.0 * rows * width;
+                let time = 2e-7 + (machine(bytes) - 2e-7) * (1.0 + 40.0 / width);
+                ("permute".to_owned(), [bytes, width], 1, time)
+            })
+            .collect();
+        let table = &tables(&samples, 1.1e11)[0];
+        assert!(table.half_width == 40.0 && table.fit.sigma < 0.05, "{table:?}");
+        let blind = Law::fit(
+            &samples
+                .iter()
+                .map(|(_, [bytes, width], _, time)| Sample {
+                    bytes: *bytes,
+                    kernels: 1.0,
+                    time: *time,
+                    width: *width,
+                })
+                .collect::<Vec<_>>(),
+            1.1e11,
+            0.0,
+        );
+        let narrow = Sample { bytes: 20.0 * 128.0 * 64.0, kernels: 1.0, time: 0.0, width: 128.0 };
+        let law = psim_cost_models::memory::MemoryLaw::new(table);
+        let right = 2e-7 + (machine(narrow.bytes) - 2e-7) * (1.0 + 40.0 / 128.0);
+        assert!((law.seconds_of_rows(1.1e11, narrow.bytes, 1.0, 128.0) / right - 1.0).abs() < 0.03);
+        assert!(blind.seconds(&narrow, 1.1e11) < 0.95 * right);
     }
 }

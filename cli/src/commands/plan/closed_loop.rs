@@ -38,16 +38,16 @@ const MAX_RESIDUAL_BYTES: usize = 16 << 20;
 pub(crate) struct LoopArguments {
     /// Run the best K plans on --device, compare, learn, rank again
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=50))]
-    execute_top: Option<u32>,
+    pub(super) execute_top: Option<u32>,
     /// Where --execute-top runs them
     #[arg(long, value_name = "cpu|cuda:N", default_value = "cpu", requires = "execute_top")]
-    device: DeviceChoice,
+    pub(super) device: DeviceChoice,
     /// What earlier runs on this machine say beside predictions: read, updated and written by --execute-top
     #[arg(long, value_name = "FILE", default_value = "psim-residuals.toml", requires = "execute_top")]
-    residuals: PathBuf,
-    /// Steps that --execute-top times per plan, after one that warms up
+    pub(super) residuals: PathBuf,
+    /// Steps that --execute-top times per plan, after one that warms up; of serving plans, runs of the requests
     #[arg(long, value_name = "N", default_value_t = 4, requires = "execute_top", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    steps: u32,
+    pub(super) steps: u32,
 }
 
 impl LoopArguments {
@@ -304,7 +304,7 @@ fn execute_top(
 }
 
 /// `residuals.toml.1a2b3c4d.journal`.
-fn journal_path(residuals: &Path, question: u32) -> PathBuf {
+pub(super) fn journal_path(residuals: &Path, question: u32) -> PathBuf {
     let mut name = residuals.as_os_str().to_owned();
     name.push(format!(".{question:08x}.journal"));
     PathBuf::from(name)
@@ -326,7 +326,7 @@ fn fingerprint(
     Ok(crc32(serde_json::to_string(&question).map_err(Failure::defect)?.as_bytes()))
 }
 
-fn load_residuals(path: &Path, machine: &str, host: &Host<'_>) -> Result<Residuals, Failure> {
+pub(super) fn load_residuals(path: &Path, machine: &str, host: &Host<'_>) -> Result<Residuals, Failure> {
     if !host.path(path).exists() {
         return Ok(Residuals::new(machine));
     }
@@ -345,7 +345,7 @@ fn load_residuals(path: &Path, machine: &str, host: &Host<'_>) -> Result<Residua
         let message = format!("it belongs to `{}`, this machine is `{machine}`", found.machine);
         return Err(Failure::input_at(message, shown, hint));
     }
-    if found.observations.iter().any(|o| !o.factors.sound()) {
+    if !found.sound() {
         return Err(Failure::input_at("an observation has a factor that is no positive number", shown, hint));
     }
     Ok(found)

@@ -115,6 +115,9 @@ impl Replica {
                 break;
             }
             self.waiting.remove(place);
+            if progress.generated == 0 && progress.preemptions == 0 {
+                store.progress(id).admitted = now;
+            }
             left_to_admit -= 1;
             self.seen = self.seen.saturating_sub(1);
             (self.held, self.batched) = (0, 0);
