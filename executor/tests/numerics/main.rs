@@ -121,6 +121,18 @@ fn check(model: &Model, plans: &[Plan]) {
     }
 }
 
+/// All plans that are compared with the reference, on threads and on MPI ranks.
+pub(crate) fn plans_compared() -> usize {
+    models::suite().iter().map(|(_, plans)| plans.len()).sum()
+}
+
+#[test]
+fn at_least_twenty_five_plans_are_compared() {
+    let all = plans_compared();
+    println!("{all} plans");
+    assert!(all >= 25, "{all} plans");
+}
+
 #[test]
 fn gpt_plans_equal_the_reference() {
     let [(model, plans), ..] = models::suite();

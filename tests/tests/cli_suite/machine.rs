@@ -53,6 +53,67 @@ fn calibrate_check_execute() {
     assert!((loss(&alone) / loss(&report) - 1.0).abs() < 1e-4);
 }
 
+const TRAFFIC: &[u8] = b"schema = 1
+name = \"tiny\"
+
+[[tenant]]
+name = \"all\"
+arrival = \"poisson\"
+rate = 50.0
+requests = 12
+input = { uniform = [4, 24] }
+output = { uniform = [2, 8] }
+slo = \"ttft<2s@p90\"
+";
+
+#[test]
+fn serving_plans_run_and_are_ranked_again() {
+    let talk = TRAFFIC.to_vec();
+    let talk = String::from_utf8(talk).unwrap() + "sessions = { turns = { fixed = 3 }, think_s = 1.0 }\n";
+    let files =
+        directory(&[("config.json", CONFIG), ("traffic.toml", TRAFFIC), ("talk.toml", talk.as_bytes())]);
+    let run = psim_in(&files, "calibrate --device cpu --out cpu.toml --minutes 0.06 --ranks 2");
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let plan =
+        "plan --model config.json --cluster cpu.cluster.toml --profile cpu.toml --execute-top 3 --steps 2";
+    let run = psim_in(&files, &format!("{plan} --workload traffic.toml --json"));
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let answer: Value = serde_json::from_str(&run.out).unwrap();
+    let executed = answer["executed"].as_array().unwrap();
+    assert!(executed.len() == 3 && answer["requests"] == 12, "{answer}");
+    for ran in executed {
+        let phases = ran["phases"].as_array().unwrap();
+        let names: Vec<&str> = phases.iter().map(|p| p["phase"].as_str().unwrap()).collect();
+        assert!(names.starts_with(&["queue", "prefill", "decode, a token"]), "{names:?}");
+        let times = phases.iter().skip(1).flat_map(|p| [&p["measured_s"], &p["predicted_s"]]);
+        assert!(times.into_iter().all(|t| t.as_f64().unwrap() > 0.0), "{ran}");
+    }
+    // Every layout of two ranks: two replicas of one, one of two, with each of the limits.
+    let ranking = answer["ranking_after"].as_array().unwrap();
+    assert_eq!(ranking.len(), 12);
+    assert!(ranking.windows(2).all(|w| w[0]["rate"].as_f64() >= w[1]["rate"].as_f64()));
+    let of = |tp: u64| ranking.iter().filter(|r| r["layout"]["tp"] == tp).count();
+    assert_eq!((of(1), of(2)), (6, 6));
+    // What was learned is kept, and changes what is predicted next.
+    let kept = std::fs::read_to_string(files.path().join("psim-residuals.toml")).unwrap();
+    assert_eq!(kept.matches("[[serving]]").count(), 3, "{kept}");
+    let again = psim_in(&files, &format!("{plan} --workload traffic.toml"));
+    assert_eq!(again.code, 0, "{}", again.transcript());
+    assert!(again.out.contains("ranked again") && again.out.contains("the winner "), "{}", again.out);
+    for (flags, expected) in [
+        ("--workload talk.toml", "conversations"),
+        ("--workload traffic.toml --stack vllm-v1", "--stack"),
+        ("--workload traffic.toml --precision fp8", "fp"),
+        ("--workload traffic.toml --kv-precision fp8", "fp32"),
+        ("--workload traffic.toml --device cuda:0", "CPU"),
+        ("--workload traffic.toml --emit d", "--emit"),
+    ] {
+        let run = psim_in(&files, &format!("{plan} {flags}"));
+        assert_eq!(run.code, 2, "{flags}: {}", run.transcript());
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+    }
+}
+
 #[test]
 fn a_cluster_of_gpus_is_played_by_threads() {
     let files = directory(&[("config.json", CONFIG), ("plan.toml", PLAN)]);
