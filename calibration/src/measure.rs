@@ -151,6 +151,9 @@ pub struct Calibration {
     pub tables: Vec<(String, u32, f64)>,
     /// Stopped by the caller; starting again goes on.
     pub stopped: bool,
+    /// How much slower the processor was than at its best around the median point, as a share: what neighbours on the
+    /// same machine do; 0 where that is not watched.
+    pub disturbed: f64,
     /// Remarks (a busy machine, tables left out).
     pub notes: Vec<String>,
 }
@@ -221,6 +224,13 @@ fn on_device<D: Micro>(
     }
     let records = sweep.into_records();
     let mut notes = Vec::new();
+    let disturbed = calm::disturbed(&records);
+    if disturbed > calm::DISTURBED - 1.0 {
+        notes.push(format!(
+            "a neighbour slowed the processor: {:.0} % around the median point, in bursts that no law follows",
+            disturbed * 1e2
+        ));
+    }
     if let Some(note) = machine::load_note(&records) {
         notes.push(note);
     }
@@ -240,6 +250,7 @@ fn on_device<D: Micro>(
         resumed,
         seconds: records.iter().map(|r| r.spent).sum(),
         stopped,
+        disturbed,
         notes,
     })
 }

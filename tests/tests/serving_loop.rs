@@ -51,8 +51,9 @@ fn least(values: impl Iterator<Item = f64>) -> f64 {
 /// Median error that is aimed at; above it the test prints "target missed".
 const TARGET: f64 = 0.15;
 /// Median error that fails on a quiet machine.
-const WORST: f64 = 0.3;
-/// Spread of repeats, and share of the processors that other programs take, below which a machine counts as quiet.
+const WORST: f64 = 0.5;
+/// Spread of repeats, share of the processors that other programs take, and slowdown by neighbours of a virtual machine
+/// during the calibration, below which a machine counts as quiet.
 const QUIET: f64 = 0.05;
 /// Measurements of one setting, and runs of each, which are spread over all of them: neighbours of a virtual machine slow
 /// it down for tenths of a second, so that the least of several runs counts.
@@ -88,6 +89,11 @@ fn serve_for_real_and_in_simulation() {
     let calibration = measure::calibrate(&options, &mut |_: f64, _: &str| true).unwrap();
     calibrating.print();
     let crowded = calibrating.others();
+    println!(
+        "neighbours slowed the processor by {:.0} % around the median point",
+        calibration.disturbed * 1e2
+    );
+    let disturbed = calibration.disturbed;
     calibration.notes.iter().for_each(|note| println!("note: {note}"));
     for (name, points, sigma) in &calibration.tables {
         println!("fit of {name}: {points} points, error {:.0} %", sigma * 1e2);
@@ -170,7 +176,7 @@ fn serve_for_real_and_in_simulation() {
             crowded * 1e2
         );
         settings_tried += 1;
-        if noise >= QUIET || crowded >= QUIET {
+        if noise >= QUIET || crowded >= QUIET || disturbed >= QUIET {
             println!("    inconclusive: noisy machine");
         } else {
             let reached = ttft <= TARGET && tpot <= TARGET;

@@ -7,7 +7,7 @@
 
 use super::MeasureError;
 use super::host::product;
-use super::point::median;
+use super::point::{Record, median};
 
 /// Slowdown of the reference beyond which a point is measured again.
 pub const DISTURBED: f64 = 1.06;
@@ -45,6 +45,13 @@ impl Calm {
         let times: Vec<f64> = (0..LOOKS).map(|_| (self.work)()).collect::<Result<_, _>>()?;
         Ok(median(&times))
     }
+}
+
+/// How much longer than at its best the reference took around the median record, as a share; 0 where it was not timed.
+pub fn disturbed(records: &[Record]) -> f64 {
+    let times: Vec<f64> = records.iter().filter_map(|r| r.reference).collect();
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    if times.is_empty() { 0.0 } else { median(&times) / best - 1.0 }
 }
 
 #[cfg(test)]

@@ -495,7 +495,7 @@ mod tests {
         // Steps that were held up by something else.
         steps.extend([(40.0, StepPrice { first: 1.0, more: 0.0 }); 3]);
         let found = learn(&steps);
-        assert!((found.step - 1.5).abs() < 0.02 && (found.token - 0.8).abs() < 0.03, "{found:?}");
+        assert!((found.step - 1.5).abs() < 0.05 && (found.token - 0.8).abs() < 0.06, "{found:?}");
         assert_eq!(learn(&[]), ServingFactors::default());
         // Steps that are all alike do not tell: both parts are off alike.
         let found = learn(&[(3.0, StepPrice { first: 1.0, more: 1.0 }); 20]);

@@ -311,12 +311,6 @@ pub(super) fn run(
         ));
     }
     let machine = Machine::load(&search.common, &job.library, host)?;
-    if machine.facts.engine_steps.is_empty() {
-        return Err(Failure::input(
-            "the profile says nothing of the serving engine's own loop",
-            "measure again with `psim calibrate --device cpu` of this version",
-        ));
-    }
     let requests = requests(&job);
     let longest = requests.iter().map(|r| r.prompt.len() + r.output).max().unwrap_or(1);
     let stack =

@@ -118,6 +118,11 @@ impl Answer {
         if let Some(note) = machine.stand_in(&job.cluster) {
             out.push_str(&format!("{}\n", wrap(&format!("note: {note}"), 100, "  ")));
         }
+        if machine.facts.engine_steps.is_empty() {
+            out.push_str(
+                "note: the profile says nothing of the engine's own loop, which is priced at nothing; calibrate longer\n",
+            );
+        }
         out.push_str(&format!(
             "{} serving plans for this machine; executed {} of them{}: {} requests of the workload, {} times\n\n",
             self.before.len(),
