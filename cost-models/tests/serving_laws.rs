@@ -139,3 +139,44 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Runs of several lanes are priced as their single steps are, to the last bit.
+    #[test]
+    fn a_run_of_lanes_is_its_steps(
+        model in 0..MODELS.len(),
+        copies in 0u32..3,
+        stages in 0u32..2,
+        batches in prop::collection::vec(0u32..300, 8),
+        each in 1u64..9000,
+        drafts in 0u32..3,
+    ) {
+        let model = presets::find(MODELS[model]).unwrap();
+        let quantization = Quantization::uniform(NumberFormat::Fp8);
+        let (attention_dp, pp) = if stages > 0 { (1, 1 << stages) } else { (1 << copies, 1) };
+        let deployment = Deployment { pp, attention_dp, ..Deployment::tensor_parallel(1, quantization) };
+        let cluster = &clusters()[1];
+        let mut engine = engines()[0].clone();
+        engine.memory_share = 1e3;
+        let Ok(cost) = StepCost::new(&model, &deployment, cluster, cluster.first_node(), &engine, library()) else {
+            return Ok(());
+        };
+        let cost = cost.with_drafting(psim_cost_models::serving::Drafting { drafts, context: 1.3, cache: 0.9 });
+        let batches = &batches[..cost.lanes().clamp(2, 8) as usize];
+        let Some(run) = cost.lanes_run(batches) else {
+            prop_assert!(batches.iter().all(|b| *b == 0));
+            return Ok(());
+        };
+        for step in [0u64, 1, 7] {
+            let read = |lane: usize| [u64::from(batches[lane]) * (each + 100 * lane as u64 + step); KINDS];
+            let lanes: Vec<Lane<'_>> = batches
+                .iter()
+                .enumerate()
+                .map(|(i, n)| Lane { decoding: *n, context: read(i), chunks: &[] })
+                .collect();
+            prop_assert_eq!(run.seconds(read).to_bits(), cost.seconds(&lanes).to_bits());
+        }
+    }
+}

@@ -36,6 +36,7 @@ fn grid() -> SearchSpace {
         cp_kind: vec![ContextParallel::Ring],
         precision: vec![Precision::Bf16],
         uneven: false,
+        partial_pp: Vec::new(),
     }
 }
 

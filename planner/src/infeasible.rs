@@ -63,7 +63,8 @@ fn best(
         Some(space) => space,
         None => {
             default = SearchSpace::default_for(&facts, domain, &request.precision)
-                .offered_by(&request.stack.supports);
+                .offered_by(&request.stack.supports)
+                .on_all_accelerators();
             &default
         }
     };

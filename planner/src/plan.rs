@@ -112,8 +112,12 @@ fn check<'a>(request: &PlanRequest<'a>) -> Result<Question<'a>, PlanError> {
     }
     let node = request.cluster.slowest_node();
     let space = request.space.clone().unwrap_or_else(|| {
-        SearchSpace::default_for(&facts, node.scale_up.domain, &request.precision)
-            .offered_by(&request.stack.supports)
+        let space = SearchSpace::default_for(&facts, node.scale_up.domain, &request.precision)
+            .offered_by(&request.stack.supports);
+        // What is cheapest or least hungry on part of a cluster is a question of its size, for [`crate::capacity`]. On a
+        // mixed cluster it matters which nodes idle.
+        let may_idle = matches!(request.objective, Objective::Time | Objective::Goodput);
+        if may_idle && !request.cluster.is_mixed() { space } else { space.on_all_accelerators() }
     });
     let parameters = request.model.parameters().total;
     let scorer = Scorer::new(request.objective, request.cluster, seq_len, parameters);

@@ -39,6 +39,8 @@ pub struct Facts {
     pub seq_len: u64,
     /// Accelerators of the cluster.
     pub accelerators: u32,
+    /// Accelerators of a node: launchers start whole nodes.
+    pub per_node: u32,
     /// Fewer accelerators than the cluster has may be used.
     pub may_idle: bool,
     /// Formats with matrix units on every accelerator of the cluster.
@@ -90,6 +92,7 @@ impl Facts {
             experts: model.moe().map(|m| (m.experts, m.hidden)),
             seq_len,
             accelerators: cluster.accelerators(),
+            per_node: cluster.first_node().accelerators.max(1),
             may_idle: false,
             formats,
             accelerator: cluster.slowest_node().accelerator.name.clone(),

@@ -25,7 +25,7 @@ pub use disaggregated::{DisaggregatedPlan, DisaggregatedReport, plan_disaggregat
 pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
 pub use rank::{Needed, mark_pareto};
 pub use search::{plan_serving, plan_serving_priced};
-pub use size::{ServingSize, size_all};
+pub use size::{PoolSizes, ServingSize, size_all};
 pub use steps::{Steps, steps};
 
 use psim_cost_models::ProfileLibrary;

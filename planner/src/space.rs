@@ -58,6 +58,9 @@ pub struct SearchSpace {
     pub precision: Vec<Precision>,
     /// Also try uneven layers per stage where they shorten the slowest stage.
     pub uneven: bool,
+    /// Pipeline stages of plans that leave accelerators idle where their number divides badly (96 of 104 can be faster
+    /// than all); empty: every accelerator works.
+    pub partial_pp: Vec<u32>,
 }
 
 /// Divisors of `n`, ascending; empty for 0.

@@ -338,3 +338,42 @@ fn a_mixed_cluster_is_planned_with_its_own_parts() {
     let alone = with(&fast);
     assert!(best.step_time_s.value <= 1.001 * alone.plans[0].step_time_s.value);
 }
+
+#[test]
+fn a_part_of_the_cluster_is_used_where_all_of_it_divides_badly() {
+    let cluster = cluster("h100", 104);
+    let workload = workload(8192, 512);
+    let free = answer("70b", &cluster, &workload, |_| {}).unwrap();
+    let full = answer("70b", &cluster, &workload, |r| {
+        let facts = Facts::new(r.model, r.cluster, r.workload.seq_len);
+        r.space = Some(SearchSpace::default_for(&facts, 8, &[Precision::Bf16]).on_all_accelerators());
+    })
+    .unwrap();
+    let (part, all) = (&free.plans[0], &full.plans[0]);
+    assert_eq!((part.plan.world(), part.idle_accelerators), (96, 8), "{:?}", part.plan);
+    assert_eq!(all.plan.world(), 104);
+    assert!(part.step_time_s.value < all.step_time_s.value);
+    assert_eq!(free.searched, free.pruned + free.simulated);
+    // Whole nodes, and never more than a quarter idle where something is legal on all.
+    for p in free.plans.iter() {
+        assert!(p.plan.world().is_multiple_of(8) && p.idle_accelerators <= 26, "{:?}", p.plan);
+    }
+    // The same plan on a cluster of 96.
+    let exact = answer("70b", &self::cluster("h100", 96), &workload, |_| {}).unwrap();
+    assert!((exact.plans[0].step_time_s.value / part.step_time_s.value - 1.0).abs() < 1e-6);
+    // Nothing is legal on 127 nodes: an answer all the same.
+    let odd = answer("llama3-8b", &self::cluster("h100", 7 * 8), &self::workload(8192, 64), |_| {}).unwrap();
+    assert!(odd.plans[0].plan.world() >= 28, "{:?}", odd.plans[0].plan);
+}
+
+#[test]
+fn how_many_plans_are_shown_does_not_change_the_best() {
+    let cluster = cluster("h100", 16_384);
+    let workload = workload(8192, 512);
+    let with = |top: usize| answer("405b", &cluster, &workload, |r| (r.top, r.pareto) = (top, false)).unwrap();
+    let few = with(3);
+    let plan = &few.plans[0].plan;
+    assert_eq!((plan.tp, plan.pp, plan.dp, plan.cp, plan.vpp), (8, 8, 64, 4, 8), "{plan:?}");
+    assert!((few.plans[0].step_time_s.value - 1.64).abs() < 0.1, "{}", few.plans[0].step_time_s.value);
+    assert_eq!(few.plans[..], with(10).plans[..3]);
+}

@@ -49,7 +49,7 @@ pub use options::{
 };
 pub use partition::{Partition, PartitionInput, PartitionRun, simulate_partitioned};
 pub use placement::Placement;
-pub use report::{Percentiles, ServingReport};
+pub use report::{Flowing, Percentiles, ServingReport};
 pub use rules::Rules;
 pub use sink::{Sink, Summary, SummaryFigures};
 pub use transfer::TransferMode;

@@ -16,6 +16,7 @@ pub(crate) fn text(report: &PlanReport) -> String {
         out.push_str(&table(report));
         out.push('\n');
         out.push_str(&winner(best));
+        out.push_str(&idle(report, best));
         out.push_str(&curve(report));
     }
     if let Some(why) = &report.infeasible {
@@ -62,6 +63,7 @@ fn table(report: &PlanReport) -> String {
     let any = |f: fn(&RankedPlan) -> bool| plans.iter().any(f);
     let batches = report.question.global_batch_min != report.question.global_batch_max;
     let shown = [
+        ("gpus", any(|p| p.idle_accelerators > 0)),
         ("cp", any(|p| p.plan.cp > 1)),
         ("ep", any(|p| p.plan.ep > 1)),
         ("etp", any(|p| p.plan.etp > 1)),
@@ -71,7 +73,7 @@ fn table(report: &PlanReport) -> String {
     ];
     let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
     let all = [
-        "#", "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs", "batch", "rcmp", "zero", "sched", "step s",
+        "#", "gpus", "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs", "batch", "rcmp", "zero", "sched", "step s",
         "tok/s", "MFU%", "GB", "free", "bub%", "exp%", "$/Btok", "days",
     ];
     let columns: Vec<(&str, _)> = all
@@ -83,6 +85,7 @@ fn table(report: &PlanReport) -> String {
     for (i, p) in plans.iter().enumerate() {
         let cells = [
             (i + 1).to_string(),
+            p.plan.world().to_string(),
             p.plan.tp.to_string(),
             p.plan.pp.to_string(),
             p.plan.dp.to_string(),
@@ -139,11 +142,32 @@ fn winner(best: &RankedPlan) -> String {
             parts.iter().take(5).map(|(name, b)| format!("{name} {:.1} GB", b.as_f64() / 1e9)).collect();
         lines.push(format!("memory of stage {}: {}", stage.stage, parts.join(", ")));
     }
-    if best.idle_accelerators > 0 {
-        lines.push(format!("idle: {} accelerators of the cluster are left over", best.idle_accelerators));
-    }
     lines.extend(best.prediction.notes.iter().map(|n| format!("note: {n}")));
     lines.iter().map(|l| format!("{}\n", wrap(l, WIDTH, "  "))).collect()
+}
+
+/// What the best plan leaves idle, and what using all would cost.
+fn idle(report: &PlanReport, best: &RankedPlan) -> String {
+    if best.idle_accelerators == 0 {
+        return String::new();
+    }
+    let all = report.plans.iter().position(|p| p.idle_accelerators == 0);
+    let against = match all.map(|i| (i, &report.plans[i])) {
+        Some((i, full)) => format!(
+            "the best plan on all of them is number {}, {:.1} % slower",
+            i + 1,
+            100.0 * (full.step_time_s.value / best.step_time_s.value - 1.0)
+        ),
+        None => "no plan shown uses all of them".to_owned(),
+    };
+    let line = format!(
+        "idle: {} of the {} accelerators, which divide the batch and the layers worse than {} do; {against}. Rates and MFU are \
+         of those that work, the price is of their nodes",
+        best.idle_accelerators,
+        report.question.accelerators,
+        best.plan.world()
+    );
+    format!("{}\n", wrap(&line, WIDTH, "  "))
 }
 
 /// Best plan per global batch.

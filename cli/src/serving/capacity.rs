@@ -309,6 +309,7 @@ fn option_json(s: &ServingSize) -> serde_json::Value {
         "needed": s.needed,
         "spare_replicas": s.spare_replicas,
         "deployment": render::json::layout(&s.layout),
+        "pools": s.pools,
         "token_budget": s.token_budget,
         "accelerators_per_replica": s.unit_accelerators,
         "rate_rps_per_replica": s.rate_per_unit,
@@ -321,6 +322,23 @@ fn option_json(s: &ServingSize) -> serde_json::Value {
         "measured": s.measured,
         "replica_at_its_highest_rate": render::json::report(&s.report),
     })
+}
+
+/// What is needed and what stands by.
+fn needed(size: &ServingSize) -> String {
+    match (size.pools, &size.layout) {
+        (Some(p), _) => format!(
+            "{} instances for prompts and {} for answers needed, {} and {} spare",
+            p.prefill, p.decode, p.prefill_spares, p.decode_spares
+        ),
+        (None, Layout::Pools(_)) => format!(
+            "{} units of pools (instances for prompts + for answers) needed and {} spare",
+            size.needed.replicas, size.spare_replicas
+        ),
+        (None, Layout::Replicas(_)) => {
+            format!("{} replicas needed and {} spare", size.needed.replicas, size.spare_replicas)
+        }
+    }
 }
 
 /// The answer as a table of at most 100 columns.
@@ -367,7 +385,7 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
     ];
     let mut table = Table::new(&columns);
     for s in options {
-        let spare = s.spare_replicas * s.unit_accelerators;
+        let spare = s.accelerators - s.needed.accelerators;
         table.row([
             s.accelerator.clone(),
             grouped(u64::from(s.accelerators)),
@@ -393,17 +411,12 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
     if let Some(best) = options.first() {
         say("");
         say(&format!(
-            "cheapest: {} x {} at ${} an hour, {} {} needed and {} spare so that enough are up {} % of the time (a \
-             failure in 50,700 GPU hours, {} hours to repair)",
+            "cheapest: {} x {} at ${} an hour, {} so that enough are up {} % of the time (a failure in 50,700 GPU hours, {} \
+             hours to repair)",
             grouped(u64::from(best.accelerators)),
             best.accelerator,
             three(best.usd_per_hour),
-            best.needed.replicas,
-            match best.layout {
-                Layout::Replicas(_) => "replicas",
-                Layout::Pools(_) => "units of pools (instances for prompts + for answers)",
-            },
-            best.spare_replicas,
+            needed(best),
             question.availability,
             REPAIR_HOURS,
         ));

@@ -14,7 +14,7 @@ use psim_planner::serving::{
     DeviceSteps, DisaggregatedReport, Layout, Served, ServingDetail, ServingPlan, Steps,
 };
 use psim_reports::{layout_label, serving_label};
-use psim_sim::serving::ServingReport;
+use psim_sim::serving::{Flowing, ServingReport};
 
 /// Widest line.
 const WIDTH: usize = 100;
@@ -223,6 +223,23 @@ pub(crate) fn winner(plan: &ServingPlan) -> String {
     format!("{}\n", wrap(&line, WIDTH, "  "))
 }
 
+/// Rates without the beginning and the tail, and whether the run was long enough to tell.
+fn while_they_came(flowing: &Flowing, too_short: bool) -> String {
+    if too_short {
+        return format!(
+            "TOO SHORT: the last request came after {}, before an answer to the first ones was long done. Engines were still \
+             filling: latencies are of that time, and whether they keep up is not known; give more requests",
+            seconds(2.0 * flowing.seconds)
+        );
+    }
+    format!(
+        "while requests came (second half, without the tail of {}): {} requests/s, {} tokens/s out",
+        seconds(flowing.tail_s),
+        three(flowing.requests_per_s),
+        grouped(flowing.output_tokens_per_s.round() as u64)
+    )
+}
+
 /// Figures of a run, latencies as a table; a saturated run has no latencies.
 pub(crate) fn figures(report: &ServingReport) -> String {
     let mut out = String::new();
@@ -266,6 +283,10 @@ pub(crate) fn figures(report: &ServingReport) -> String {
     }
     if report.requests == 0 {
         return out;
+    }
+    if let Some(flowing) = report.flowing {
+        out.push_str(&wrap(&while_they_came(&flowing, report.too_short), WIDTH, "  "));
+        out.push('\n');
     }
     let columns = [
         ("ms", Left),

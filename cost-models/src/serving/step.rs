@@ -19,6 +19,7 @@ mod decode_run;
 mod decode_table;
 mod drafting;
 mod experts;
+mod lanes_run;
 mod linear;
 mod nano;
 mod network;
@@ -30,6 +31,7 @@ mod table;
 
 pub use decode_run::DecodeRun;
 pub use drafting::Drafting;
+pub use lanes_run::LanesRun;
 pub use nano::NanoPlan;
 pub use pieces::{PricedStep, StepPieces};
 use resources::Arrangement;

@@ -10,6 +10,7 @@ pub(crate) fn facts() -> Facts {
         experts: None,
         seq_len: 2048,
         accelerators: 64,
+        per_node: 8,
         may_idle: false,
         formats: vec![DType::Bf16],
         accelerator: "A100-SXM-80GB".to_owned(),

@@ -22,6 +22,10 @@ const BEYOND_SEEN: f64 = 1.25;
 /// Candidates simulated at L2 at most.
 const MOST: usize = 192;
 
+/// Plans ranked, however few are asked for: fewer would teach the gap too little, and the answer would depend on how
+/// many plans are shown.
+pub const LEAST_RANKED: usize = 10;
+
 /// Candidates simulated at L2 between two looks at the gap.
 const BATCH: usize = 4;
 
@@ -62,7 +66,8 @@ pub fn refine<E: Evaluator>(
     gap: f64,
     progress: &dyn Progress,
 ) -> Result<Refined, Cancelled> {
-    let top = top.max(1);
+    let shown = top.max(1);
+    let top = shown.max(LEAST_RANKED);
     let mut gap = evaluator.widest_gap(gap);
     let mut plans: Vec<Resimulated> = Vec::new();
     let mut kills = Kills::default();
@@ -118,6 +123,6 @@ pub fn refine<E: Evaluator>(
         // A stable sort keeps the L1 order among equals.
         plans.sort_by(|a, b| a.score.total_cmp(&b.score));
     };
-    plans.truncate(top);
+    plans.truncate(shown);
     Ok(Refined { plans, optimality, kills })
 }

@@ -106,6 +106,7 @@ fn space() -> SearchSpace {
         cp_kind: vec![ContextParallel::Ring],
         precision: vec![Precision::Bf16],
         uneven: true,
+        partial_pp: Vec::new(),
     }
 }
 
@@ -118,6 +119,7 @@ fn facts() -> Facts {
         experts: None,
         seq_len: 2048,
         accelerators: 16,
+        per_node: 8,
         may_idle: false,
         formats: vec![DType::Bf16],
         accelerator: "test".to_owned(),

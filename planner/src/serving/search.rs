@@ -50,8 +50,7 @@ fn with_requests(request: &ServingRequest<'_>, cost: &StepCost, rate: f64, reque
 }
 
 fn keeps(trial: &Trial) -> bool {
-    let report = &trial.report;
-    !report.saturated && report.refused == 0 && report.promises.iter().all(|p| p.kept)
+    trial.report.keeps_up()
 }
 
 /// Highest rate of one replica that keeps every promise, to 2 per cent, with its simulation; 0 where even a trickle

@@ -12,6 +12,10 @@ use psim_sim::serving::report::Kept;
 use psim_sim::serving::{FleetOptions, ServingReport};
 use serde::Serialize;
 
+mod apart;
+
+pub use apart::PoolSizes;
+
 /// Hours for which a failed accelerator's replica is away: until a node is drained, repaired or replaced. An
 /// assumption: cloud providers promise replacement within a working day.
 pub const REPAIR_HOURS: f64 = 24.0;
@@ -23,8 +27,10 @@ pub struct ServingSize {
     pub accelerator: String,
     /// US dollars for an accelerator and hour.
     pub price_per_gpu_hour: f64,
-    /// Layout, as many replicas (or units of pools) as the rate needs, without spares.
+    /// Layout, as many replicas (or instances of pools) as the rate needs, without spares.
     pub layout: Layout,
+    /// Instances of pools that are sized apart, each with spares of its own; such pools are one unit without spare units.
+    pub pools: Option<PoolSizes>,
     /// Most tokens of a step that carried the most requests; of pools the engine's own.
     pub token_budget: Option<u32>,
     /// Accelerators of a replica, or of a unit of pools that serve together.
@@ -147,6 +153,7 @@ fn sized(
         accelerator: node.accelerator.name.clone(),
         price_per_gpu_hour: price,
         layout: times(&carried.unit, replicas),
+        pools: None,
         token_budget: carried.token_budget,
         unit_accelerators: each,
         rate_per_unit: carried.rate,
@@ -164,14 +171,52 @@ fn sized(
     })
 }
 
+/// The same pools sized apart, where that is cheaper.
+fn apart(
+    request: &ServingRequest<'_>,
+    units: ServingSize,
+    rate: f64,
+    availability: f64,
+) -> ServingSize {
+    let Layout::Pools(split) = units.layout else { return units };
+    let Some((pools, report)) = apart::apart(request, &split, rate, availability) else { return units };
+    let (needed, rented) = pools.accelerators(&split);
+    if rented >= units.accelerators {
+        return units;
+    }
+    let price = units.price_per_gpu_hour;
+    let (_, output) = request.workload.mean_lengths();
+    let usd_per_hour = f64::from(rented) * price;
+    ServingSize {
+        layout: Layout::Pools(apart::with_instances(&split, pools.prefill, pools.decode)),
+        pools: Some(pools),
+        unit_accelerators: needed,
+        rate_per_unit: rate,
+        needed: Needed { replicas: 1, accelerators: needed, usd_per_hour: f64::from(needed) * price },
+        spare_replicas: 0,
+        accelerators: rented,
+        usd_per_hour,
+        usd_per_million_tokens: usd_per_hour / 3600.0 / (rate * output).max(1e-12) * 1e6,
+        load: pools.load(),
+        report,
+        ..units
+    }
+}
+
 /// Power at the rate asked for: one replica or unit with its share of it, spares working too.
 fn with_power(request: &ServingRequest<'_>, mut size: ServingSize, rate: f64) -> ServingSize {
     let rented = size.needed.replicas + size.spare_replicas;
-    let workload = trial::at_rate(request.workload, rate / f64::from(rented), request.requests);
+    let instances = size.pools.map_or(2, |p| p.prefill + p.decode).div_ceil(2);
+    let requests = request.requests.saturating_mul(instances).min(4000);
+    let workload = trial::at_rate(request.workload, rate / f64::from(rented), requests);
     let budget = size.token_budget.unwrap_or(request.engine.token_budget);
     let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
     let at_share = ServingRequest { workload: &workload, engine: &engine, ..*request };
     let mut one = Served::of(size.layout, FleetOptions::default());
+    if let (Layout::Pools(split), Some(pools)) = (&mut one.layout, size.pools) {
+        split.prefill.deployment.replicas += pools.prefill_spares;
+        split.decode.deployment.replicas += pools.decode_spares;
+    }
     let shrink = |d: &mut Deployment| d.replicas /= size.needed.replicas.max(1);
     match &mut one.layout {
         Layout::Replicas(d) => shrink(d),
@@ -206,7 +251,7 @@ pub fn size(
         list.into_iter()
             .filter_map(|c| sized(request, c, rate, availability))
             .min_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(a.load.total_cmp(&b.load)))
-            .map(|s| with_power(request, s, rate))
+            .map(|s| with_power(request, apart(request, s, rate, availability), rate))
     };
     let together = cheapest(found.plans.into_iter().map(of_replicas).collect());
     // What cannot be split is no fault of the answer.

@@ -22,6 +22,20 @@ fn stage(sharding: Sharding) -> u8 {
     }
 }
 
+/// Pipeline stages on a part of `world` accelerators, at most `most`.
+fn partial_pp(most: u32, world: u32) -> Vec<u32> {
+    if world < 2 {
+        return Vec::new();
+    }
+    let powers = (0..31).map(|e| 1u32 << e).take_while(|&p| p <= most);
+    let mut out: Vec<u32> =
+        powers.flat_map(|p| [p, 3 * p]).chain(divisors(most)).chain(divisors(world)).collect();
+    out.retain(|&pp| pp <= most && pp <= world);
+    out.sort_unstable();
+    out.dedup();
+    out
+}
+
 impl SearchSpace {
     /// Without what a framework does not offer.
     #[must_use]
@@ -29,6 +43,7 @@ impl SearchSpace {
         for (offered, degrees) in [
             (supports.tensor, &mut self.tp),
             (supports.pipeline, &mut self.pp),
+            (supports.pipeline, &mut self.partial_pp),
             (supports.context, &mut self.cp),
         ] {
             degrees.retain(|&degree| offered || degree == 1);
@@ -45,10 +60,18 @@ impl SearchSpace {
         self
     }
 
+    /// Without plans that leave accelerators idle.
+    #[must_use]
+    pub fn on_all_accelerators(mut self) -> Self {
+        self.partial_pp.clear();
+        self
+    }
+
     /// Everything a practitioner would try for this model on this machine.
     ///
     /// tp takes powers of two (and the divisors of the scale-up domain) up to twice the domain: beyond it every
-    /// collective leaves the fast links, and the bounds show it; it is not forbidden. pp takes divisors of the cluster.
+    /// collective leaves the fast links, and the bounds show it; it is not forbidden. pp takes divisors of the cluster; on
+    /// a part of it also divisors of the layers, powers of two and three times those.
     pub fn default_for(facts: &Facts, scale_up_domain: u32, precision: &[Precision]) -> Self {
         let world = facts.accelerators.max(1);
         let powers = |most: u32| -> Vec<u32> {
@@ -87,6 +110,7 @@ impl SearchSpace {
             cp_kind: vec![ContextParallel::Ring],
             precision: precision.to_vec(),
             uneven: true,
+            partial_pp: partial_pp(facts.layers.min(128), world),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Walks the space and keeps what the rules permit; counts what each rule removes.
 
-use super::{Choices, ExpertTp, SearchSpace};
+use super::{Choices, ExpertTp, SearchSpace, divisors};
 use crate::result::KilledBy;
 use crate::rules::{ALL, Facts, Rule, Stage};
 use psim_models::Plan;
@@ -64,50 +64,89 @@ struct Walk<'a> {
     out: Enumeration,
 }
 
-/// Every legal plan with `global_batch` sequences per step.
+/// Every legal plan with `global_batch` sequences per step. Those that leave accelerators idle come last.
 pub fn enumerate(space: &SearchSpace, facts: &Facts, global_batch: u32) -> Enumeration {
     let of = |stage: Stage| ALL.iter().copied().filter(|r| r.stage() == stage).collect();
     let rules =
         [of(Stage::Mesh), of(Stage::Experts), of(Stage::Chunks), of(Stage::Batch), of(Stage::Execution)];
     let mut walk = Walk { space, facts, rules, out: Enumeration::default() };
     let world = facts.accelerators;
-    for &tp in &space.tp {
-        for &pp in &space.pp {
-            for &cp in &space.cp {
-                let Some(ranks) = tp.checked_mul(pp).and_then(|n| n.checked_mul(cp)) else { continue };
-                if ranks == 0 || ranks > world {
-                    continue;
-                }
-                let exchanges = if cp > 1 { &space.cp_kind[..] } else { &[ContextParallel::Ring] };
-                for &cp_kind in exchanges {
-                    walk.mesh(&Plan {
-                        tp,
-                        pp,
-                        cp,
-                        cp_kind,
-                        dp: world / ranks,
-                        ep: 1,
-                        etp: 1,
-                        vpp: 1,
-                        micro_batch: 1,
-                        global_batch,
-                        sequence_parallel: true,
-                        recompute: Recompute::None,
-                        sharding: Sharding::None,
-                        shard_group: 0,
-                        schedule: Schedule::OneFOneB,
-                        precision: Precision::Bf16,
-                        stage_layers: Vec::new(),
-                        vocabulary_parallel: false,
-                    });
-                }
-            }
+    walk.meshes(&space.pp, global_batch, |ranks| Some(world / ranks));
+    if !space.partial_pp.is_empty() {
+        let idle = Facts { may_idle: true, ..facts.clone() };
+        let mut walk = Walk { facts: &idle, ..walk };
+        // What leaves a quarter idle is hardly ever faster; where nothing else is legal, half may idle.
+        let three_quarters = world - world / 4;
+        walk.meshes(&space.partial_pp, global_batch, |ranks| partial(facts, ranks, global_batch, three_quarters));
+        if walk.out.plans.is_empty() {
+            let half = world / 2;
+            walk.meshes(&space.partial_pp, global_batch, |ranks| {
+                partial(facts, ranks, global_batch, half).filter(|dp| dp * ranks <= three_quarters)
+            });
         }
+        return walk.out;
     }
     walk.out
 }
 
+/// A mesh with the neutral value of everything else.
+fn first_plan(tp: u32, pp: u32, cp: u32, cp_kind: ContextParallel, dp: u32, global_batch: u32) -> Plan {
+    Plan {
+        tp,
+        pp,
+        cp,
+        cp_kind,
+        dp,
+        ep: 1,
+        etp: 1,
+        vpp: 1,
+        micro_batch: 1,
+        global_batch,
+        sequence_parallel: true,
+        recompute: Recompute::None,
+        sharding: Sharding::None,
+        shard_group: 0,
+        schedule: Schedule::OneFOneB,
+        precision: Precision::Bf16,
+        stage_layers: Vec::new(),
+        vocabulary_parallel: false,
+    }
+}
+
+/// The most replicas of `ranks` accelerators that share `batch` sequences equally, fill whole nodes and leave some of the
+/// accelerators idle, but use more than `least`; `None` where such replicas can fill the cluster, or too few fit.
+fn partial(facts: &Facts, ranks: u32, batch: u32, least: u32) -> Option<u32> {
+    let all = facts.accelerators / ranks;
+    if facts.accelerators.is_multiple_of(ranks) && batch.is_multiple_of(all) {
+        return None;
+    }
+    let node = facts.per_node.max(1);
+    let whole = |used: u32| used < node || used.is_multiple_of(node);
+    let most = divisors(batch).into_iter().filter(|&dp| dp <= all && whole(dp * ranks)).max()?;
+    (most * ranks > least && most * ranks < facts.accelerators).then_some(most)
+}
+
 impl Walk<'_> {
+    /// Walks the meshes with the replicas that `replicas` gives for the accelerators of one.
+    fn meshes(&mut self, stages: &[u32], global_batch: u32, replicas: impl Fn(u32) -> Option<u32>) {
+        let (space, world) = (self.space, self.facts.accelerators);
+        for &tp in &space.tp {
+            for &pp in stages {
+                for &cp in &space.cp {
+                    let Some(ranks) = tp.checked_mul(pp).and_then(|n| n.checked_mul(cp)) else { continue };
+                    if ranks == 0 || ranks > world {
+                        continue;
+                    }
+                    let Some(dp) = replicas(ranks) else { continue };
+                    let exchanges = if cp > 1 { &space.cp_kind[..] } else { &[ContextParallel::Ring] };
+                    for &cp_kind in exchanges {
+                        self.mesh(&first_plan(tp, pp, cp, cp_kind, dp, global_batch));
+                    }
+                }
+            }
+        }
+    }
+
     /// The plan passes the rules of `stage`; otherwise `weight` candidates are counted against the first that fails.
     fn passes(&mut self, stage: Stage, plan: &Plan, weight: impl FnOnce(&Self) -> u64) -> bool {
         let Some(rule) = self.rules[stage as usize].iter().copied().find(|r| !r.permits(self.facts, plan))

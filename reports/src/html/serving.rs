@@ -102,6 +102,12 @@ fn deployed(input: &ServingPage<'_>, detail: &ServingDetail) -> Markup {
                  not given; the rate below is what the deployment can do."
             }
         }
+        @if report.too_short {
+            p.verdict.warning {
+                "Too short: requests came for hardly longer than an answer takes. Engines were still filling: latencies are of \
+                 that time, and whether they keep up is not known; give more requests."
+            }
+        }
         div.facts {
             (fact(&three(report.requests_per_s), "requests/s answered"))
             (fact(&grouped(report.output_tokens_per_s.round() as u64), "generated tokens/s"))

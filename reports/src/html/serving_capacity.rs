@@ -65,14 +65,15 @@ pub fn serving_capacity_page(input: &ServingCapacityPage<'_>) -> String {
 }
 
 fn cheapest(best: &ServingSize) -> Markup {
-    let unit = match best.layout {
-        Layout::Replicas(_) => "replicas",
-        Layout::Pools(_) => "units of pools",
+    let (unit, needed, spare) = match (&best.layout, best.pools) {
+        (_, Some(p)) => ("instances of pools", p.prefill + p.decode, p.prefill_spares + p.decode_spares),
+        (Layout::Replicas(_), None) => ("replicas", best.needed.replicas, best.spare_replicas),
+        (Layout::Pools(_), None) => ("units of pools", best.needed.replicas, best.spare_replicas),
     };
     html! {
         h2 { "Cheapest: " (grouped(u64::from(best.accelerators))) " × " (best.accelerator) }
         p.verdict {
-            (layout_label(&best.layout)) " carry the rate; " (best.spare_replicas) " more " (unit)
+            (layout_label(&best.layout)) " carry the rate; " (spare) " more " (unit)
             " stand by for failures. At the rate asked for the rented ones are " (format!("{:.0} %", best.load * 100.0))
             " loaded."
             @if !best.measured { " Some kernel laws were measured on another accelerator and transferred." }
@@ -80,8 +81,8 @@ fn cheapest(best: &ServingSize) -> Markup {
         div.facts {
             (fact(&format!("${}", three(best.usd_per_hour)), "an hour, spares included"))
             (fact(&format!("${}", three(best.usd_per_million_tokens)), "per million generated tokens"))
-            (fact(&grouped(u64::from(best.needed.replicas)), &format!("{unit} needed")))
-            (fact(&grouped(u64::from(best.spare_replicas)), &format!("{unit} to spare")))
+            (fact(&grouped(u64::from(needed)), &format!("{unit} needed")))
+            (fact(&grouped(u64::from(spare)), &format!("{unit} to spare")))
             (fact(&format!("{} kW", three(best.kilowatts)), "hosts and facility included"))
             (fact(&format!("{} J", three(best.joule_per_token)), "for a generated token"))
         }
@@ -133,7 +134,7 @@ fn options(list: &[ServingSize]) -> Markup {
                 words(&s.accelerator),
                 words(short_layout_label(&s.layout)),
                 count(s.accelerators),
-                count(s.spare_replicas * s.unit_accelerators),
+                count(s.accelerators - s.needed.accelerators),
                 number(s.load * 100.0, format!("{:.0}", s.load * 100.0)),
                 cell(s.usd_per_hour),
                 cell(s.price_per_gpu_hour),

@@ -302,6 +302,12 @@ impl Replica {
         let most = if self.limits.coalesce { most } else { 1 };
         let alone = self.lanes.len() == 1 && cost.plain();
         let single = if alone { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
+        let several = if alone || most < 2 {
+            None
+        } else {
+            let decoding: Vec<u32> = self.lanes.iter().map(|l| l.decoding).collect();
+            cost.lanes_run(&decoding)
+        };
         let mut now = start;
         let mut first_end = start;
         let mut steps = 0;
@@ -309,9 +315,10 @@ impl Replica {
         let (mut bucket, mut tokens) = (usize::MAX, 0);
         let decoding: u64 = self.lanes.iter().map(|l| u64::from(l.decoding)).sum();
         loop {
-            let seconds = match &single {
-                Some(run) => run.seconds(&self.moving[0].context),
-                None => cost.seconds(&self.moving_work()),
+            let seconds = match (&single, &several) {
+                (Some(run), _) => run.seconds(&self.moving[0].context),
+                (None, Some(run)) => run.seconds(|lane| self.moving[lane].context),
+                (None, None) => cost.seconds(&self.moving_work()),
             };
             let mut duration = picoseconds(seconds + constant).max(1);
             if steps == 0 {

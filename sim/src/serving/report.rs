@@ -84,6 +84,49 @@ pub struct Kept {
     pub kept: bool,
 }
 
+/// Rates of an open loop over the second half of the time in which requests came. The beginning, in which engines fill,
+/// and the tail after the last request, in which they empty, are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Flowing {
+    /// Length of that half, seconds.
+    pub seconds: f64,
+    /// Seconds from the last request to the last token.
+    pub tail_s: f64,
+    /// Requests answered a second.
+    pub requests_per_s: f64,
+    /// Generated tokens a second; those of an answer come evenly between its first and its last.
+    pub output_tokens_per_s: f64,
+}
+
+impl Flowing {
+    /// Of a run of `traffic`.
+    fn of(run: &ServingRun, traffic: &Traffic) -> Option<Self> {
+        let (first, last) = (traffic.requests.first()?.arrival.0, traffic.requests.last()?.arrival.0);
+        if traffic.clients.is_some() || last <= first {
+            return None;
+        }
+        let from = first + (last - first) / 2;
+        let (mut answered, mut tokens) = (0u64, 0.0);
+        for (o, r) in run.outcomes.iter().zip(&traffic.requests).filter(|(o, _)| !o.refused) {
+            let inside = |at: u64| at > from && at <= last;
+            answered += u64::from(inside(o.finish.0));
+            tokens += f64::from(u8::from(inside(o.first_token.0)));
+            if o.finish.0 > o.first_token.0 {
+                let (begin, end) = (o.first_token.0.max(from), o.finish.0.min(last));
+                let share = end.saturating_sub(begin) as f64 / (o.finish.0 - o.first_token.0) as f64;
+                tokens += share * f64::from(r.output.saturating_sub(1));
+            }
+        }
+        let seconds = (last - from) as f64 * 1e-12;
+        Some(Self {
+            seconds,
+            tail_s: run.end.0.saturating_sub(last) as f64 * 1e-12,
+            requests_per_s: answered as f64 / seconds,
+            output_tokens_per_s: tokens / seconds,
+        })
+    }
+}
+
 /// Figures of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServingReport {
@@ -93,8 +136,10 @@ pub struct ServingReport {
     pub refused: u64,
     /// Seconds from the first request to the last token.
     pub seconds: f64,
-    /// Requests answered a second.
+    /// Requests answered a second, from the first request to the last token, as benchmarks count.
     pub requests_per_s: f64,
+    /// The same without the beginning and the tail; `None` for a closed loop.
+    pub flowing: Option<Flowing>,
     /// Prompt tokens a second.
     pub input_tokens_per_s: f64,
     /// Generated tokens a second.
@@ -115,6 +160,9 @@ pub struct ServingReport {
     pub good_share: f64,
     /// Requests come faster than they are answered: latencies grow with the length of the run and mean nothing.
     pub saturated: bool,
+    /// Requests came for hardly longer than an answer takes and few had left by the end: engines were still filling, and
+    /// nothing tells whether they would keep up.
+    pub too_short: bool,
     /// Mean requests in the system.
     pub mean_in_system: f64,
     /// Highest share of the cache in use.
@@ -170,7 +218,18 @@ impl ServingReport {
             let level = levels.get(usize::from(r.tenant));
             good += u64::from(level.is_none_or(|l| keeps(l, first, per, whole)));
         }
-        let saturated = saturated(run, traffic, &ttft);
+        let flowing = Flowing::of(run, traffic);
+        let answer = 1e-3 * e2e.iter().sum::<f64>() / e2e.len().max(1) as f64;
+        let (saturated, too_short) = match growth(run, traffic, &ttft) {
+            Growth::None => (false, false),
+            Growth::Waits => (true, false),
+            // Where answers take longer than three quarters of the time in which requests came, as many stay in a system
+            // that keeps up.
+            Growth::Stays => {
+                let short = flowing.is_none_or(|f| 2.0 * f.seconds < answer * 4.0 / 3.0);
+                (!short, short)
+            }
+        };
         let answered = (n as u64) - refused;
         let seconds = ((run.end - run.start).0 as f64 * 1e-12).max(1e-12);
         let itl = |p: f64| run.gaps.percentile(p).unwrap_or(0.0) * ms;
@@ -199,7 +258,7 @@ impl ServingReport {
                     percentile: p.percentile,
                     limit_ms: p.limit_ms,
                     reached_ms,
-                    kept: reached_ms <= p.limit_ms && !saturated,
+                    kept: reached_ms <= p.limit_ms && !saturated && !too_short,
                 }
             })
             .collect();
@@ -209,6 +268,7 @@ impl ServingReport {
             refused,
             seconds,
             requests_per_s: answered as f64 / seconds,
+            flowing,
             input_tokens_per_s: inputs as f64 / seconds,
             output_tokens_per_s: outputs as f64 / seconds,
             ttft_ms,
@@ -219,6 +279,7 @@ impl ServingReport {
             goodput: good as f64 / seconds,
             good_share: good as f64 / answered.max(1) as f64,
             saturated,
+            too_short,
             mean_in_system: run.request_seconds / seconds,
             peak_cache: run.peak_cache,
             preemptions,
@@ -228,23 +289,43 @@ impl ServingReport {
     }
 }
 
+impl ServingReport {
+    /// Every request is answered within every promise, and the run was long enough to tell.
+    pub fn keeps_up(&self) -> bool {
+        !self.saturated && !self.too_short && self.refused == 0 && self.promises.iter().all(|p| p.kept)
+    }
+}
+
+/// How the requests in a system grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    None,
+    /// They wait longer and longer.
+    Waits,
+    /// More and more of them stay.
+    Stays,
+}
+
 /// An open loop is saturated when its queue grows: requests of the last quarter wait three times as long as those of
 /// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives,
 /// and it is two thirds more than half-way: twice as many where nothing leaves. Long answers alone keep many in the system,
 /// and make steps slower until as many leave as come.
-fn saturated(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> bool {
+fn growth(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> Growth {
     let span = match (traffic.requests.first(), traffic.requests.last()) {
         (Some(first), Some(last)) => last.arrival.0 - first.arrival.0,
         _ => 0,
     };
     if traffic.clients.is_some() || span == 0 || ttft.len() < 40 {
-        return false;
+        return Growth::None;
     }
     let n = ttft.len();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
     let (early, late) = (mean(&ttft[n / 4..n / 2]), mean(&ttft[3 * n / 4..]));
-    let growing = late > 3.0 * early && late > early + 1000.0;
-    growing || (f64::from(run.backlog) > 0.2 * n as f64 + 64.0 && more_than_half_way(run))
+    if late > 3.0 * early && late > early + 1000.0 {
+        return Growth::Waits;
+    }
+    let stays = f64::from(run.backlog) > 0.2 * n as f64 + 64.0 && more_than_half_way(run);
+    if stays { Growth::Stays } else { Growth::None }
 }
 
 /// When the last request comes, two thirds more are in the system than half-way.

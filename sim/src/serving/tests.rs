@@ -241,12 +241,18 @@ fn saturation_is_flagged() {
         let traffic =
             workload(Arrival::Constant { rate: 14.0 }, requests, Lengths::Fixed(100), Lengths::Fixed(1000));
         let run = single(&cost, &engine, &traffic);
-        (f64::from(run.backlog) / f64::from(requests), ServingReport::new(&run, &traffic, &[]).saturated)
+        (f64::from(run.backlog) / f64::from(requests), ServingReport::new(&run, &traffic, &[]))
     };
-    let (share, saturated) = long(480);
-    assert!(share > 0.2 + 64.0 / 480.0 && share < 0.6 && !saturated, "{share}");
-    let (share, saturated) = long(160);
-    assert!(share > 0.8 && saturated, "{share}");
+    let (share, report) = long(480);
+    assert!(share > 0.2 + 64.0 / 480.0 && share < 0.6 && report.keeps_up(), "{share}");
+    // With the tail, fewer are answered a second than come; in the second half as many as come, to the edges.
+    let flowing = report.flowing.unwrap();
+    assert!(report.requests_per_s < 12.0, "{}", report.requests_per_s);
+    assert!((flowing.requests_per_s / 14.0 - 1.0).abs() < 0.15, "{flowing:?}");
+    assert!((flowing.output_tokens_per_s / 14_000.0 - 1.0).abs() < 0.15, "{flowing:?}");
+    assert!((flowing.seconds + flowing.tail_s) * 1.001 < report.seconds, "{flowing:?}");
+    let (share, report) = long(160);
+    assert!(share > 0.8 && report.too_short && !report.saturated && !report.keeps_up(), "{share}");
 }
 
 #[test]

@@ -33,10 +33,12 @@ pub(crate) fn report(report: &ServingReport) -> Value {
         .collect();
     json!({
         "saturated": report.saturated,
+        "too_short": report.too_short,
         "requests": report.requests,
         "refused": report.refused,
         "seconds": report.seconds,
         "requests_per_s": report.requests_per_s,
+        "while_requests_come": report.flowing,
         "input_tokens_per_s": report.input_tokens_per_s,
         "output_tokens_per_s": report.output_tokens_per_s,
         "ttft_ms": latency(&report.ttft_ms),

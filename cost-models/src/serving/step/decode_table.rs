@@ -15,6 +15,13 @@ fn batch(line: usize) -> f64 {
     }
 }
 
+/// The last line that is no larger than a batch.
+fn batch_line(sequences: u32) -> usize {
+    let octave = (31 - sequences.leading_zeros()) as usize;
+    let half = usize::from(octave > 0 && sequences >= 3u32 << (octave - 1));
+    (2 * octave).saturating_sub(1) + half
+}
+
 fn length(line: usize) -> f64 {
     let odd = if line % 2 == 1 { std::f64::consts::SQRT_2 } else { 1.0 };
     (16u64 << (line / 2)) as f64 * odd
@@ -57,7 +64,7 @@ impl DecodeTable {
     pub(super) fn row(&self, sequences: u32) -> DecodeRow<'_> {
         let n = f64::from(sequences.max(1));
         let last = BATCHES - 1;
-        let line = (0..last).rev().find(|l| batch(*l) <= n).unwrap_or(0);
+        let line = batch_line(sequences.max(1)).min(last - 1);
         let row = |line: usize| &self.seconds[line * LENGTHS..(line + 1) * LENGTHS];
         let (low, high) = (batch(line), batch(line + 1));
         let (share, scale) = if n > high { (1.0, n / high) } else { ((n - low) / (high - low), 1.0) };
@@ -103,6 +110,14 @@ mod tests {
         let batches: Vec<f64> = (0..BATCHES).map(batch).collect();
         assert_eq!(batches[..8], [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0]);
         assert!(batches.windows(2).all(|w| w[0] < w[1]) && batches[BATCHES - 1] == 8192.0, "{batches:?}");
+    }
+
+    #[test]
+    fn the_line_of_a_batch_is_the_last_below_it() {
+        for n in (1..10_000).chain([20_000, u32::MAX]) {
+            let slow = (0..BATCHES - 1).rev().find(|l| batch(*l) <= f64::from(n)).unwrap();
+            assert_eq!(batch_line(n).min(BATCHES - 2), slow, "{n}");
+        }
     }
 
     #[test]

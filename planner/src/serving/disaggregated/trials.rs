@@ -86,8 +86,7 @@ fn with_requests(
 }
 
 fn keeps(found: &Trial) -> bool {
-    let report = &found.report;
-    !report.saturated && report.refused == 0 && report.promises.iter().all(|p| p.kept)
+    found.report.keeps_up()
 }
 
 /// A promise is broken by so far that a longer run cannot mend it.
