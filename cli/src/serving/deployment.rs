@@ -12,8 +12,8 @@
 //!
 //! `[prefill]` and `[decode]` tables take the place of the sizes where prompts and answers run on pools of their own;
 //! `[speculation]`, `[autoscale]`, `[kv_offload]`, `[adapters]` and `[co_serving]` run beside the replicas; `overlap` and
-//! `[sm_partition]` say how kernels share an accelerator, `[redundant_experts]` evens out experts. Every key is used or
-//! refused.
+//! `[sm_partition]` say how kernels share an accelerator, `[redundant_experts]` evens out experts, `[expert_offload]` keeps
+//! them outside. Every key is used or refused.
 
 mod arrangement;
 mod beside;
@@ -333,6 +333,7 @@ impl Deployed {
             speculation: speculation::read(self, job, &layout, host)?,
             arrangement: arrangement::read(self)?,
             redundant: arrangement::redundant(self)?,
+            experts_outside: arrangement::outside(self, job)?,
             layout,
         };
         let nodes = &job.cluster.groups[job.group];

@@ -119,6 +119,8 @@ fn beside(served: &Served) -> Option<&'static str> {
         Some("caches kept in host memory")
     } else if options.adapters.is_some() {
         Some("adapters")
+    } else if served.experts_outside.is_some() {
+        Some("experts outside the accelerators")
     } else if options.co_serving.is_some() {
         Some("fine-tuning beside inference")
     } else {

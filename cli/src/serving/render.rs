@@ -320,7 +320,13 @@ pub(crate) fn figures(report: &ServingReport) -> String {
                     three(k.percentile),
                     seconds(k.reached_ms * 1e-3),
                     seconds(k.limit_ms * 1e-3),
-                    if k.kept { "kept" } else { "BROKEN" }
+                    if k.kept {
+                        "kept"
+                    } else if report.too_short && k.reached_ms <= k.limit_ms {
+                        "not known"
+                    } else {
+                        "BROKEN"
+                    }
                 )
             })
             .collect();

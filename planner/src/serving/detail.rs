@@ -138,12 +138,21 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
         Layout::Pools(_) if served.speculation.is_some() => {
             return together("speculation", "speculation in pools of their own is not built".to_owned());
         }
+        Layout::Pools(_) if served.experts_outside.is_some() => {
+            let what = "experts outside the accelerators in pools of their own is not built";
+            return together("expert_offload", what.to_owned());
+        }
         Layout::Pools(_) if shared => {
             return together(key, format!("`{key}` in pools of their own is not built"));
         }
         Layout::Pools(split) => return pools::detail(request, split, served.redundant.as_ref()),
         Layout::Replicas(deployment) => deployment,
     };
+    let outside = served.experts_outside.as_ref();
+    if outside.is_some() && (shared || served.speculation.is_some() || served.redundant.is_some()) {
+        let what = "experts outside the accelerators together with speculation, redundant copies or a partition is not built";
+        return together("expert_offload", what.to_owned());
+    }
     if shared && served.speculation.is_some() {
         return together(key, format!("`{key}` together with speculation is not built"));
     }
@@ -160,6 +169,21 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
         let accelerator = &request.node(served.group).accelerator.name;
         engine = redundant.on(request.engine, accelerator, request.model, deployment);
         request.engine = &engine;
+    }
+    let outside_engine;
+    let mut copied;
+    let mut served = served;
+    if let Some(outside) = outside {
+        if let Some(fault) = outside.fault(request.model, deployment) {
+            return together("expert_offload", fault);
+        }
+        if let Some(copies) = outside.copies(request.model, deployment) {
+            outside_engine = outside.on(request.engine, &copies);
+            request.engine = &outside_engine;
+            copied = served.clone();
+            copied.options.expert_offload = Some(copies);
+            served = &copied;
+        }
     }
     match (&served.speculation, served.arrangement) {
         (Some(speculation), _) => speculative::detail(&request, deployment, speculation, served),

@@ -1,6 +1,6 @@
 //! What serves: replicas, or pools for prompts and for answers, and what runs beside them.
 
-use super::{Arrangement, RedundantExperts};
+use super::{Arrangement, ExpertsOutside, RedundantExperts};
 use psim_models::Model;
 use psim_models::serving::Deployment;
 use psim_sim::serving::speculation::{Acceptance, TreeChances};
@@ -151,13 +151,15 @@ pub struct Served {
     pub arrangement: Arrangement,
     /// Copies of hot experts, if any.
     pub redundant: Option<RedundantExperts>,
+    /// Experts in host memory or on disk, if they are not on the accelerators.
+    pub experts_outside: Option<ExpertsOutside>,
 }
 
 impl Served {
     /// A layout with nothing but options beside it.
     pub fn of(layout: Layout, options: FleetOptions) -> Self {
         let (arrangement, redundant) = (Arrangement::InTurn, None);
-        Self { layout, group: 0, options, speculation: None, arrangement, redundant }
+        Self { layout, group: 0, options, speculation: None, arrangement, redundant, experts_outside: None }
     }
 
     /// Plain replicas.

@@ -178,7 +178,11 @@ fn promises(report: &ServingReport) -> Markup {
                 words(format!("{} p{}", k.metric.name(), three(k.percentile))),
                 number(k.limit_ms, three(k.limit_ms)),
                 number(k.reached_ms, three(k.reached_ms)),
-                words(if k.kept { "kept" } else { "broken" }),
+                words(match (k.kept, report.too_short && k.reached_ms <= k.limit_ms) {
+                    (true, _) => "kept",
+                    (false, true) => "not known",
+                    (false, false) => "broken",
+                }),
             ]
         })
         .collect();

@@ -176,6 +176,7 @@ pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOpt
         adapters: options.adapters,
         co_serving: options.co_serving,
         tiers: options.tiers,
+        expert_offload: options.expert_offload,
         pace: options.pace.filter(|span| *span > 0),
         fed: false,
     }

@@ -206,6 +206,38 @@ impl Lane {
         }
     }
 
+    /// What is read in the step after `steps` others, while nobody comes or goes.
+    pub(super) fn ahead(&self, steps: u64) -> [u64; KINDS] {
+        let mut context = self.context;
+        for (context, growing) in context.iter_mut().zip(self.growing) {
+            *context += steps * u64::from(growing);
+        }
+        context
+    }
+
+    /// By how much that grows with each step.
+    pub(super) fn growth(&self) -> [u32; KINDS] {
+        self.growing
+    }
+
+    /// Bytes that sequences need in the next `steps` decoding steps together.
+    pub(super) fn needs(&self, steps: u64) -> u64 {
+        let block = u64::from(self.shape.block);
+        let round = self.growing_blocks() * (steps / block);
+        round + (0..steps % block).map(|ahead| self.need(ahead)).sum::<u64>()
+    }
+
+    /// Bytes of the blocks that sequences need in as many steps as a block has tokens.
+    fn growing_blocks(&self) -> u64 {
+        self.residues.iter().map(|n| u64::from(*n)).sum::<u64>() * self.shape.block_bytes
+    }
+
+    /// `steps` decoding steps cannot fill the cache.
+    pub(super) fn roomy(&self, steps: u64) -> bool {
+        let rounds = steps / u64::from(self.shape.block) + 1;
+        self.used.saturating_add(self.growing_blocks().saturating_mul(rounds)) <= self.shape.capacity
+    }
+
     /// Takes over the state after `steps` decoding steps; sequences that end are handed to `leave`.
     pub(super) fn commit(&mut self, steps: u64, moved: Moving, leave: &mut Vec<Leaving>) {
         if self.decoding == 0 {

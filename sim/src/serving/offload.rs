@@ -4,6 +4,7 @@
 //! block over the host link (or from a disk). Sources: Pre-gated MoE (Hwang et al., ISCA 2024, equation 1 and figure
 //! 10), ExpertFlow (2024), SE-MoE (Shen et al. 2022, ring memory).
 
+use psim_hardware::BytesPerSec;
 use serde::{Deserialize, Serialize};
 
 /// When experts are copied.
@@ -37,6 +38,18 @@ const NOT_BUILT: [(&str, &str); 2] = [
 ];
 
 impl OffloadPolicy {
+    /// In a few words.
+    pub fn name(self) -> String {
+        match self {
+            Self::Resident => "resident".to_owned(),
+            Self::OnDemand => "copied when chosen".to_owned(),
+            Self::PrefetchAll => "all of the next layer copied ahead".to_owned(),
+            Self::PreGated => "those chosen for the next layer copied ahead".to_owned(),
+            Self::Predicted { hit_rate } => format!("{:.0} % of them guessed and copied ahead", 100.0 * hit_rate),
+            Self::Ring { slots } => format!("a ring of {slots} layers"),
+        }
+    }
+
     /// Reads a name; `predicted` and `ring` carry a number: `predicted:0.9`, `ring:4`.
     ///
     /// # Errors
@@ -176,6 +189,45 @@ impl OffloadBlock {
             ends.push(compute);
         }
         compute
+    }
+}
+
+/// Experts outside the accelerators of a replica that serves requests: every step is a pass over the layers that have
+/// experts, their share of the step in each, with the copies beside it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertOffload {
+    /// When experts are copied.
+    pub policy: OffloadPolicy,
+    /// Layers with experts.
+    pub layers: u32,
+    /// Experts of a layer.
+    pub experts: f64,
+    /// Experts that a token chooses.
+    pub top_k: f64,
+    /// Bytes of one expert on one accelerator.
+    pub expert_bytes: f64,
+    /// Rate of the link that experts come over, of one accelerator.
+    pub link: BytesPerSec,
+}
+
+impl ExpertOffload {
+    /// A layer of a step of so many tokens.
+    pub fn block(&self, tokens: u32) -> OffloadBlock {
+        let chosen = OffloadBlock::distinct(self.experts, self.top_k, f64::from(tokens));
+        let (experts, expert_bytes) = (self.experts, self.expert_bytes);
+        OffloadBlock { execute: 0.0, experts, chosen, expert_bytes, link: self.link.0.max(1.0) }
+    }
+
+    /// Seconds of a step that takes `seconds` with all experts at hand.
+    pub fn seconds(&self, block: &OffloadBlock, seconds: f64) -> f64 {
+        let layers = self.layers.max(1);
+        OffloadBlock { execute: seconds / f64::from(layers), ..*block }.pass(self.policy, layers)
+    }
+
+    /// Bytes of all experts, and of those that the policy keeps on an accelerator for steps of at most so many tokens.
+    pub fn bytes(&self, most_tokens: u32) -> (f64, f64) {
+        let all = f64::from(self.layers) * self.experts * self.expert_bytes;
+        (all, self.block(most_tokens).peak_bytes(self.policy, self.layers).min(all))
     }
 }
 

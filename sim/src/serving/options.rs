@@ -1,6 +1,7 @@
 //! Options of a serving run beside the engine's own profile.
 
 use super::autoscale::Autoscale;
+use super::offload::ExpertOffload;
 use psim_hardware::{Bytes, BytesPerSec, Seconds};
 
 /// How requests are given to replicas.
@@ -132,6 +133,8 @@ pub struct FleetOptions {
     pub co_serving: Option<CoServing>,
     /// Host memory and disk, in this order, for prefixes that the device has no room for.
     pub tiers: [Option<CacheTier>; 2],
+    /// Experts live outside the accelerators (replicas of one lane).
+    pub expert_offload: Option<ExpertOffload>,
     /// Replicas come and go with the load, up to all of them.
     pub autoscale: Option<Autoscale>,
     /// Follow the exponential mean of each answer's gaps between tokens over a span of so many ([`Outcome::slowest`]).
@@ -152,6 +155,7 @@ impl Default for FleetOptions {
             adapters: None,
             co_serving: None,
             tiers: [None; 2],
+            expert_offload: None,
             autoscale: None,
             pace: None,
         }

@@ -3,6 +3,7 @@
 use super::adapters::AdapterPool;
 use super::histogram::Histogram;
 use super::lane::{CacheShape, Lane, Leaving, Moving};
+use super::offload::{ExpertOffload, OffloadBlock};
 use super::options::{AdapterOptions, CacheTier, CoServing, SwapOptions};
 use super::prefix::PrefixTree;
 use super::rules::Rules;
@@ -14,6 +15,7 @@ use std::collections::VecDeque;
 mod admission;
 mod booking;
 mod co_serving;
+mod decoding;
 mod eviction;
 mod fairness;
 mod feeding;
@@ -44,6 +46,7 @@ pub(super) struct Limits {
     pub(super) adapters: Option<AdapterOptions>,
     pub(super) co_serving: Option<CoServing>,
     pub(super) tiers: [Option<CacheTier>; 2],
+    pub(super) expert_offload: Option<ExpertOffload>,
     /// Span of the exponential mean of gaps that is followed.
     pub(super) pace: Option<u32>,
     /// Sequences come with their cache from another pool, whose events wake the engine.
@@ -271,6 +274,14 @@ impl Replica {
         options.launches.0 + f64::from(active) * options.bytes.0 as f64 / options.read.0.max(1.0)
     }
 
+    /// Copies of experts in a layer of this step, where they live outside.
+    fn experts_outside(&self) -> Option<(ExpertOffload, OffloadBlock)> {
+        let offload = self.limits.expert_offload?;
+        let decoding: u32 = self.lanes.iter().filter(|l| l.decodes).map(|l| l.decoding).sum();
+        let prompts: u32 = self.lanes.iter().flat_map(|l| &l.chunks).map(|c| c.tokens).sum();
+        Some((offload, offload.block(decoding + prompts)))
+    }
+
     /// Times the next steps: one step with prompts, or decoding until something changes or `limit` is reached.
     fn run(&mut self, cost: &StepCost, store: &Store, start: u64, limit: u64, decode_only: bool) {
         self.gaps.clear();
@@ -279,8 +290,13 @@ impl Replica {
             *moving = lane.moving();
         }
         let constant = self.adapter_seconds();
+        let outside = self.experts_outside();
+        let with_copies = |seconds: f64| match &outside {
+            Some((offload, block)) => offload.seconds(block, seconds),
+            None => seconds,
+        };
         if !decode_only || self.tunes() {
-            let seconds = self.tuned_seconds(cost) + constant + self.extra_seconds;
+            let seconds = with_copies(self.tuned_seconds(cost)) + constant + self.extra_seconds;
             let end = start + picoseconds(seconds).max(1);
             for (lane, moving) in self.lanes.iter().zip(&mut self.moving) {
                 if lane.decodes && lane.decoding > 0 {
@@ -300,69 +316,7 @@ impl Replica {
         }
         let most = if self.hold_steps > 0 { most.min(self.hold_steps) } else { most };
         let most = if self.limits.coalesce { most } else { 1 };
-        let alone = self.lanes.len() == 1 && cost.plain();
-        let single = if alone { Some(cost.decode_run(self.lanes[0].decoding)) } else { None };
-        let several = if alone || most < 2 {
-            None
-        } else {
-            let decoding: Vec<u32> = self.lanes.iter().map(|l| l.decoding).collect();
-            cost.lanes_run(&decoding)
-        };
-        let mut now = start;
-        let mut first_end = start;
-        let mut steps = 0;
-        // Gaps of the first step are booked with the time since the last one; see `finish`.
-        let (mut bucket, mut tokens) = (usize::MAX, 0);
-        let decoding: u64 = self.lanes.iter().map(|l| u64::from(l.decoding)).sum();
-        loop {
-            let seconds = match (&single, &several) {
-                (Some(run), _) => run.seconds(&self.moving[0].context),
-                (None, Some(run)) => run.seconds(|lane| self.moving[lane].context),
-                (None, None) => cost.seconds(&self.moving_work()),
-            };
-            let mut duration = picoseconds(seconds + constant).max(1);
-            if steps == 0 {
-                duration += picoseconds(self.extra_seconds);
-            }
-            now += duration;
-            if self.limits.pace.is_some() {
-                self.step_ends.push(now);
-            }
-            if steps == 0 {
-                first_end = now;
-            } else {
-                let b = Histogram::bucket(duration);
-                if b != bucket {
-                    if tokens > 0 {
-                        self.gaps.push((bucket, tokens));
-                    }
-                    (bucket, tokens) = (b, 0);
-                }
-                tokens += decoding;
-            }
-            for (lane, moving) in self.lanes.iter().zip(&mut self.moving) {
-                if lane.decoding > 0 {
-                    moving.used += lane.need(steps);
-                    lane.advance(moving);
-                }
-            }
-            steps += 1;
-            if steps >= most || now >= limit {
-                break;
-            }
-            let short = self
-                .lanes
-                .iter()
-                .zip(&self.moving)
-                .any(|(lane, m)| lane.decoding > 0 && m.used + lane.need(steps) > lane.shape().capacity);
-            if short {
-                break;
-            }
-        }
-        if tokens > 0 {
-            self.gaps.push((bucket, tokens));
-        }
-        self.pending = Some(Pending { start, end: now, steps, first_end, decode_only });
+        self.decode(cost, (start, limit), most, |seconds| with_copies(seconds) + constant);
     }
 
     fn work(&self) -> Vec<LaneWork<'_>> {
@@ -376,11 +330,9 @@ impl Replica {
             .collect()
     }
 
-    fn moving_work(&self) -> Vec<LaneWork<'_>> {
-        self.lanes
-            .iter()
-            .zip(&self.moving)
-            .map(|(l, m)| LaneWork { decoding: l.decoding, context: m.context, chunks: &[] })
-            .collect()
+    /// The step of decoding after `steps` others.
+    fn work_ahead(&self, steps: u64) -> Vec<LaneWork<'_>> {
+        let of = |l: &'_ Lane| LaneWork { decoding: l.decoding, context: l.ahead(steps), chunks: &[] };
+        self.lanes.iter().map(of).collect()
     }
 }

@@ -145,7 +145,11 @@ fn faults_of_deployments_are_named_with_a_hint() {
         ("[swap]\ngroup_blocks = 4", "without swapping"),
         ("preemption = \"drop\"", "is not a treatment"),
         ("accelerator = \"A100-SXM-80GB\"", "has no nodes"),
-        ("expert_offload = \"pre-gated\"", "not in a run of requests"),
+        ("[expert_offload]\npolicy = \"pre-gated\"", "has no experts"),
+        ("[expert_offload]\npolicy = \"read-me\"", "is not built"),
+        ("[expert_offload]\npolicy = \"predicted:2\"", "not between 0 and 1"),
+        ("[expert_offload]\npolicy = \"pre-gated\"\ntier = \"tape\"", "no place for experts"),
+        ("[expert_offload]\npolicy = \"pre-gated\"\ngb_per_s = 0.0", "not a number above zero"),
         ("attention_ffn = true", "not in a run of requests"),
         ("overlap = \"magic\"", "no overlap of kernels"),
         ("overlap = \"nanoflow\"\npp = 2", "without pipeline stages"),
@@ -361,6 +365,27 @@ fn steps_on_a_device_of_several_engines_are_explained() {
     let wrong = psim_in(&files, &command.replace("d.toml", "x.toml"));
     assert_eq!(wrong.code, 2, "{}", wrong.transcript());
     assert!(wrong.err.contains("neupims") && wrong.err.contains("hint:"), "{}", wrong.err);
+}
+
+#[test]
+fn experts_outside_are_slower_the_less_is_hidden() {
+    let files = copied();
+    let tpot = |policy: &str| {
+        let text = std::fs::read_to_string(files.path().join("expert-offload.toml")).unwrap();
+        let text = text.replace("pre-gated\" ", &format!("{policy}\" "));
+        std::fs::write(files.path().join("own.toml"), text).unwrap();
+        let command = "simulate --model mixtral-8x7b --cluster h100x8 --workload fixed-2048-128 --plan own.toml --json";
+        let run = psim_in(&files, command);
+        assert_eq!(run.code, 0, "{policy}: {}", run.transcript());
+        json(&run.out)["report"]["tpot_ms"]["p50"].as_f64().unwrap()
+    };
+    let (gated, demand, all) = (tpot("pre-gated"), tpot("on-demand"), tpot("prefetch-all"));
+    assert!(gated < demand && gated < all, "{gated} {demand} {all}");
+    let page = psim_in(
+        &files,
+        "explain --model mixtral-8x7b --cluster h100x8 --workload fixed-2048-128 --plan expert-offload.toml",
+    );
+    assert_eq!(page.code, 2, "{}", page.transcript());
 }
 
 #[test]

@@ -1,10 +1,13 @@
-//! `overlap`, `[sm_partition]` and `[redundant_experts]`: what shares an accelerator, and copies of hot experts.
+//! `overlap`, `[sm_partition]`, `[redundant_experts]` and `[expert_offload]`: what shares an accelerator, copies of hot
+//! experts, and experts outside.
 
+use super::super::ServingJob;
 use super::Deployed;
 use crate::failure::Failure;
-use psim_hardware::Seconds;
-use psim_planner::serving::{Arrangement, RedundantExperts};
+use psim_hardware::{BytesPerSec, Seconds};
+use psim_planner::serving::{Arrangement, ExpertsOutside, RedundantExperts};
 use psim_sim::serving::Partition;
+use psim_sim::serving::offload::OffloadPolicy;
 use psim_sim::serving::partition::Controller;
 
 const TABLE: &str = "sm_partition";
@@ -68,4 +71,43 @@ pub(super) fn redundant(deployed: &Deployed) -> Result<Option<RedundantExperts>,
         return Err(deployed.inside("redundant_experts", "skew", message, hint));
     }
     Ok(Some(RedundantExperts { copies: file.copies, skew: file.skew }))
+}
+
+/// Experts outside the accelerators.
+pub(super) fn outside(deployed: &Deployed, job: &ServingJob) -> Result<Option<ExpertsOutside>, Failure> {
+    let Some(file) = &deployed.file.expert_offload else { return Ok(None) };
+    let wrong = |key: &str, message: String, hint: &str| {
+        Err(deployed.inside("expert_offload", key, format!("[expert_offload]: {message}"), hint))
+    };
+    let policy = match OffloadPolicy::parse(&file.policy) {
+        Ok(OffloadPolicy::Resident) => {
+            let message = "`resident` leaves every expert on the accelerators".to_owned();
+            return wrong("policy", message, "leave the table out");
+        }
+        Ok(policy) => policy,
+        Err(message) => {
+            return wrong("policy", message, "on-demand, prefetch-all, pre-gated, predicted:0.9 or ring:4");
+        }
+    };
+    let node = job.node();
+    let each = f64::from(node.accelerators.max(1));
+    let own = match file.tier.as_str() {
+        "host" => Some(node.host_link.0),
+        "disk" | "ssd" => node.nvme.as_ref().map(|s| (s.read.0 / each).min(node.host_link.0)),
+        other => {
+            return wrong("tier", format!("`{other}` is no place for experts"), "host or disk");
+        }
+    };
+    let link = match (file.gb_per_s, own) {
+        (Some(rate), _) if rate.is_finite() && rate > 0.0 => rate * 1e9,
+        (Some(rate), _) => {
+            return wrong("gb_per_s", format!("{rate} is not a number above zero"), "gigabytes a second");
+        }
+        (None, Some(own)) => own,
+        (None, None) => {
+            let message = format!("the nodes of {} have no rate for their disks", job.cluster.name);
+            return wrong("tier", message, "add `gb_per_s`");
+        }
+    };
+    Ok(Some(ExpertsOutside { policy, link: BytesPerSec(link) }))
 }

@@ -6,18 +6,12 @@ use psim_sim::serving::speculation::TreeChances;
 use serde::{Deserialize, Serialize};
 
 /// Keys of the field that psim does not simulate in a deployment, with the reason.
-pub(super) const NOT_BUILT: [(&str, &str); 5] = [
+pub(super) const NOT_BUILT: [(&str, &str); 4] = [
     ("cp", "context parallelism is for the prompts of a [prefill] pool only"),
     ("speculative", "the table is called [speculation]"),
     (
         "offload",
-        "caches go into [kv_offload]; experts outside the accelerator are priced in `psim gallery` only, not in a \
-                 run of requests",
-    ),
-    (
-        "expert_offload",
-        "experts outside the accelerator are priced in `psim gallery` only (pre-gated, ExpertFlow, SE-MoE), \
-                        not in a run of requests",
+        "caches go into [kv_offload], experts into [expert_offload]",
     ),
     (
         "attention_ffn",
@@ -98,6 +92,8 @@ pub(super) struct File {
     pub(super) sm_partition: Option<SmPartitionFile>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) redundant_experts: Option<RedundantExpertsFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expert_offload: Option<ExpertOffloadFile>,
 }
 
 impl File {
@@ -137,6 +133,7 @@ impl File {
             overlap: None,
             sm_partition: None,
             redundant_experts: None,
+            expert_offload: None,
         }
     }
 }
@@ -311,6 +308,24 @@ pub(super) struct RedundantExpertsFile {
     pub(super) copies: u32,
     /// Exponent of Zipf's law of how often experts are chosen; 0 is even.
     pub(super) skew: f64,
+}
+
+/// Experts outside the accelerators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExpertOffloadFile {
+    /// on-demand, prefetch-all, pre-gated, predicted:RATE, ring:LAYERS.
+    pub(super) policy: String,
+    /// host or disk.
+    #[serde(default = "in_host")]
+    pub(super) tier: String,
+    /// Gigabytes a second to each accelerator; the node's own link where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gb_per_s: Option<f64>,
+}
+
+fn in_host() -> String {
+    "host".to_owned()
 }
 
 fn one() -> u32 {

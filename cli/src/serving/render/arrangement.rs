@@ -34,5 +34,12 @@ pub(super) fn line(detail: &ServingDetail, served: &Served) -> Vec<String> {
             at.ep,
         ));
     }
+    if let Some(outside) = served.experts_outside {
+        lines.push(format!(
+            "experts: outside the accelerators, {} at {} GB/s each",
+            outside.policy.name(),
+            three(outside.link.0 * 1e-9),
+        ));
+    }
     lines
 }

@@ -29,7 +29,23 @@ struct RunKind<'a> {
     arithmetic: f64,
 }
 
+/// Steps for which a batch that reads `context` tokens, `growth` more each step, stays on one line of a table.
+pub(super) fn straight_steps(row: &DecodeRow<'_>, stretch: f64, context: u64, growth: u32) -> u64 {
+    if growth == 0 {
+        return u64::MAX;
+    }
+    let to = row.straight_to(context as f64 * stretch) / stretch;
+    ((to - context as f64) / f64::from(growth)).ceil().max(1.0) as u64
+}
+
 impl DecodeRun<'_> {
+    /// Steps from one that reads `context`, each with `growth` more, over which no table bends: seconds are a maximum of
+    /// lines in them.
+    pub fn straight(&self, context: &[u64; KINDS], growth: &[u32; KINDS]) -> u64 {
+        let kinds = self.kinds.iter().flatten().zip(context).zip(growth);
+        kinds.map(|((k, c), g)| straight_steps(&k.row, k.stretch, *c, *g)).min().unwrap_or(u64::MAX)
+    }
+
     /// Seconds of the step that reads this many cached tokens per attention kind.
     pub fn seconds(&self, context: &[u64; KINDS]) -> f64 {
         let (mut attention, mut roofline) = (0.0, self.base_roofline);

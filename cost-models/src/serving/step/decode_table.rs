@@ -83,6 +83,19 @@ pub(super) struct DecodeRow<'a> {
 }
 
 impl DecodeRow<'_> {
+    /// Tokens read by the batch from which on another line of the table holds.
+    pub(super) fn straight_to(&self, context: f64) -> f64 {
+        let each = context / self.sequences;
+        let next = if each < SHORTEST {
+            SHORTEST
+        } else if each >= length(LENGTHS - 1) {
+            f64::INFINITY
+        } else {
+            length(line_of(each) + 1)
+        };
+        next * self.sequences
+    }
+
     /// Seconds of one layer in which the batch reads `context` tokens; on chords between lines, in proportion beyond.
     pub(super) fn seconds(&self, context: f64) -> f64 {
         let each = context / self.sequences;

@@ -1,6 +1,7 @@
 //! Runs of decoding steps of several lanes with unchanged batches: as [`StepCost::seconds`] prices them, bit for bit, with
 //! all that does not depend on the cache looked up once.
 
+use super::decode_run::straight_steps;
 use super::decode_table::DecodeRow;
 use super::{KINDS, StepCost, overlapped};
 
@@ -98,6 +99,17 @@ impl StepCost {
 }
 
 impl LanesRun<'_> {
+    /// Steps over which no table of any lane bends, from one that reads what `lane(i)` gives, with what it reads more each
+    /// step.
+    pub fn straight(&self, lane: impl Fn(usize) -> ([u64; KINDS], [u32; KINDS])) -> u64 {
+        let of = |l: &LaneRun<'_>| {
+            let (context, growth) = lane(l.index);
+            let kinds = l.kinds.iter().flatten().zip(context).zip(growth);
+            kinds.map(|((k, c), g)| straight_steps(&k.row, self.stretch, c, g)).min().unwrap_or(u64::MAX)
+        };
+        self.lanes.iter().map(of).min().unwrap_or(u64::MAX)
+    }
+
     /// Seconds of the step in which lane `i` reads `context(i)` cached tokens per attention kind.
     pub fn seconds(&self, context: impl Fn(usize) -> [u64; KINDS]) -> f64 {
         let (cost, pieces) = (self.cost, &*self.cost.pieces);

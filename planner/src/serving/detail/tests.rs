@@ -101,3 +101,59 @@ fn redundant_copies_speed_up_skewed_experts() {
     assert!(some.cache_bytes < none.cache_bytes);
     assert!(dense(1).run(Arrangement::InTurn, Some(RedundantExperts { copies: 8, skew: 0.8 })).is_err());
 }
+
+/// One sequence at a time of Mixtral 8x7B on one H100, whose 93 GB of weights do not fit.
+#[test]
+fn experts_outside_by_hand() {
+    use crate::serving::ExpertsOutside;
+    use psim_sim::serving::offload::OffloadPolicy;
+    let model = presets::find("mixtral-8x7b").unwrap();
+    let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
+    let library = ProfileLibrary::built_in();
+    let q = Quantization::uniform(NumberFormat::Bf16);
+    let deployment = Deployment::tensor_parallel(1, q);
+    let workload = ServingWorkload::fixed("w", Arrival::ClosedLoop { concurrency: 1 }, 3, 64, 33);
+    let engine = EngineProfile { token_budget: 64, ..find("vllm-v1").unwrap().clone() };
+    let request = ServingRequest {
+        model: &model,
+        cluster: &cluster,
+        engine: &engine,
+        workload: &workload,
+        quantization: q,
+        library: &library,
+        requests: 3,
+        seed: 3,
+    };
+    let run = |deployment, policy: Option<OffloadPolicy>| {
+        let link = psim_hardware::BytesPerSec(50e9);
+        let experts_outside = policy.map(|policy| ExpertsOutside { policy, link });
+        detail(&request, &Served { experts_outside, ..Served::replicas(deployment, FleetOptions::default()) })
+    };
+    assert!(matches!(run(deployment, None), Err(DetailError::Cost(StepCostError::Memory { .. }))));
+    // An expert is three matrices of 4,096 x 14,336 numbers of two bytes: 352 MB, 7.05 ms at 50 GB/s. A token chooses two
+    // of eight in each of 32 layers: 451 ms of copies a token.
+    let expert = 3.0 * 4096.0 * 14_336.0 * 2.0;
+    let copies = 32.0 * 2.0 * expert / 50e9 * 1e3;
+    let demand = run(deployment, Some(OffloadPolicy::OnDemand)).unwrap();
+    let gated = run(deployment, Some(OffloadPolicy::PreGated)).unwrap();
+    let all = run(deployment, Some(OffloadPolicy::PrefetchAll)).unwrap();
+    assert_eq!((demand.report.requests, demand.run.generated_tokens), (3, 99));
+    let tpot = |d: &ServingDetail| d.report.tpot_ms.p50;
+    // Hidden behind copies but for the last layer, all steps being shorter than those: a layer of 32.
+    let step = (tpot(&demand) - tpot(&gated)) * 32.0 / 31.0;
+    assert!((tpot(&demand) / (copies + step) - 1.0).abs() < 1e-3, "{} {copies} {step}", tpot(&demand));
+    assert!((tpot(&gated) / (copies + step / 32.0) - 1.0).abs() < 1e-3, "{} {copies}", tpot(&gated));
+    // 47 billion numbers less the experts' 45, read at 3.35 TB/s at least, and the two experts of each layer.
+    assert!((7.7..40.0).contains(&step), "{step}");
+    // All eight experts instead of two.
+    assert!((tpot(&all) / tpot(&gated) - 4.0).abs() < 0.01, "{} {}", tpot(&all), tpot(&gated));
+    // The memory that is left: 80 GB less what is not an expert, two chosen experts of a layer twice, and the reserve.
+    let attention = 2.0 * 1.6e9;
+    assert!(demand.cache_bytes > gated.cache_bytes && gated.cache_bytes >= all.cache_bytes);
+    assert!(demand.cache_bytes < 80e9 - attention, "{}", demand.cache_bytes);
+    let spread = Deployment { attention_dp: 2, ep: 2, ..deployment };
+    assert!(matches!(
+        run(spread, Some(OffloadPolicy::PreGated)),
+        Err(DetailError::Together { key: "expert_offload", .. })
+    ));
+}
