@@ -219,14 +219,16 @@ impl ServingReport {
             good += u64::from(level.is_none_or(|l| keeps(l, first, per, whole)));
         }
         let flowing = Flowing::of(run, traffic);
-        let answer = 1e-3 * e2e.iter().sum::<f64>() / e2e.len().max(1) as f64;
+        let mean = |values: &[f64]| 1e-3 * values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let (waited, answer) = (mean(&ttft), mean(&e2e));
         let (saturated, too_short) = match growth(run, traffic, &ttft) {
             Growth::None => (false, false),
             Growth::Waits => (true, false),
             // Where answers take longer than three quarters of the time in which requests came, as many stay in a system
-            // that keeps up.
+            // that keeps up; but there they do not wait for their first token.
             Growth::Stays => {
-                let short = flowing.is_none_or(|f| 2.0 * f.seconds < answer * 4.0 / 3.0);
+                let long = flowing.is_none_or(|f| 2.0 * f.seconds < answer * 4.0 / 3.0);
+                let short = long && waited < 0.25 * answer;
                 (!short, short)
             }
         };
