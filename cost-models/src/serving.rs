@@ -16,6 +16,6 @@ pub mod tables;
 
 pub use engine::{EngineParameters, EngineProfile, Policy};
 pub use step::{
-    DecodeRun, Drafting, KINDS, Lane, LanesRun, NanoPlan, PricedStep, PromptChunk, Share, StepCost, StepCostError,
-    StepPieces, StepResources, Work,
+    DecodeRun, Drafting, KINDS, Lane, LanesRun, NanoPlan, PricedStep, PromptChunk, Share, StepCost,
+    StepCostError, StepPieces, StepResources, Work,
 };

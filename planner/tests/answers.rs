@@ -370,7 +370,8 @@ fn a_part_of_the_cluster_is_used_where_all_of_it_divides_badly() {
 fn how_many_plans_are_shown_does_not_change_the_best() {
     let cluster = cluster("h100", 16_384);
     let workload = workload(8192, 512);
-    let with = |top: usize| answer("405b", &cluster, &workload, |r| (r.top, r.pareto) = (top, false)).unwrap();
+    let with =
+        |top: usize| answer("405b", &cluster, &workload, |r| (r.top, r.pareto) = (top, false)).unwrap();
     let few = with(3);
     let plan = &few.plans[0].plan;
     assert_eq!((plan.tp, plan.pp, plan.dp, plan.cp, plan.vpp), (8, 8, 64, 4, 8), "{plan:?}");

@@ -73,8 +73,8 @@ fn table(report: &PlanReport) -> String {
     ];
     let keep = |name: &str| shown.iter().find(|s| s.0 == name).is_none_or(|s| s.1);
     let all = [
-        "#", "gpus", "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs", "batch", "rcmp", "zero", "sched", "step s",
-        "tok/s", "MFU%", "GB", "free", "bub%", "exp%", "$/Btok", "days",
+        "#", "gpus", "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "mbs", "batch", "rcmp", "zero", "sched",
+        "step s", "tok/s", "MFU%", "GB", "free", "bub%", "exp%", "$/Btok", "days",
     ];
     let columns: Vec<(&str, _)> = all
         .iter()

@@ -143,7 +143,9 @@ pub(crate) fn explain(
         Some(plan) => {
             let case = Case::load(arguments, common, plan, host)?;
             if case.served.experts_outside.is_some() {
-                let message = "steps with copies of experts are not taken apart: they depend on the tokens of the step".to_owned();
+                let message =
+                    "steps with copies of experts are not taken apart: they depend on the tokens of the step"
+                        .to_owned();
                 return Err(case.file.at("expert_offload", message, "`psim simulate` runs them"));
             }
             let layouts: Vec<(&str, usize, Deployment)> = match &case.served.layout {

@@ -172,12 +172,7 @@ fn sized(
 }
 
 /// The same pools sized apart, where that is cheaper.
-fn apart(
-    request: &ServingRequest<'_>,
-    units: ServingSize,
-    rate: f64,
-    availability: f64,
-) -> ServingSize {
+fn apart(request: &ServingRequest<'_>, units: ServingSize, rate: f64, availability: f64) -> ServingSize {
     let Layout::Pools(split) = units.layout else { return units };
     let Some((pools, report)) = apart::apart(request, &split, rate, availability) else { return units };
     let (needed, rented) = pools.accelerators(&split);

@@ -77,7 +77,9 @@ pub fn enumerate(space: &SearchSpace, facts: &Facts, global_batch: u32) -> Enume
         let mut walk = Walk { facts: &idle, ..walk };
         // What leaves a quarter idle is hardly ever faster; where nothing else is legal, half may idle.
         let three_quarters = world - world / 4;
-        walk.meshes(&space.partial_pp, global_batch, |ranks| partial(facts, ranks, global_batch, three_quarters));
+        walk.meshes(&space.partial_pp, global_batch, |ranks| {
+            partial(facts, ranks, global_batch, three_quarters)
+        });
         if walk.out.plans.is_empty() {
             let half = world / 2;
             walk.meshes(&space.partial_pp, global_batch, |ranks| {

@@ -45,7 +45,9 @@ impl OffloadPolicy {
             Self::OnDemand => "copied when chosen".to_owned(),
             Self::PrefetchAll => "all of the next layer copied ahead".to_owned(),
             Self::PreGated => "those chosen for the next layer copied ahead".to_owned(),
-            Self::Predicted { hit_rate } => format!("{:.0} % of them guessed and copied ahead", 100.0 * hit_rate),
+            Self::Predicted { hit_rate } => {
+                format!("{:.0} % of them guessed and copied ahead", 100.0 * hit_rate)
+            }
             Self::Ring { slots } => format!("a ring of {slots} layers"),
         }
     }

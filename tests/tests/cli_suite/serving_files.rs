@@ -374,7 +374,8 @@ fn experts_outside_are_slower_the_less_is_hidden() {
         let text = std::fs::read_to_string(files.path().join("expert-offload.toml")).unwrap();
         let text = text.replace("pre-gated\" ", &format!("{policy}\" "));
         std::fs::write(files.path().join("own.toml"), text).unwrap();
-        let command = "simulate --model mixtral-8x7b --cluster h100x8 --workload fixed-2048-128 --plan own.toml --json";
+        let command =
+            "simulate --model mixtral-8x7b --cluster h100x8 --workload fixed-2048-128 --plan own.toml --json";
         let run = psim_in(&files, command);
         assert_eq!(run.code, 0, "{policy}: {}", run.transcript());
         json(&run.out)["report"]["tpot_ms"]["p50"].as_f64().unwrap()

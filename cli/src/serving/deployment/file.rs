@@ -9,10 +9,7 @@ use serde::{Deserialize, Serialize};
 pub(super) const NOT_BUILT: [(&str, &str); 4] = [
     ("cp", "context parallelism is for the prompts of a [prefill] pool only"),
     ("speculative", "the table is called [speculation]"),
-    (
-        "offload",
-        "caches go into [kv_offload], experts into [expert_offload]",
-    ),
+    ("offload", "caches go into [kv_offload], experts into [expert_offload]"),
     (
         "attention_ffn",
         "attention and feed-forward on different accelerators are priced in `psim gallery` only, not in a run \

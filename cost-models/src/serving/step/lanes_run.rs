@@ -84,8 +84,7 @@ impl StepCost {
         }
         let all: u32 = lanes.iter().map(|l| l.tokens).sum();
         let busy = lanes.len().max(1) as f64;
-        let together =
-            (copies > 1).then(|| all.div_ceil(busy.min(f64::from(pieces.stages)).max(1.0) as u32));
+        let together = (copies > 1).then(|| all.div_ceil(busy.min(f64::from(pieces.stages)).max(1.0) as u32));
         Some(LanesRun {
             cost: self,
             together,

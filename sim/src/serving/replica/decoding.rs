@@ -57,9 +57,7 @@ impl Replica {
     fn stretch(&self, prices: &Prices<'_>, from: u64, most: u64, price: impl Fn(u64) -> f64) -> Stretch {
         let straight = match prices {
             Prices::One(run) => run.straight(&self.reads(0, from), &self.lanes[0].growth()),
-            Prices::Lanes(run) => {
-                run.straight(|lane| (self.reads(lane, from), self.lanes[lane].growth()))
-            }
+            Prices::Lanes(run) => run.straight(|lane| (self.reads(lane, from), self.lanes[lane].growth())),
             Prices::Any(_) => 1,
         };
         let first = price(from);
