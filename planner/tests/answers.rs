@@ -355,7 +355,7 @@ fn a_part_of_the_cluster_is_used_where_all_of_it_divides_badly() {
     assert!(part.step_time_s.value < all.step_time_s.value);
     assert_eq!(free.searched, free.pruned + free.simulated);
     // Whole nodes, and never more than a quarter idle where something is legal on all.
-    for p in free.plans.iter() {
+    for p in &free.plans {
         assert!(p.plan.world().is_multiple_of(8) && p.idle_accelerators <= 26, "{:?}", p.plan);
     }
     // The same plan on a cluster of 96.
