@@ -175,6 +175,7 @@ pub fn threads_stack() -> StackProfile {
             cp: false,
             fsdp_prefetch: 0,
             bucket: Bytes(40_000_000),
+            bucket_per_rank: Bytes(0),
         },
         host: Host {
             expert_launches: 1.0,
@@ -193,6 +194,7 @@ pub fn threads_stack() -> StackProfile {
             moments: 8.0,
             fp16_gradient: None,
             sharded_gradient: 0.0,
+            bf16_gradient_copy: false,
         },
         memory: MemoryOverheads {
             context: Bytes(0),
