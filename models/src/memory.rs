@@ -9,7 +9,7 @@ mod activations;
 
 pub use activations::{LayerActivations, layer_activations};
 
-use crate::arch::Model;
+use crate::arch::{Ffn, Model};
 use crate::layout::{Chunk, Layout, block_of};
 use crate::lowering::{Shape, padded_vocab};
 use crate::parameters::Split;
@@ -121,6 +121,26 @@ pub fn rank_parameters(model: &Model, layout: &Layout, stage: usize, shape: &Sha
         }
     }
     out
+}
+
+/// Elements of the largest weight of a stage on one rank: the embedding (or the output layer's copy of it) where the stage
+/// has one, else the wider matrix of a feed-forward part.
+fn largest_weight(model: &Model, layout: &Layout, stage: usize, shape: &Shape) -> f64 {
+    let mut largest: f64 = 0.0;
+    for (_, chunk) in layout.chunks_of(stage) {
+        if chunk.embedding || chunk.head {
+            largest = largest.max((padded_vocab(model.vocab, shape.tp) * model.hidden) as f64);
+        }
+        for &(kind, _) in &chunk.layers {
+            let width = match block_of(model, kind).map(|b| &b.ffn) {
+                Some(Ffn::Dense(dense)) => dense.hidden * if dense.gated { 2 } else { 1 },
+                Some(Ffn::Moe(moe)) => moe.hidden * if moe.gated { 2 } else { 1 },
+                _ => 0,
+            };
+            largest = largest.max((width * model.hidden) as f64);
+        }
+    }
+    largest / shape.tp as f64
 }
 
 /// Activations held on a stage at the peak.
@@ -246,6 +266,10 @@ pub fn stage_ledger_with(
     if shape.sequence_parallel {
         // The gathered input of a linear layer lives while the layer runs.
         working += shape.base.size() * (shape.tokens * model.hidden) as f64;
+    }
+    if stack.states.bf16_gradient_copy && shape.base == DType::Bf16 && p.trainable >= 1.0 {
+        // Larger than any block that activations leave behind: the allocator takes memory of its own for it.
+        working += 4.0 * largest_weight(model, layout, stage as usize, shape);
     }
     if stack.memory.placeholder_gradients && p.trainable >= 1.0 {
         // One gradient per distinct shape of weight: those of one layer; the experts of a layer share two.

@@ -97,6 +97,10 @@ pub struct Overlap {
     pub narrow_gather: bool,
     /// Size at which a gradient bucket is sent.
     pub bucket: Bytes,
+    /// A bucket holds at least this for every rank that reduces it (Megatron-Core: the greater of 40 million elements and
+    /// one million for each rank, so that every rank's share is worth a message).
+    #[serde(default)]
+    pub bucket_per_rank: Bytes,
 }
 
 /// Host-side costs.
@@ -143,6 +147,10 @@ pub struct States {
     /// fp32 copy of the (sharded) gradients that exists during the update under fp16.
     #[serde(default)]
     pub sharded_gradient: f64,
+    /// Under bf16, one weight's gradient at a time is converted to fp32 before it is added to its buffer
+    /// (`BF16_Optimizer.update_hp_grads` of DeepSpeed): a copy of 4 bytes an element of the largest weight of the stage.
+    #[serde(default)]
+    pub bf16_gradient_copy: bool,
 }
 
 /// What the framework keeps on the device beside tensors.

@@ -53,9 +53,10 @@ pub(super) fn reduction(
     let wire = stack.states.gradient_wire;
     let mut out = Reduction { buckets: 1.0, ..Reduction::default() };
     let groups = [(parameters.dense, shape.groups.dp), (parameters.expert, shape.groups.edp)];
-    let bucket = stack.overlap.bucket.as_f64();
     for (count, group) in groups {
         let count = count * parameters.trainable;
+        let fewest = f64::from(group.ranks) * stack.overlap.bucket_per_rank.as_f64();
+        let bucket = if stack.overlap.bucket.0 > 0 { stack.overlap.bucket.as_f64().max(fewest) } else { 0.0 };
         let buckets = if bucket > 0.0 { (count * wire / bucket).ceil().clamp(1.0, 64.0) } else { 1.0 };
         out.buckets = out.buckets.max(buckets);
         let time = |kind, bytes| bucketed(cost, kind, count, bytes, &group, buckets);

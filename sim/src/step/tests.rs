@@ -6,8 +6,8 @@ use crate::Level;
 use crate::pipeline::PipelineSim;
 use psim_cost_models::{ProfileLibrary, stacks};
 use psim_hardware::profile::StackProfile;
-use psim_hardware::{Cluster, catalogue};
-use psim_models::plan::{Plan, Recompute, Schedule, Sharding};
+use psim_hardware::{Bytes, Cluster, catalogue};
+use psim_models::plan::{Plan, Precision, Recompute, Schedule, Sharding};
 use psim_models::{Model, TrainingWorkload, presets};
 
 struct Case {
@@ -191,4 +191,43 @@ fn contention_slows_l2_and_more_of_it_more() {
             last = time;
         }
     }
+}
+
+#[test]
+fn the_bf16_optimizer_of_deepspeed_converts_the_gradient_of_its_largest_weight() {
+    let memory = |precision, on: bool| {
+        let plan = Plan { precision, sequence_parallel: false, ..plan(2, 2, 8, 1, 1, 64) };
+        let mut setting = setting(&Case {
+            model: "llama2-13b",
+            accelerator: "a100",
+            stack: "megatron-deepspeed",
+            plan: plan.clone(),
+        });
+        setting.stack.states.bf16_gradient_copy = on;
+        setting.step().predict(&plan, Level::L1, false).unwrap().memory[0].total.as_f64()
+    };
+    // The embedding of 32,000 by 5,120 over two ranks, four bytes an element, and what fragmentation adds.
+    let copy = 4.0 * 32_000.0 * 5_120.0 / 2.0;
+    let more = (memory(Precision::Bf16, true) - memory(Precision::Bf16, false)) / copy;
+    assert!((1.0..1.2).contains(&more), "{more}");
+    assert_eq!(memory(Precision::Fp16, true), memory(Precision::Fp16, false));
+}
+
+#[test]
+fn buckets_grow_with_the_ranks_that_reduce_them() {
+    let buckets = |per_rank: u64, dp: u32| {
+        let plan = plan(1, 1, dp, 1, 1, dp);
+        let mut setting = setting(&Case {
+            model: "llama3-8b",
+            accelerator: "h100",
+            stack: "megatron-core-2025",
+            plan: plan.clone(),
+        });
+        setting.stack.overlap.bucket = Bytes(160_000_000);
+        setting.stack.overlap.bucket_per_rank = Bytes(per_rank);
+        setting.step().mesh_costs(&plan).unwrap().reductions[0].buckets
+    };
+    // Forty ranks of four megabytes each make the bucket of old; beyond that it grows.
+    assert_eq!(buckets(4_000_000, 32), buckets(0, 32));
+    assert!(buckets(4_000_000, 512) < buckets(0, 512));
 }
