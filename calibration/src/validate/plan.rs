@@ -211,7 +211,10 @@ fn stage_layers(row: &Row, model: &Model, pp: u32, vpp: u32, family: Family) -> 
     if let Some(parts) = recipe_layout(row, model, chunks) {
         return parts;
     }
-    let with_ends = partition.contains("embedding");
+    // A row that says nothing about the split: a number of layers that divides with the ends alone was chosen for them.
+    let chosen =
+        partition.is_empty() && !layers.is_multiple_of(chunks) && (layers + 2).is_multiple_of(chunks);
+    let with_ends = partition.contains("embedding") || family == Family::DeepSpeed && chosen;
     if family == Family::DeepSpeed && vpp == 1 && layers >= chunks {
         return filled(layers, chunks, with_ends);
     }
@@ -520,6 +523,24 @@ mod tests {
         let chunks = recipe_layout(row, &model, 32).unwrap();
         assert_eq!((chunks[0], chunks[1], chunks[31]), (1, 2, 0));
         assert_eq!(chunks.iter().sum::<u32>(), 61);
+    }
+
+    #[test]
+    fn layers_that_divide_with_both_ends_alone_were_chosen_for_them() {
+        let parts = |layers: u32, extra: &str| {
+            let row = format!(
+                r#"{{"id":"a","kind":"train","config":{{"framework":"Megatron-DeepSpeed"{extra}}},"hardware":{{}},
+                "model":{{"name":"gpt-x","layers":{layers},"hidden":1024,"heads":16,"vocab":50000}}}}"#
+            );
+            let row = &row::read(&row.replace('\n', " ")).unwrap()[0];
+            let (model, _) = super::super::model::map(&row.model, &row.config).unwrap();
+            stage_layers(row, &model, 12, 1, Family::DeepSpeed)
+        };
+        assert_eq!(parts(82, ""), filled(82, 12, true));
+        assert_eq!(parts(82, r#","extra":{"pp_partition":"transformer"}"#), filled(82, 12, false));
+        // 84 divide as they are; 80 divide neither way.
+        assert_eq!(parts(84, ""), filled(84, 12, false));
+        assert_eq!(parts(80, ""), filled(80, 12, false));
     }
 
     #[test]
