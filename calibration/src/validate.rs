@@ -32,7 +32,9 @@
 pub mod ablations;
 pub mod accuracy;
 pub mod cluster;
+pub mod contradictions;
 pub mod convention;
+pub mod facts;
 pub mod left_out;
 pub mod map;
 pub mod model;

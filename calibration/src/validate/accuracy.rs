@@ -5,6 +5,7 @@
 mod asked;
 pub mod plot;
 
+use super::contradictions::Contradiction;
 use super::left_out::LeftOut;
 use super::ranking::groups;
 use super::refit::{Problem, State};
@@ -84,6 +85,7 @@ pub fn markdown(report: &Report, problem: &Problem, left_out: Option<&LeftOut>) 
     out += "![Errors per source](accuracy-errors.svg)\n";
     rankings(&mut out, report);
     memory(&mut out, report);
+    contradicted(&mut out, report);
     worst(&mut out, report);
     parameters(&mut out, problem);
     out
@@ -185,6 +187,19 @@ fn memory(out: &mut String, report: &Report) {
                 if row.fits == Some(true) { "said to fit, ran out" } else { "said not to fit, ran" };
             let _ = writeln!(out, "- `{}`: {verdict}", row.id);
         }
+    }
+}
+
+fn contradicted(out: &mut String, report: &Report) {
+    let found = report.contradictions();
+    if found.is_empty() {
+        return;
+    }
+    *out += "\n## Rows that their own source contradicts\n\nFigures of one source that cannot all be true \
+        (`calibration/src/validate/contradictions.rs`). Every score above counts these\nrows; the second figures in the first \
+        table leave them out.\n\n";
+    for Contradiction { rows: [one, other], text } in found {
+        let _ = writeln!(out, "- `{one}` and `{other}`: {text}.");
     }
 }
 

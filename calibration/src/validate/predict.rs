@@ -1,5 +1,6 @@
 //! Predicts mapped rows and restates the predictions in the rows' own metrics.
 
+use super::facts::Facts;
 use super::map::{Mapped, Reason, map};
 use super::ranking::{self, Candidate};
 use super::row::{Row, source_of};
@@ -161,6 +162,7 @@ fn blank(row: &Row) -> RowResult {
         notes: Vec::new(),
         breakdown: Vec::new(),
         doubts: Vec::new(),
+        facts: None,
     }
 }
 
@@ -185,6 +187,18 @@ fn fill(result: &mut RowResult, row: &Row, mapped: &Mapped, prediction: &StepPre
         };
     }
     result.fits = Some(prediction.fits);
+    let (peers, sisters) = ranking::relations(row);
+    result.facts = Some(Facts {
+        peers,
+        sisters,
+        batch: row.config.global_batch_seqs.map_or(f64::from(mapped.plan.global_batch), |b| b as f64),
+        seconds: row.measured.step_time_s,
+        tflops: row.measured.tflops_per_gpu,
+        ideal: Some(prediction.breakdown.ideal_compute.0 * scale),
+        peak: row.measured.peak_mem_gb,
+        ledger: Some(memory),
+        capacity: prediction.memory_capacity.gib(),
+    });
     let step = times[0];
     let mut parts: Vec<(&'static str, f64)> = prediction
         .breakdown

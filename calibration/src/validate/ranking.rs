@@ -49,32 +49,56 @@ pub struct GroupRanking {
 
 /// Group and configuration keys of a training row.
 pub fn keys(row: &Row) -> (String, String) {
-    let field = |section: &str, key: &str| row.value.get(section).and_then(|s| s.get(key));
-    let text = |value: Option<&Value>| value.filter(|v| !v.is_null()).map_or(String::new(), plain);
-    let of = |section: &str, keys: &[&str]| {
-        keys.iter().map(|k| text(field(section, k))).collect::<Vec<_>>().join(",")
-    };
-    let extra =
-        |keys: &[&str]| keys.iter().map(|k| text(row.config.extra.get(*k))).collect::<Vec<_>>().join(",");
     let group = [
-        of("model", &["name", "layers", "hidden", "heads", "vocab", "experts", "top_k"]),
-        of("hardware", &["gpu", "gpus"]),
-        of("config", &["global_batch_seqs", "seq_len", "precision", "framework"]),
-        extra(&["container", "release", "date", "variant", "precision_label", "task"]),
+        of(row, "model", &["name", "layers", "hidden", "heads", "vocab", "experts", "top_k"]),
+        of(row, "hardware", &["gpu", "gpus"]),
+        of(row, "config", &["global_batch_seqs", "seq_len", "precision", "framework"]),
+        release(row),
     ]
     .join("|");
-    let configuration = [
-        of(
-            "config",
-            &["tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "zero", "fsdp", "recompute"],
-        ),
-        of("config", &["sequence_parallel", "flash_attention", "overlap", "schedule"]),
-        extra(&["schedule_name", "pp_partition", "method", "position", "cp_comm_type"]),
-        extra(&["recompute_modules_recipe_head", "layers_per_virtual_stage", "dispatcher", "ddp_impl"]),
-        extra(&["cross_entropy_fusion", "mtp_layers", "moe_capacity_factor"]),
+    (group, configuration(row))
+}
+
+/// Keys of rows that differ in their global batch alone, and of rows that differ in their layers and heads alone.
+pub fn relations(row: &Row) -> (String, String) {
+    let model = of(row, "model", &["name", "layers", "hidden", "heads", "vocab", "experts", "top_k"]);
+    let machine = of(row, "hardware", &["gpu", "gpus"]);
+    let software = of(row, "config", &["seq_len", "precision", "framework"]);
+    let source = super::row::source_of(&row.id);
+    let peers = [source, &model, &machine, &software, &release(row), &configuration(row)].join("|");
+    let layout = ["tp", "pp", "dp", "cp", "ep", "vpp", "micro_batch", "zero", "fsdp", "recompute"];
+    let sisters = [source, &machine, &software, &of(row, "config", &layout)].join("|");
+    (peers, sisters)
+}
+
+/// Values of some keys of a section, one after another.
+fn of(row: &Row, section: &str, keys: &[&str]) -> String {
+    let field = |key: &str| row.value.get(section).and_then(|s| s.get(key));
+    keys.iter().map(|k| text(field(k))).collect::<Vec<_>>().join(",")
+}
+
+fn extra(row: &Row, keys: &[&str]) -> String {
+    keys.iter().map(|k| text(row.config.extra.get(*k))).collect::<Vec<_>>().join(",")
+}
+
+fn text(value: Option<&Value>) -> String {
+    value.filter(|v| !v.is_null()).map_or(String::new(), plain)
+}
+
+fn release(row: &Row) -> String {
+    extra(row, &["container", "release", "date", "variant", "precision_label", "task"])
+}
+
+fn configuration(row: &Row) -> String {
+    let layout = ["tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "zero", "fsdp", "recompute"];
+    [
+        of(row, "config", &layout),
+        of(row, "config", &["sequence_parallel", "flash_attention", "overlap", "schedule"]),
+        extra(row, &["schedule_name", "pp_partition", "method", "position", "cp_comm_type"]),
+        extra(row, &["recompute_modules_recipe_head", "layers_per_virtual_stage", "dispatcher", "ddp_impl"]),
+        extra(row, &["cross_entropy_fusion", "mtp_layers", "moe_capacity_factor"]),
     ]
-    .join("|");
-    (group, configuration)
+    .join("|")
 }
 
 /// A value without the difference between `181` and `181.0`.

@@ -1,5 +1,6 @@
 //! The result of a validation: JSON for programs, a table for people.
 
+use super::contradictions::{self, Contradiction};
 use super::score::{RowResult, Status, Summary, summarise};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -35,6 +36,11 @@ impl Report {
             .collect();
         let weak = summarise(rows.iter().filter(|r| r.weak));
         Self { rows, all, sources, weak }
+    }
+
+    /// Figures of one source that exclude each other.
+    pub fn contradictions(&self) -> Vec<Contradiction> {
+        contradictions::find(&self.rows)
     }
 
     /// The documented JSON: `{schema, units, rows, summary: {all, sources, weak}}`.

@@ -3,6 +3,7 @@
 //! Percentages are percentages (`12.5` is 12.5 %): errors, bias, regret, interval coverage and width. A *source* is the
 //! leading letters and digits of a row's `id`. Weak rows are scored apart.
 
+use super::facts::Facts;
 use super::percentile::percentile;
 use super::ranking::{Candidate, Ranking, rank};
 use serde::Serialize;
@@ -80,6 +81,8 @@ pub struct RowResult {
     pub breakdown: Vec<(&'static str, f64)>,
     /// What the interval is made of: standard deviation of ln(time) by cause.
     pub doubts: Vec<(&'static str, f64)>,
+    /// What other rows of the source may contradict.
+    pub facts: Option<Facts>,
 }
 
 /// Memory score.
@@ -211,6 +214,7 @@ mod tests {
             notes: Vec::new(),
             breakdown: Vec::new(),
             doubts: Vec::new(),
+            facts: None,
         }
     }
 

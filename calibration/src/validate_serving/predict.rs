@@ -307,5 +307,6 @@ fn blank(row: &Row) -> RowResult {
         notes: Vec::new(),
         breakdown: Vec::new(),
         doubts: Vec::new(),
+        facts: None,
     }
 }

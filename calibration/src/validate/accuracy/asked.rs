@@ -1,5 +1,6 @@
 //! What is asked of the training predictions, and what is reached.
 
+use crate::validate::contradictions::Contradiction;
 use crate::validate::left_out::LeftOut;
 use crate::validate::percentile::percentile;
 use crate::validate::ranking::groups;
@@ -103,8 +104,9 @@ pub(super) fn table(out: &mut String, report: &Report, left_out: Option<&LeftOut
     });
     lines.push(Line::most("ranking: mean regret", 1.0, all.ranking.mean_regret));
     let mut worst = Line::most("ranking: regret of the worst group", 6.0, all.ranking.max_regret);
-    if let Some(next) = regrets(report).get(1) {
-        let _ = write!(worst.reached, " (the next one {next:.1} %)");
+    let contradictions = report.contradictions();
+    if let (false, Some(other)) = (contradictions.is_empty(), regrets(report, &contradictions).first()) {
+        let _ = write!(worst.reached, " ({other:.1} % without rows that their source contradicts, below)");
     }
     lines.push(worst);
     let (right, folds) = folding(report);
@@ -125,10 +127,16 @@ pub(super) fn table(out: &mut String, report: &Report, left_out: Option<&LeftOut
         98.0,
         Some(100.0 * ran_right as f64 / ran.max(1) as f64),
     ));
+    let doubted = |row: &&RowResult| contradictions.iter().any(|c| c.rows[0] == row.id);
+    let missed = report.rows.iter().filter(|r| !r.weak && r.ran == Some(false) && r.fits == Some(true));
+    let denied = match missed.filter(doubted).count() {
+        0 => String::new(),
+        count => format!(" (contradicted by their own source, below: {count})"),
+    };
     lines.push(Line {
         what: "rows that ran out of memory, judged so",
         limit: "all".to_owned(),
-        reached: format!("{out_right} of {out_all}"),
+        reached: format!("{out_right} of {out_all}{denied}"),
         held: Some(out_right == out_all),
     });
     lines.push(Line::most("peak memory, median", 5.0, all.memory.median_ape));
@@ -165,9 +173,10 @@ fn intervals(left: &LeftOut) -> Vec<Line> {
     ]
 }
 
-/// Regrets of all groups, worst first.
-fn regrets(report: &Report) -> Vec<f64> {
-    let strong = report.rows.iter().filter(|r| !r.weak && !r.doubtful);
+/// Regrets of all groups without the rows of some contradictions, worst first.
+fn regrets(report: &Report, without: &[Contradiction]) -> Vec<f64> {
+    let named = |row: &RowResult| without.iter().any(|c| c.rows.contains(&row.id));
+    let strong = report.rows.iter().filter(|r| !r.weak && !r.doubtful && !named(r));
     let candidates: Vec<_> = strong.filter_map(|r| r.candidate.as_ref()).collect();
     let mut all: Vec<f64> = groups(&candidates).iter().map(|g| g.regret).collect();
     all.sort_by(|a, b| b.total_cmp(a));
