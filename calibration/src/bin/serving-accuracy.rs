@@ -1,10 +1,12 @@
-//! `serving-accuracy ROWS.jsonl [DUMP.csv [held-out [ENGINES]]]`: predicts published serving rows and prints the errors
-//! per source; with `--write FOLDER` also the accuracy page.
+//! `serving-accuracy ROWS.jsonl [DUMP.csv [HALF [ENGINES]]]`: predicts published serving rows and prints the errors per
+//! source; `HALF` is `held-out`, `fitting` (residuals may be studied there) or `all`. With `--write FOLDER` also the
+//! accuracy page.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;
 use psim_calibration::validate::score::Status;
 use psim_calibration::validate_serving::accuracy::{Class, FAMILIES, class, coverage, macro_median, scores};
+use psim_calibration::validate_serving::fit::is_training;
 use psim_calibration::validate_serving::predict::ServingPredictor;
 use rayon::prelude::*;
 use std::fmt::Write;
@@ -19,7 +21,7 @@ fn main() -> ExitCode {
         folder
     });
     let Some(path) = arguments.first() else {
-        eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out]]");
+        eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out|fitting|all [ENGINES]]] [--write FOLDER]");
         return ExitCode::from(2);
     };
     let rows = match std::fs::read_to_string(path)
@@ -33,11 +35,13 @@ fn main() -> ExitCode {
         }
     };
     let rows: Vec<row::Row> = rows.into_iter().filter(|r| r.kind == "serve").collect();
-    let held_out = arguments.get(2).is_some_and(|a| a == "held-out");
-    let rows: Vec<row::Row> = rows
-        .into_iter()
-        .filter(|r| !held_out || !psim_calibration::validate_serving::fit::is_training(r))
-        .collect();
+    let half = arguments.get(2).map(String::as_str);
+    let wanted = |r: &row::Row| match half {
+        Some("held-out") => !is_training(r),
+        Some("fitting") => is_training(r),
+        _ => true,
+    };
+    let rows: Vec<row::Row> = rows.into_iter().filter(wanted).collect();
     let mut predictor = ServingPredictor::built_in();
     // Profiles that are not built in yet: a folder of them as the fourth argument.
     if let Some(folder) = arguments.get(3) {

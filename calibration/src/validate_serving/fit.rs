@@ -79,7 +79,7 @@ const FITTED: [(&str, f64); 6] = [
 ];
 
 /// Parameters of a whole engine.
-const BASE: [&str; 23] = [
+const BASE: [&str; 22] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -101,11 +101,10 @@ const BASE: [&str; 23] = [
     "moe_arithmetic",
     "front_us",
     "eager_layer_us",
-    "expert_imbalance",
     "pipeline",
 ];
 /// Those of an engine on an accelerator.
-const OWN: [&str; 18] = [
+const OWN: [&str; 20] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -120,6 +119,8 @@ const OWN: [&str; 18] = [
     "prompt",
     "reduce_us",
     "ttft_ms",
+    "cast",
+    "eager_layer_us",
     "small",
     "arithmetic",
     "moe_arithmetic",
@@ -133,7 +134,9 @@ const PULL: f64 = 0.0008;
 const WORTH: f64 = 0.0004;
 /// Samples that starting points are compared on, and most samples of a fit.
 const FIRST: usize = 60;
-const MOST: usize = 120;
+const MOST: usize = 180;
+/// Rounds of steps of one number after another.
+const WALKS: usize = 5;
 /// Rows of an accelerator from which it gets numbers of its own, and all of them.
 const FEW_ROWS: usize = 4;
 const OWN_ROWS: usize = 15;
@@ -230,6 +233,7 @@ fn fit_engine(
                 .min_by(|a, b| a.1.total_cmp(&b.1))
                 .map_or(built_in.parameters, |s| s.0);
             let (found, _) = all.minimise(start, &names, 6);
+            let (found, _) = all.walk(found, &names, WALKS);
             let (kept, loss) = all.prune(found, &names, WORTH);
             progress.profile.parameters = rounded(kept);
             keep(&progress, &format!("{name}: {} rows, loss {loss:.4}", samples.len()));
@@ -248,9 +252,13 @@ fn fit_engine(
         let rows = samples.len();
         let own = Problem { predictor, samples: first(&samples, MOST), anchor: base, pull: PULL };
         // From the engine's numbers, or from what the accelerator had before, whichever is nearer.
-        let before = built_in.on(gpu).0;
+        let mut before = base;
+        for name in &names {
+            before.set(name, built_in.on(gpu).0.get(name).unwrap_or_default());
+        }
         let start = if own.loss(before) < own.loss(base) { before } else { base };
         let (found, _) = own.minimise(start, &names, 6);
+        let (found, _) = own.walk(found, &names, WALKS);
         let (kept, loss) = own.prune(found, &names, WORTH);
         let kept = rounded(kept);
         let changed: BTreeMap<String, f64> = OWN
@@ -280,7 +288,6 @@ fn movable(names: &[&'static str], samples: &[&Sample]) -> Vec<&'static str> {
     let timed = samples.iter().any(|s| s.measured.iter().any(|(metric, _)| *metric == "ttft_ms"));
     let told = |name: &&&str| match **name {
         "moe" | "moe_arithmetic" => experts,
-        "expert_imbalance" => experts && any(&|m| m.deployment.ep > 1),
         "all_reduce" | "reduce_us" => split,
         "pipeline" => any(&|m| m.deployment.pp > 1),
         "ttft_ms" | "front_us" => timed,
@@ -301,7 +308,10 @@ fn starts(present: EngineParameters) -> Vec<EngineParameters> {
     {
         eager.set(name, larger);
     }
-    vec![present, plain, eager]
+    // No cast is fused, small kernels as timed alone.
+    let mut apart = plain;
+    apart.set("cast", 1.0);
+    vec![present, plain, eager, apart]
 }
 
 /// Four digits each.

@@ -149,7 +149,8 @@ pub struct EngineParameters {
     pub all_reduce: f64,
     /// Share of the key/value reads that query heads of one group share: 1 reads each key once, 0 once per query head.
     pub kv_reuse: f64,
-    /// Busiest over mean rank of experts spread over ranks.
+    /// Busiest over mean rank of experts spread over ranks; 0 derives it from the spread of their popularity
+    /// ([`super::kernels::MoeCall::busiest`]).
     pub expert_imbalance: f64,
     /// Share of a pipeline's ideal overlap that is reached: 0 runs stages one after another.
     pub pipeline: f64,
@@ -180,7 +181,7 @@ impl Default for EngineParameters {
             moe: 0.9,
             all_reduce: 1.0,
             kv_reuse: 1.0,
-            expert_imbalance: 1.1,
+            expert_imbalance: 0.0,
             pipeline: 1.0,
         }
     }
@@ -190,8 +191,8 @@ impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
     pub const BOUNDS: [(&'static str, f64, f64); 23] = [
         ("step_us", 10.0, 80_000.0),
-        ("sequence_us", 0.1, 300.0),
-        ("prompt_us", 1.0, 20_000.0),
+        ("sequence_us", 0.1, 2000.0),
+        ("prompt_us", 1.0, 10_000.0),
         ("layer_us", 0.1, 200.0),
         ("overlap_us", 0.02, 4.0),
         ("loop_us", 10.0, 40_000.0),
@@ -210,7 +211,7 @@ impl EngineParameters {
         ("moe", 0.25, 1.2),
         ("all_reduce", 0.4, 1.3),
         ("kv_reuse", 0.0, 1.0),
-        ("expert_imbalance", 1.0, 2.0),
+        ("expert_imbalance", 0.0, 4.0),
         ("pipeline", 0.0, 1.0),
     ];
 
@@ -338,9 +339,10 @@ impl EngineProfile {
 }
 
 /// Embedded engine files.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("deepspeed-mii-2024", include_str!("../../data/serving/engines/deepspeed-mii-2024.toml")),
     ("deepspeed-gaudi-2024", include_str!("../../data/serving/engines/deepspeed-gaudi-2024.toml")),
+    ("distserve-2024", include_str!("../../data/serving/engines/distserve-2024.toml")),
     ("llama.cpp-2024", include_str!("../../data/serving/engines/llama.cpp-2024.toml")),
     ("orca", include_str!("../../data/serving/engines/orca.toml")),
     ("rocm-atom", include_str!("../../data/serving/engines/rocm-atom.toml")),

@@ -109,18 +109,30 @@ pub struct MoeCall {
     pub local: f64,
 }
 
-/// Experts in play of an unevenly routed layer, as a share of all: a step hits as many different ones as even routing
-/// over so many would. Routers are balanced over a corpus, not over the tokens of a step, which resemble one another.
-pub const EXPERTS_IN_PLAY: f64 = 0.8;
+/// Fewest experts of a layer whose popularity spreads: routers of a few coarse experts are balanced.
+const MANY_EXPERTS: f64 = 32.0;
 
 impl MoeCall {
     /// Experts of `local` that get at least one of `draws` routed rows in a step of an engine.
+    ///
+    /// Routers are balanced over a corpus, not over the tokens of a step, which resemble one another: how many rows an
+    /// expert expects is itself spread. With an exponential spread (deviation equal to the mean, as the hottest expert
+    /// of a few hundred then gets some six times the mean) an expert is missed by Poisson draws of mean m with
+    /// probability 1 / (1 + m), in place of exp(-m).
     pub fn hit(local: f64, experts: f64, draws: f64) -> f64 {
-        let share = if experts >= 32.0 { EXPERTS_IN_PLAY } else { 1.0 };
-        let few = Self::touched(local * share, experts * share, draws);
-        // Long prompts reach every expert.
-        let all = 1.0 - (-draws / (50.0 * experts)).exp();
-        few + all * (local - few).max(0.0)
+        if experts < MANY_EXPERTS {
+            return Self::touched(local, experts, draws);
+        }
+        let mean = draws / experts;
+        local * mean / (1.0 + mean)
+    }
+
+    /// Rows and touched experts of the busiest of `ranks` ranks over the mean rank, each with `local` experts of which a
+    /// share `hit` gets rows: the greatest of `ranks` sums of exponentially popular experts, to first order (Gaussian).
+    pub fn busiest(local: f64, ranks: u32, hit: f64) -> [f64; 2] {
+        let z = greatest_of(ranks) / local.max(1.0).sqrt();
+        let missed = ((1.0 - hit) / hit.max(1e-3)).max(0.0).sqrt();
+        [1.0 + z, 1.0 + z * missed.min(1.0)]
     }
 
     /// Coordinates of the residual: routed rows, parameters of an expert, experts on the rank.
@@ -132,6 +144,14 @@ impl MoeCall {
     pub fn touched(local: f64, experts: f64, draws: f64) -> f64 {
         local * -((1.0 - 1.0 / experts.max(1.000_001)).ln() * draws).exp_m1()
     }
+}
+
+/// Mean of the greatest of `n` standard normal numbers, for powers of two; in between by the logarithm of `n`.
+fn greatest_of(n: u32) -> f64 {
+    const AT: [f64; 11] = [0.0, 0.564, 1.029, 1.424, 1.766, 2.070, 2.344, 2.596, 2.828, 3.045, 3.250];
+    let place = f64::from(n.max(1)).log2().min(9.999);
+    let (line, part) = (place as usize, place.fract());
+    AT[line] + part * (AT[line + 1] - AT[line])
 }
 
 impl MoeLaw {
@@ -178,5 +198,33 @@ mod tests {
         // 128 experts, 64 draws: 128 (1 - (127/128)^64).
         let expected = 128.0 * (1.0 - (127.0f64 / 128.0).powi(64));
         assert!((MoeCall::touched(128.0, 128.0, 64.0) - expected).abs() < 1e-9);
+        // Spread popularity: 256 experts, 256 draws, half of them are hit in place of 63 %; coarse experts evenly.
+        assert!((MoeCall::hit(256.0, 256.0, 256.0) - 128.0).abs() < 1e-9);
+        assert!((MoeCall::hit(8.0, 8.0, 8.0) - MoeCall::touched(8.0, 8.0, 8.0)).abs() < 1e-12);
+        // Long prompts reach all.
+        assert!(MoeCall::hit(256.0, 256.0, 65_536.0) > 254.0);
+    }
+
+    #[test]
+    fn the_busiest_rank() {
+        // Monte Carlo: 8 ranks of 16 exponential experts each.
+        let mut state = 1u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            -(((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64).ln()
+        };
+        let trials = 4000;
+        let mean: f64 = (0..trials)
+            .map(|_| {
+                let sums: Vec<f64> = (0..8).map(|_| (0..16).map(|_| draw()).sum()).collect();
+                let all: f64 = sums.iter().sum();
+                8.0 * sums.iter().copied().fold(0.0, f64::max) / all
+            })
+            .sum::<f64>()
+            / f64::from(trials);
+        let [rows, touched] = MoeCall::busiest(16.0, 8, 1.0);
+        assert!((rows / mean - 1.0).abs() < 0.05, "{rows} against {mean}");
+        assert!((touched - 1.0).abs() < 1e-12);
+        assert_eq!(MoeCall::busiest(128.0, 1, 0.3), [1.0, 1.0]);
     }
 }

@@ -149,6 +149,9 @@ pub fn lower(model: &Model, deployment: &Deployment) -> Result<ServingShape, Dep
     Ok(builder.finish())
 }
 
+/// Kernels of a sparse indexer beside its matrix products.
+const INDEXER_KERNELS: f64 = 14.0;
+
 struct Builder<'a> {
     model: &'a Model,
     d: &'a Deployment,
@@ -309,6 +312,9 @@ impl<'a> Builder<'a> {
             self.d.quantization.attention,
         );
         self.cache(layers, i.head_dim as f64 / self.d.quantization.kv.size(), None);
+        // Around its products (SGLang's and vLLM's lightning indexer): query and key each rotated, mixed by a Hadamard
+        // transform, quantised; key normed and stored; head weights cast and scaled twice; scores, top-k, page numbers.
+        self.small(layers, INDEXER_KERNELS, (3 * i.heads * i.head_dim + 5 * i.head_dim + 3 * i.heads) as f64);
     }
 
     fn mla(&mut self, m: &Mla, layers: f64) {

@@ -40,6 +40,8 @@ struct Split {
     model: String,
     accelerator: String,
     engine: String,
+    /// Engine of the run together, where it is another.
+    together_engine: Option<String>,
     /// Network rate of a node, bytes a second, where it is not the usual one.
     node_network: Option<f64>,
     prefill: Side,
@@ -71,6 +73,7 @@ struct Priced {
     decode: StepCost,
     together: StepCost,
     engine: EngineProfile,
+    together_engine: EngineProfile,
 }
 
 /// Groups of nodes: the split's prompts, its answers, and what it is compared with.
@@ -96,20 +99,24 @@ fn price(split: &Split, model: &Model) -> Result<Priced, String> {
             group.node.nics.rate = BytesPerSec(rate);
         }
     }
-    let engine = engine::find(&split.engine).ok_or_else(|| format!("no engine `{}`", split.engine))?.clone();
+    let find = |name: &str| engine::find(name).cloned().ok_or_else(|| format!("no engine `{name}`"));
+    let engine = find(&split.engine)?;
+    let mut together_engine = find(split.together_engine.as_ref().unwrap_or(&split.engine))?;
+    together_engine.token_budget = split.together.token_budget.unwrap_or(together_engine.token_budget);
     let library = ProfileLibrary::built_in();
-    let of = |side: &Side, cluster: &Cluster, group: usize| -> Result<StepCost, String> {
+    let of = |side: &Side, cluster: &Cluster, group: usize, engine: &EngineProfile| {
         let d = Deployment { pp: side.pp, ..in_16_bits(side.tp) };
         let node = &cluster.groups.get(group).ok_or("no such nodes")?.node;
-        StepCost::new(model, &d, cluster, node, &engine, &library).map_err(|e| e.to_string())
+        StepCost::new(model, &d, cluster, node, engine, &library).map_err(|e| e.to_string())
     };
     let whole = nodes(&split.together)?;
     Ok(Priced {
-        prefill: of(&split.prefill, &cluster, 0)?,
-        decode: of(&split.decode, &cluster, usize::from(!same))?,
-        together: of(&split.together, &whole, 0)?,
+        prefill: of(&split.prefill, &cluster, 0, &engine)?,
+        decode: of(&split.decode, &cluster, usize::from(!same), &engine)?,
+        together: of(&split.together, &whole, 0, &together_engine)?,
         cluster,
         engine,
+        together_engine,
     })
 }
 
@@ -158,7 +165,7 @@ impl Split {
         let traffic = self.traffic(rate)?;
         let run = simulate(&ServingInput {
             cost: &priced.together,
-            engine: &priced.engine,
+            engine: &priced.together_engine,
             traffic: &traffic,
             replicas: self.together.instances,
             options: FleetOptions { router: Router::LeastLoad, ..FleetOptions::default() },

@@ -117,7 +117,7 @@ impl Problem<'_> {
                 columns = names.iter().map(|name| self.column(best, name, &errors)).collect();
             }
             let mut improved = false;
-            for _ in 0..3 {
+            for _ in 0..5 {
                 let step = self.step(best, names, &errors, &columns, damping);
                 let mut next = best;
                 for (name, by) in names.iter().zip(&step) {
@@ -134,6 +134,40 @@ impl Problem<'_> {
                 damping *= 5.0;
             }
             if !improved && round % 2 == 0 {
+                break;
+            }
+        }
+        (best, value)
+    }
+
+    /// Moves one number after another up or down where that helps, for `rounds` rounds: slopes of first-token times are
+    /// rough, and steps of all numbers at once end where a common step does not help. A number's step grows by half when
+    /// it helped and halves when not.
+    pub(super) fn walk(
+        &self,
+        start: EngineParameters,
+        names: &[&str],
+        rounds: usize,
+    ) -> (EngineParameters, f64) {
+        let (mut best, mut value) = (start, self.loss(start));
+        let mut steps = vec![0.3; names.len()];
+        for _ in 0..rounds {
+            let before = value;
+            for (name, step) in names.iter().zip(&mut steps) {
+                let found = [*step, -*step].into_iter().find_map(|by| {
+                    let next = moved(best, name, by);
+                    let loss = (next != best).then(|| self.loss(next))?;
+                    (loss < value - 2e-5).then_some((next, loss))
+                });
+                match found {
+                    Some(found) => {
+                        (best, value) = found;
+                        *step *= 1.5;
+                    }
+                    None => *step *= 0.5,
+                }
+            }
+            if before - value < 1e-4 {
                 break;
             }
         }
@@ -202,7 +236,7 @@ impl Problem<'_> {
         for (row, (weight, error)) in errors.iter().enumerate() {
             // Rows of another kind hardly steer.
             let far = if error.abs() > CLIP { 0.2 } else { 1.0 };
-            let w = scale * weight * far / error.abs().max(CORNER);
+            let w = scale * weight * far / error.abs().max(CORNER / weight.max(0.1).sqrt());
             for i in 0..n {
                 let a = w * columns[i][row];
                 if a == 0.0 {

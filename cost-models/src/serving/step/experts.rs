@@ -11,10 +11,19 @@ impl Pricing<'_> {
     /// Experts of one rank, for the tokens of all attention copies.
     pub(super) fn experts(&self, shape: &ServingShape, tokens: f64) -> f64 {
         let one = |e: &Experts| {
-            let (found, rates) = self.moe_law(e.format, tokens);
             let call = self.call(e, tokens);
-            let factor = Residual::new(found.residual).at(call.coordinates()).exp();
-            e.layers * factor * found.law.seconds(rates, &call)
+            let timed = |formats: &[&str]| {
+                let (found, rates) = self.moe_law(e.format, formats);
+                let factor = Residual::new(found.residual).at(call.coordinates()).exp();
+                factor * found.law.seconds(rates, &call)
+            };
+            let usual = timed(formats(e.format));
+            // Kernels for few tokens and for many are both there: engines tune which one a batch takes.
+            let best = match e.format {
+                NumberFormat::Nvfp4 => usual.min(timed(&["nvfp4-low-latency", "nvfp4", "fp8", "bf16"])),
+                _ => usual,
+            };
+            e.layers * best
         };
         shape.experts.iter().map(one).sum()
     }
@@ -22,11 +31,17 @@ impl Pricing<'_> {
     fn call(&self, e: &Experts, tokens: f64) -> MoeCall {
         let draws = tokens * e.top_k as f64;
         let spread = e.local as f64 / e.experts.max(1) as f64;
-        let imbalance = if self.d.ep > 1 { self.p.expert_imbalance } else { 1.0 };
-        let touched = MoeCall::hit(e.local as f64, e.experts as f64, draws);
+        let local = e.local as f64;
+        let touched = MoeCall::hit(local, e.experts as f64, draws);
+        // Zero stands for what spread popularity makes of it.
+        let [more_rows, more_touched] = match (self.d.ep, self.p.expert_imbalance) {
+            (0..=1, _) => [1.0; 2],
+            (ranks, 0.0) => MoeCall::busiest(local, ranks, touched / local.max(1.0)),
+            (_, given) => [given; 2],
+        };
         MoeCall {
-            rows: (draws * spread * imbalance).max(1.0),
-            touched: (touched * imbalance).min(e.local as f64).max(1.0f64.min(draws)),
+            rows: (draws * spread * more_rows).max(1.0),
+            touched: (touched * more_touched).min(local).max(1.0f64.min(draws)),
             parameters: (e.matrices * e.hidden * e.inner) as f64,
             weight_bytes: e.format.weight_bits() / 8.0,
             hidden: e.hidden as f64,
@@ -34,16 +49,7 @@ impl Pricing<'_> {
         }
     }
 
-    fn moe_law(&self, format: NumberFormat, tokens: f64) -> (Found<MoeLaw>, Datasheet) {
-        let formats: &[&str] = match format {
-            NumberFormat::Bf16 => &["bf16"],
-            NumberFormat::Fp8 | NumberFormat::Int8 => &["fp8", "fp8-block", "bf16"],
-            NumberFormat::Fp8Block => &["fp8-block", "fp8", "bf16"],
-            NumberFormat::Nvfp4 if tokens <= 64.0 => &["nvfp4-low-latency", "nvfp4", "fp8", "bf16"],
-            NumberFormat::Nvfp4 => &["nvfp4", "fp8", "bf16"],
-            NumberFormat::Mxfp4 => &["mxfp4", "nvfp4", "w4a16", "bf16"],
-            _ => &["w4a16", "mxfp4", "bf16"],
-        };
+    fn moe_law(&self, format: NumberFormat, formats: &[&str]) -> (Found<MoeLaw>, Datasheet) {
         let found = self.lookup.moe(self.library, formats);
         (found, Datasheet { peak: self.peak(format), ..self.rates })
     }
@@ -69,5 +75,17 @@ impl Pricing<'_> {
             e.layers * (flops / self.peak(e.format)).max(bytes / self.rates.bandwidth)
         };
         shape.experts.iter().map(one).sum()
+    }
+}
+
+/// Formats whose kernels stand for one another, the nearest first.
+fn formats(format: NumberFormat) -> &'static [&'static str] {
+    match format {
+        NumberFormat::Bf16 => &["bf16"],
+        NumberFormat::Fp8 | NumberFormat::Int8 => &["fp8", "fp8-block", "bf16"],
+        NumberFormat::Fp8Block => &["fp8-block", "fp8", "bf16"],
+        NumberFormat::Nvfp4 => &["nvfp4", "fp8", "bf16"],
+        NumberFormat::Mxfp4 => &["mxfp4", "nvfp4", "w4a16", "bf16"],
+        _ => &["w4a16", "mxfp4", "bf16"],
     }
 }
