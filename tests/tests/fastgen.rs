@@ -13,8 +13,8 @@
 //! of figure 4 follow. This reading is taken.
 
 use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::engine::find;
 use psim_cost_models::serving::StepCost;
+use psim_cost_models::serving::engine::find;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::{
@@ -32,7 +32,12 @@ fn engines_keep_the_level_at_the_published_rates() {
     for result in gallery::results(&names).unwrap() {
         let published = result.scenario.published.unwrap();
         println!("{}: {:.2}, published {published}", result.scenario.name, result.simulated);
-        assert!((result.simulated / published - 1.0).abs() <= 0.2, "{}: {}", result.scenario.name, result.simulated);
+        assert!(
+            (result.simulated / published - 1.0).abs() <= 0.2,
+            "{}: {}",
+            result.scenario.name,
+            result.simulated
+        );
     }
 }
 
@@ -67,7 +72,9 @@ fn vllm_of_2023_at_the_published_latencies() {
         let mean = run.outcomes.iter().map(|o| second(o.finish - o.sent)).sum::<f64>() / 512.0;
         // The benchmark states clients over mean latency as its rate.
         let got = f64::from(concurrency) / mean;
-        println!("{concurrency} clients: {got:.2} requests/s at {mean:.2} s, published {rate} at {latency} s");
+        println!(
+            "{concurrency} clients: {got:.2} requests/s at {mean:.2} s, published {rate} at {latency} s"
+        );
         assert!((got / rate - 1.0).abs() < 0.15 && (mean / latency - 1.0).abs() < 0.15);
     }
 }

@@ -21,7 +21,9 @@ fn main() -> ExitCode {
         folder
     });
     let Some(path) = arguments.first() else {
-        eprintln!("usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out|fitting|all [ENGINES]]] [--write FOLDER]");
+        eprintln!(
+            "usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out|fitting|all [ENGINES]]] [--write FOLDER]"
+        );
         return ExitCode::from(2);
     };
     let rows = match std::fs::read_to_string(path)

@@ -105,6 +105,9 @@ pub struct EngineParameters {
     pub sequence_us: f64,
     /// The same per prompt chunk in the step, microseconds.
     pub prompt_us: f64,
+    /// Share of these three that every further accelerator of a replica adds, where steps are handed to worker processes
+    /// one after another with all their arguments (vLLM of 2023 under Ray).
+    pub worker: f64,
     /// Idle between the kernels of one layer under a captured graph, microseconds.
     pub layer_us: f64,
     /// Part of a kernel timed alone that hides behind its neighbours in a captured graph (launch and drain),
@@ -162,6 +165,7 @@ impl Default for EngineParameters {
             step_us: 1000.0,
             sequence_us: 5.0,
             prompt_us: 100.0,
+            worker: 0.0,
             layer_us: 3.0,
             overlap_us: 0.3,
             loop_us: 1000.0,
@@ -189,10 +193,11 @@ impl Default for EngineParameters {
 
 impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
-    pub const BOUNDS: [(&'static str, f64, f64); 23] = [
+    pub const BOUNDS: [(&'static str, f64, f64); 24] = [
         ("step_us", 10.0, 80_000.0),
         ("sequence_us", 0.1, 2000.0),
         ("prompt_us", 1.0, 10_000.0),
+        ("worker", 0.0, 1.0),
         ("layer_us", 0.1, 200.0),
         ("overlap_us", 0.02, 4.0),
         ("loop_us", 10.0, 40_000.0),
@@ -238,6 +243,7 @@ impl EngineParameters {
             "step_us" => &mut self.step_us,
             "sequence_us" => &mut self.sequence_us,
             "prompt_us" => &mut self.prompt_us,
+            "worker" => &mut self.worker,
             "layer_us" => &mut self.layer_us,
             "overlap_us" => &mut self.overlap_us,
             "loop_us" => &mut self.loop_us,

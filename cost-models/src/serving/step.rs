@@ -144,7 +144,12 @@ impl StepCost {
 
     /// Puts tabled pieces together under an engine's numbers. Those that shape the pieces themselves
     /// ([`StepPieces::fits`]) are the ones that they were made with.
-    pub fn from_pieces(pieces: Arc<StepPieces>, parameters: EngineParameters) -> Self {
+    pub fn from_pieces(pieces: Arc<StepPieces>, mut parameters: EngineParameters) -> Self {
+        let others = f64::from(pieces.shape.deployment.accelerators_per_replica().saturating_sub(1));
+        let handing = 1.0 + parameters.worker * others;
+        parameters.step_us *= handing;
+        parameters.sequence_us *= handing;
+        parameters.prompt_us *= handing;
         let p = &parameters;
         let local = Table::sum(&[
             (&pieces.products, 1.0 / p.gemm),

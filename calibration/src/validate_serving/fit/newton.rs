@@ -30,7 +30,7 @@ type Errors = Vec<(f64, f64)>;
 /// Parameters that may be zero move on their own scale, the others on a logarithmic one.
 fn coordinate(name: &str, value: f64) -> f64 {
     match name {
-        "kv_reuse" | "pipeline" | "cast" | "arithmetic" | "moe_arithmetic" => value,
+        "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => value,
         "reduce_us" => 0.2 * value,
         "front_us" => (1.0 + value / 300.0).ln(),
         _ => value.max(1e-6).ln(),
@@ -39,7 +39,7 @@ fn coordinate(name: &str, value: f64) -> f64 {
 
 fn value(name: &str, coordinate: f64) -> f64 {
     match name {
-        "kv_reuse" | "pipeline" | "cast" | "arithmetic" | "moe_arithmetic" => coordinate,
+        "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => coordinate,
         "reduce_us" => 5.0 * coordinate,
         "front_us" => 300.0 * (coordinate.exp() - 1.0),
         _ => coordinate.exp(),
