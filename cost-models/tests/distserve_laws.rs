@@ -5,6 +5,8 @@
 //! The law of vLLM's prompts on one accelerator is not used: it gives 360 ms for 2,003 tokens, for which the measured run
 //! beside it (`benchmarks/alignment/data-ground-truth/opt-13b-sharegpt/vllm-100-1.exp`) shows the first token after 274.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
 use psim_cost_models::serving::{Lane, PromptChunk, StepCost};
