@@ -14,6 +14,7 @@ const SHORT: u64 = 4;
 const ON_CHORD: f64 = 1e-12;
 
 /// How single steps are priced.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Prices<'a> {
     /// One lane.
     One(DecodeRun<'a>),
