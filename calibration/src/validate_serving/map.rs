@@ -118,7 +118,7 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
     let mut profile = engine::find(name)
         .cloned()
         .ok_or_else(|| Reason::Unsupported(format!("engine profile `{name}` is missing")))?;
-    let mut quantization = quantization(
+    let quantization = quantization(
         &model,
         &text(config.get("quant")),
         &text(config.get("kv_dtype")),
@@ -126,9 +126,6 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
         part.peak(DType::Fp4).is_some(),
         text(extra.get("gemm_quant")).as_str(),
     );
-    if harness::eight_bit_cache(&engine_text, &model, gpu, load, quantization.dense) {
-        quantization.kv = DType::Fp8;
-    }
     let gpus = count(v.get("hardware").and_then(|h| h.get("gpus")));
     let disaggregated = config.get("disagg").filter(|d| d.is_object());
     let mut layout = layout(config, extra, gpus, &engine_text, quantization)?;

@@ -2,7 +2,6 @@
 
 use psim_cost_models::serving::EngineProfile;
 use psim_models::Model;
-use psim_models::serving::NumberFormat;
 use serde_json::Value;
 
 /// Requests of a closed loop of `clients` whose number is not printed.
@@ -16,25 +15,6 @@ pub(super) fn requests(clients: u32, unstated: bool) -> u32 {
         (_, 1025..) => clients.saturating_mul(5),
         _ => clients * 10,
     }
-}
-
-/// InferenceMAX ran Llama-3.1-70B with NVIDIA's 8-bit checkpoint; its cache was in eight bits on H200 as on B200 (whose
-/// scripts say so), in 16 on H100. No script of the time of these runs is public: by the waiting times of the fitting half
-/// 32 requests of 8,192 + 1,024 tokens run at once on one H200, which 16 bits do not hold, and on two H100 fewer than 64 of
-/// 1,024 + 8,192, which eight bits would.
-pub(super) fn eight_bit_cache(
-    engine: &str,
-    model: &Model,
-    gpu: &str,
-    load: &Value,
-    weights: NumberFormat,
-) -> bool {
-    let lengths = load.get("isl_dist").and_then(Value::as_str).unwrap_or_default().to_lowercase();
-    engine.contains("vllm")
-        && gpu.starts_with("H200")
-        && weights == NumberFormat::Fp8
-        && lengths.contains("uniform [0.8x")
-        && model.name.to_lowercase().contains("llama3.1-70b")
 }
 
 /// Options of InferenceMAX's launch scripts (SemiAnalysisAI/InferenceMAX, `benchmarks/*.sh`, 2025-26) on one pool:
