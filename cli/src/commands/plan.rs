@@ -1,8 +1,6 @@
 //! `psim plan`: the best plans for a model on a cluster.
 
-mod closed_loop;
-mod labels;
-mod serving_loop;
+mod execute_top;
 
 use crate::Host;
 use crate::failure::Failure;
@@ -71,7 +69,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     emit: Option<PathBuf>,
     #[command(flatten)]
-    closed_loop: closed_loop::LoopArguments,
+    closed_loop: execute_top::LoopArguments,
 }
 
 /// Loads the job and searches.
@@ -124,14 +122,14 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     if serving::is_serving(host, arguments.search.job.workload.as_deref())? {
         if arguments.closed_loop.wanted() {
             describes_elsewhere(arguments)?;
-            return serving_loop::run(&arguments.closed_loop, &arguments.search, host);
+            return execute_top::serving::run(&arguments.closed_loop, &arguments.search, host);
         }
         let (page, directory) = (arguments.report.as_deref(), arguments.emit.as_deref());
         return serving::run_plan(&arguments.search, page, directory, false, host);
     }
     if arguments.closed_loop.wanted() {
         describes_elsewhere(arguments)?;
-        return closed_loop::run(&arguments.closed_loop, &arguments.search, host);
+        return execute_top::training::run(&arguments.closed_loop, &arguments.search, host);
     }
     let (job, report) = answer(&arguments.search, host)?;
     if let Some(path) = &arguments.report {

@@ -1,5 +1,5 @@
-//! `psim plan … --execute-top K` with a serving workload: serves its requests with the best plans on this machine,
-//! learns from what their steps took, ranks again.
+//! The loop over serving plans: serves the workload's requests with the best plans on this machine, learns from what their
+//! steps took, ranks again.
 //!
 //! The executor's own engine runs: rank threads, a paged cache, chunked prompts, continuous batching, replicas in turn.
 //! Plans are ranked by the rate of requests that they carry within the promises, by the planner's search over step costs
@@ -7,16 +7,16 @@
 
 mod answer;
 
-use super::SearchArguments;
-use super::closed_loop::{LoopArguments, journal_path, load_residuals};
+use super::super::SearchArguments;
+use super::journal::{self, Question};
+use super::ranking::Rankings;
+use super::{LoopArguments, ranks_here, residuals};
 use crate::Host;
 use crate::failure::Failure;
-use crate::files::write_back;
-use crate::machine::{MAX_RANKS, Machine, hinted};
-use crate::progress::Bar;
+use crate::machine::{Machine, hinted};
 use crate::serving::ServingJob;
 use answer::Answer;
-use psim_calibration::measure::journal::{Header, Journal, crc32};
+use psim_calibration::measure::journal::crc32;
 use psim_calibration::measure::{DeviceChoice, threads_stack};
 use psim_executor::serving::{
     Clock, ServeBasis, ServeRequest, ServeRun, ServeSettings, StepPrice, engine_profile, learn, predict,
@@ -61,14 +61,12 @@ struct Ran {
     phases: Vec<Phase>,
 }
 
-/// A line of the loop's journal.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Entry {
-    /// What the loop decided to run, best first.
-    Chosen(Vec<ServingLayout>),
-    /// One of them ran.
-    Ran(Box<Ran>),
+impl journal::Ran for Ran {
+    type Plan = ServingLayout;
+
+    fn plan(&self) -> &ServingLayout {
+        &self.observation.layout
+    }
 }
 
 /// A layout and the requests a second that it carries within the promises.
@@ -294,7 +292,7 @@ fn requests(job: &ServingJob) -> Vec<ServeRequest> {
 }
 
 /// Runs the loop.
-pub(super) fn run(
+pub(in super::super) fn run(
     arguments: &LoopArguments,
     search: &SearchArguments,
     host: &mut Host<'_>,
@@ -303,13 +301,7 @@ pub(super) fn run(
     let unset = crate::inputs::CommonArguments { settings: Vec::new(), ..search.common.clone() };
     let job = ServingJob::load(&search.job, &unset, None, host)?;
     plain(&job.workload)?;
-    let ranks = job.cluster.accelerators();
-    if ranks > MAX_RANKS {
-        return Err(Failure::input(
-            format!("the cluster has {ranks} accelerators; at most {MAX_RANKS} rank threads are started"),
-            "name a smaller cluster, such as the one that `psim calibrate` writes",
-        ));
-    }
+    let ranks = ranks_here(job.cluster.accelerators())?;
     let machine = Machine::load(&search.common, &job.library, host)?;
     let requests = requests(&job);
     let longest = requests.iter().map(|r| r.prompt.len() + r.output).max().unwrap_or(1);
@@ -317,8 +309,7 @@ pub(super) fn run(
         if search.common.settings.is_empty() { threads_stack() } else { machine.stack(&search.common)? };
     let bench =
         Bench { job: &job, machine: &machine, stack, requests, longest, ranks, runs: arguments.steps };
-    let before = load_residuals(&arguments.residuals, &machine.accelerator.name, host)?;
-    let top = arguments.execute_top.unwrap_or(1) as usize;
+    let before = residuals::load(&arguments.residuals, &machine.accelerator.name, host)?;
     let ranked = search.common.on_threads(|| bench.rank(&before))??;
     if ranked.iter().all(|r| r.1 <= 0.0) {
         return Err(Failure::Infeasible {
@@ -326,66 +317,22 @@ pub(super) fn run(
             hint: "a looser service level or a smaller model".to_owned(),
         });
     }
-    let question = fingerprint(&bench, arguments, search)?;
-    let (rans, resumed, mut journal) = execute_top(arguments, &bench, &ranked, top, question, &before, host)?;
+    let fingerprint = fingerprint(&bench, arguments, search)?;
+    let question = Question { title: "serving loop", fingerprint, residuals: &arguments.residuals };
+    let best = ranked.iter().take(arguments.top()).map(|r| r.0);
+    let run = |layout: &ServingLayout| bench.run(layout, &before, fingerprint);
+    let mut executed = journal::execute(&question, best, answer::label, run, host)?;
+
     let mut after = before.clone();
-    rans.iter().for_each(|ran| after.add_serving(ran.observation.clone()));
-    let text = toml::to_string(&after).map_err(Failure::defect)?;
-    write_back(host, &arguments.residuals, text.as_bytes())?;
-    journal.finish().map_err(|e| Failure::input(e.to_string(), "check the free space"))?;
+    executed.rans.iter().for_each(|ran: &Ran| after.add_serving(ran.observation.clone()));
+    residuals::save(&after, &arguments.residuals, host)?;
+    executed.finish()?;
     let again = search.common.on_threads(|| bench.rank(&after))??;
-    let answer = Answer { rans, resumed, before: ranked, after: again };
+    let answer = Answer { executed, rankings: Rankings { before: ranked, after: again } };
     if search.common.json {
         return host.json(&answer.json(&bench, arguments));
     }
     host.print(answer.text(&bench, arguments))
-}
-
-/// Runs what the loop chose and has not run yet.
-fn execute_top(
-    arguments: &LoopArguments,
-    bench: &Bench<'_>,
-    ranked: &[Ranked],
-    top: usize,
-    question: u32,
-    residuals: &Residuals,
-    host: &Host<'_>,
-) -> Result<(Vec<Ran>, usize, Journal<Entry>), Failure> {
-    let path = journal_path(&host.path(&arguments.residuals), question);
-    let header = Header::new(&format!("serving loop {question:08x}"));
-    let failed = |e: psim_calibration::measure::MeasureError| {
-        hinted(&e.to_string(), "remove the journal to start anew")
-    };
-    let (mut journal, entries) = Journal::<Entry>::open(&path, &header).map_err(failed)?;
-    let mut chosen: Option<Vec<ServingLayout>> = None;
-    let mut rans: Vec<Ran> = Vec::new();
-    for entry in entries {
-        match entry {
-            Entry::Chosen(layouts) => chosen = Some(layouts),
-            Entry::Ran(ran) => rans.push(*ran),
-        }
-    }
-    let chosen = match chosen {
-        Some(layouts) => layouts,
-        None => {
-            let layouts: Vec<ServingLayout> = ranked.iter().take(top).map(|r| r.0).collect();
-            journal.append(&Entry::Chosen(layouts.clone())).map_err(failed)?;
-            layouts
-        }
-    };
-    let resumed = rans.len();
-    let bar = Bar::new(host.progress);
-    for (done, layout) in chosen.iter().enumerate() {
-        if rans.iter().any(|r| r.observation.layout == *layout) {
-            continue;
-        }
-        bar.show(&answer::label(layout), done as f64 / chosen.len() as f64);
-        let ran = bench.run(layout, residuals, question)?;
-        journal.append(&Entry::Ran(Box::new(ran.clone()))).map_err(failed)?;
-        rans.push(ran);
-    }
-    bar.finish();
-    Ok((rans, resumed, journal))
 }
 
 /// Names the question, so that a killed loop is continued by the same question only.

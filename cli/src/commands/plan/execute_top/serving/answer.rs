@@ -1,11 +1,14 @@
 //! What the serving loop says: phases predicted against measured, and the plans ranked again.
 
-use super::{Bench, LoopArguments, Phase, Ran, Ranked};
+use super::super::LoopArguments;
+use super::super::journal::Executed;
+use super::super::ranking::{Figure, Rankings, error_percent};
+use super::{Bench, Phase, Ran};
 use crate::table::{Align, Table, wrap};
 use psim_executor::serving::{ServeRun, Served, StepPrice};
 use psim_sim::residual::ServingLayout;
 use psim_sim::serving::ServingRun;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// `tp 2 x 1, 16 sequences, 64 tokens a step`.
 pub(super) fn label(l: &ServingLayout) -> String {
@@ -79,30 +82,21 @@ pub(super) fn steps(runs: &[ServeRun], prices: &[Vec<StepPrice>]) -> Vec<Phase> 
 
 /// Outcome of the loop.
 pub(super) struct Answer {
-    pub(super) rans: Vec<Ran>,
-    pub(super) resumed: usize,
-    pub(super) before: Vec<Ranked>,
-    pub(super) after: Vec<Ranked>,
+    pub(super) executed: Executed<Ran>,
+    /// Requests a second within the promises.
+    pub(super) rankings: Rankings<ServingLayout>,
 }
 
 impl Answer {
-    fn winners(&self) -> Option<(&Ranked, &Ranked)> {
-        self.before.first().zip(self.after.first())
-    }
-
-    pub(super) fn json(&self, bench: &Bench<'_>, arguments: &LoopArguments) -> serde_json::Value {
-        let list = |plans: &[Ranked]| -> Vec<_> {
-            let one = |(l, rate): &Ranked| json!({ "label": label(l), "layout": l, "rate": rate });
-            plans.iter().map(one).collect()
-        };
-        json!({
+    pub(super) fn json(&self, bench: &Bench<'_>, arguments: &LoopArguments) -> Value {
+        let mut answer = json!({
             "schema": 1, "kind": "serving", "model": bench.job.model.name, "ranks": bench.ranks,
-            "requests": bench.requests.len(), "executed": self.rans, "resumed": self.resumed,
-            "ranking_before": list(&self.before), "ranking_after": list(&self.after),
-            "winner_changed": self.winners().map(|(a, b)| a.0 != b.0),
-            "winner_before": self.before.first().map(|b| label(&b.0)),
-            "winner_after": self.after.first().map(|a| label(&a.0)), "residuals": arguments.residuals,
-        })
+            "requests": bench.requests.len(), "executed": self.executed.rans, "resumed": self.executed.resumed,
+            "residuals": arguments.residuals,
+        });
+        let one = |l: &ServingLayout, rate: f64| json!({ "label": label(l), "layout": l, "rate": rate });
+        self.rankings.add_to(&mut answer, usize::MAX, label, one);
+        answer
     }
 
     pub(super) fn text(&self, bench: &Bench<'_>, arguments: &LoopArguments) -> String {
@@ -125,13 +119,9 @@ impl Answer {
         }
         out.push_str(&format!(
             "{} serving plans for this machine; executed {} of them{}: {} requests of the workload, {} times\n\n",
-            self.before.len(),
-            self.rans.len(),
-            if self.resumed > 0 {
-                format!(" ({} before this loop was interrupted)", self.resumed)
-            } else {
-                String::new()
-            },
+            self.rankings.before.len(),
+            self.executed.rans.len(),
+            self.executed.resumed_in_words(),
             bench.requests.len(),
             bench.runs,
         ));
@@ -143,15 +133,11 @@ impl Answer {
             ("predicted ms", right),
             ("error %", right),
         ]);
-        for ran in &self.rans {
+        for ran in &self.executed.rans {
             let mut name = label(&ran.observation.layout);
             for p in &ran.phases {
                 let ms = |s: f64| format!("{:.2}", s * 1e3);
-                let error = if p.measured_s > 1e-9 {
-                    format!("{:+.0}", (p.predicted_s / p.measured_s - 1.0) * 1e2)
-                } else {
-                    String::new()
-                };
+                let error = error_percent(p.measured_s, p.predicted_s);
                 let name = std::mem::take(&mut name);
                 table.row([name, p.phase.clone(), ms(p.measured_s), ms(p.predicted_s), error]);
             }
@@ -167,27 +153,9 @@ impl Answer {
             ]);
         }
         out.push_str(&table.render());
-        let mut ranking = Table::new(&[
-            ("ranked again", Align::Left),
-            ("requests/s", right),
-            ("before", right),
-            ("was", right),
-        ]);
-        for (layout, rate) in self.after.iter().take(5) {
-            let at = self.before.iter().position(|(l, _)| l == layout);
-            let old = at.and_then(|i| self.before.get(i)).map_or(0.0, |b| b.1);
-            let was = at.map_or(String::new(), |i| format!("#{}", i + 1));
-            ranking.row([label(layout), format!("{rate:.2}"), format!("{old:.2}"), was]);
-        }
         out.push('\n');
-        out.push_str(&ranking.render());
-        if let Some((first, last)) = self.winners() {
-            out.push_str(&if first.0 == last.0 {
-                format!("the winner stays: {}\n", label(&first.0))
-            } else {
-                format!("the winner changed: {} instead of {}\n", label(&last.0), label(&first.0))
-            });
-        }
+        let figure = Figure { now: "requests/s", before: "before", scale: 1.0 };
+        out.push_str(&self.rankings.text(&figure, label));
         out.push_str(&format!("updated {}\n", arguments.residuals.display()));
         out
     }
