@@ -1,4 +1,6 @@
-//! Numbers as people write and read them.
+//! Numbers as people write them; as people read them they come from the reports.
+
+pub(crate) use psim_reports::number::{grouped, seconds, short, three};
 
 /// Reads `15T`, `300B`, `4.2M`, `512k`, `1e12`, `4_096`.
 pub(crate) fn parse_count(text: &str) -> Result<f64, String> {
@@ -56,55 +58,6 @@ pub(crate) fn parse_dollars(text: &str) -> Result<f64, String> {
         .map_err(|_| format!("`{text}` is not an amount; write for example 5M$ or 750000"))
 }
 
-/// `1,234,567`.
-pub(crate) fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// `70.6B`, `4.19M`, `512`.
-pub(crate) fn short(value: f64) -> String {
-    let (scaled, unit) = match value.abs() {
-        v if v >= 1e15 => (value / 1e15, "P"),
-        v if v >= 1e12 => (value / 1e12, "T"),
-        v if v >= 1e9 => (value / 1e9, "B"),
-        v if v >= 1e6 => (value / 1e6, "M"),
-        v if v >= 1e4 => (value / 1e3, "k"),
-        _ => (value, ""),
-    };
-    format!("{}{unit}", three(scaled))
-}
-
-/// Three significant digits, no exponent, no needless zeros after the point of whole numbers.
-pub(crate) fn three(value: f64) -> String {
-    let magnitude = value.abs();
-    let whole = (value - value.round()).abs() < 1e-9 * magnitude.max(1.0);
-    let decimals = match magnitude {
-        _ if whole => 0,
-        m if m >= 100.0 => 0,
-        m if m >= 10.0 => 1,
-        m if m >= 1.0 => 2,
-        _ => 3,
-    };
-    format!("{value:.decimals$}")
-}
-
-/// Seconds in the unit that suits them: `4.52 s`, `31.0 ms`.
-pub(crate) fn seconds(value: f64) -> String {
-    match value {
-        v if v >= 1.0 => format!("{} s", three(v)),
-        v if v >= 1e-3 => format!("{} ms", three(v * 1e3)),
-        v => format!("{} us", three(v * 1e6)),
-    }
-}
-
 /// Days, weeks told apart from years.
 pub(crate) fn days(value: f64) -> String {
     if value >= 730.0 { format!("{} years", three(value / 365.25)) } else { format!("{} days", three(value)) }
@@ -131,15 +84,5 @@ mod tests {
         assert!(parse_days("30").is_err());
         assert_eq!(parse_dollars("5M$"), Ok(5e6));
         assert_eq!(parse_dollars("$5M"), Ok(5e6));
-    }
-
-    #[test]
-    fn printing() {
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(grouped(12), "12");
-        assert_eq!(short(70.56e9), "70.6B");
-        assert_eq!(short(512.0), "512");
-        assert_eq!(three(4.519), "4.52");
-        assert_eq!(seconds(0.031), "31 ms");
     }
 }

@@ -42,29 +42,10 @@ pub use update::Piece;
 #[cfg(test)]
 mod tests_support {
     use psim_models::Plan;
-    use psim_models::plan::{ContextParallel, Precision, Recompute, Schedule, Sharding};
+    use psim_models::plan::Precision;
 
     /// One rank, one micro-batch.
     pub(crate) fn plan() -> Plan {
-        Plan {
-            tp: 1,
-            pp: 1,
-            dp: 1,
-            cp: 1,
-            ep: 1,
-            etp: 1,
-            vpp: 1,
-            micro_batch: 1,
-            global_batch: 1,
-            sequence_parallel: true,
-            recompute: Recompute::None,
-            sharding: Sharding::Optimizer,
-            shard_group: 0,
-            schedule: Schedule::OneFOneB,
-            cp_kind: ContextParallel::Ring,
-            precision: Precision::Fp32,
-            stage_layers: Vec::new(),
-            vocabulary_parallel: false,
-        }
+        Plan { precision: Precision::Fp32, ..Plan::default() }
     }
 }

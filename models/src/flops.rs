@@ -6,35 +6,11 @@ use crate::lowering::{
     Groups, LayerProgram, Shape, lower_block, lower_embedding, lower_head, lower_mtp_projection,
 };
 use crate::operator::OperatorKind;
-use crate::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
+use crate::plan::Plan;
 use crate::workload::TrainingWorkload;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::stack::AttentionKernel;
 use psim_hardware::{DType, GroupShape};
-
-/// The plan of a single accelerator: everything on one rank, one sequence.
-pub fn single_rank_plan() -> Plan {
-    Plan {
-        tp: 1,
-        pp: 1,
-        dp: 1,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp: 1,
-        micro_batch: 1,
-        global_batch: 1,
-        sequence_parallel: false,
-        recompute: Recompute::None,
-        sharding: Sharding::None,
-        shard_group: 0,
-        schedule: Schedule::OneFOneB,
-        cp_kind: ContextParallel::Ring,
-        precision: Precision::Bf16,
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
-}
 
 /// Forward flops of one sequence: matrix products and attention with the causal half (and windows) only.
 ///
@@ -63,7 +39,7 @@ fn count(model: &Model, workload: &TrainingWorkload, stack: &StackProfile, whole
         shard: alone,
         rack_scale: false,
     };
-    let plan = single_rank_plan();
+    let plan = Plan::default();
     let mut shape = Shape::new(&plan, workload, stack, groups);
     shape.attention = AttentionKernel::Flash2;
     shape.lora_rank = None;

@@ -96,6 +96,18 @@ pub enum Sharding {
     Parameters,
 }
 
+impl Sharding {
+    /// Stage in the words of ZeRO (arXiv 1910.02054, section 5): 0 to 3.
+    pub fn zero_stage(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Optimizer => 1,
+            Self::Gradients => 2,
+            Self::Parameters => 3,
+        }
+    }
+}
+
 /// Pipeline schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -196,7 +208,48 @@ impl Precision {
     }
 }
 
+impl Default for Plan {
+    /// One rank, one sequence; everything else as in a plan file that does not say.
+    fn default() -> Self {
+        Self {
+            tp: 1,
+            pp: 1,
+            dp: 1,
+            cp: 1,
+            ep: 1,
+            etp: 1,
+            vpp: 1,
+            micro_batch: 1,
+            global_batch: 1,
+            sequence_parallel: true,
+            recompute: Recompute::default(),
+            sharding: Sharding::default(),
+            shard_group: 0,
+            schedule: Schedule::default(),
+            cp_kind: ContextParallel::default(),
+            precision: Precision::default(),
+            stage_layers: Vec::new(),
+            vocabulary_parallel: false,
+        }
+    }
+}
+
 impl Plan {
+    /// Every size of the plan with its name.
+    pub fn sizes(&self) -> [(&'static str, u32); 9] {
+        [
+            ("tp", self.tp),
+            ("pp", self.pp),
+            ("dp", self.dp),
+            ("cp", self.cp),
+            ("ep", self.ep),
+            ("etp", self.etp),
+            ("vpp", self.vpp),
+            ("micro_batch", self.micro_batch),
+            ("global_batch", self.global_batch),
+        ]
+    }
+
     /// Accelerators used.
     pub fn world(&self) -> u32 {
         self.tp * self.pp * self.dp * self.cp

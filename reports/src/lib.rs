@@ -9,6 +9,7 @@
 pub mod charts;
 mod html;
 pub mod launch;
+pub mod number;
 pub mod trace;
 mod words;
 

@@ -1,5 +1,6 @@
 //! Numbers and plans in words.
 
+use crate::number::grouped;
 use psim_models::Plan;
 use psim_models::plan::{Recompute, Schedule, Sharding};
 use psim_models::serving::Deployment;
@@ -101,41 +102,6 @@ pub(crate) fn schedule(kind: Schedule) -> &'static str {
         Schedule::ZbH2 => "zb-h2",
         Schedule::ZbV => "zb-v",
     }
-}
-
-/// Three significant digits; whole numbers without a point.
-pub(crate) fn three(value: f64) -> String {
-    let decimals = match value.abs() {
-        v if (v - v.round()).abs() < 1e-9 * v.max(1.0) => 0,
-        v if v >= 100.0 => 0,
-        v if v >= 10.0 => 1,
-        v if v >= 1.0 => 2,
-        _ => 3,
-    };
-    format!("{value:.decimals$}")
-}
-
-/// `1,234,567`.
-pub(crate) fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// `70.6B`.
-pub(crate) fn short(value: f64) -> String {
-    for (limit, unit) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")] {
-        if value >= limit {
-            return format!("{}{unit}", three(value / limit));
-        }
-    }
-    format!("{value:.0}")
 }
 
 /// A fraction as percent with one decimal.

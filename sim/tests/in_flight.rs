@@ -2,30 +2,11 @@
 
 use psim_hardware::Time;
 use psim_models::memory::in_flight;
-use psim_models::plan::{ContextParallel, Plan, Precision, Recompute, Schedule, Sharding};
+use psim_models::plan::{Plan, Schedule};
 use psim_sim::pipeline::{ChunkCost, PipelineCosts, PipelineSpec, simulate};
 
 fn plan(pp: u32, vpp: u32, m: u32, schedule: Schedule) -> Plan {
-    Plan {
-        tp: 1,
-        pp,
-        dp: 1,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp,
-        micro_batch: 1,
-        global_batch: m,
-        sequence_parallel: false,
-        recompute: Recompute::None,
-        sharding: Sharding::None,
-        shard_group: 0,
-        schedule,
-        cp_kind: ContextParallel::Ring,
-        precision: Precision::Bf16,
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
+    Plan { pp, vpp, global_batch: m, schedule, ..Plan::default() }
 }
 
 #[test]

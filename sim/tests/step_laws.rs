@@ -6,10 +6,9 @@ use proptest::prelude::*;
 use psim_cost_models::ProfileLibrary;
 use psim_hardware::profile::StackProfile;
 use psim_hardware::{BytesPerSec, Cluster, FlopPerSec, catalogue};
-use psim_models::flops::single_rank_plan;
 use psim_models::lowering::lower_block;
 use psim_models::operator::{CollectiveKind, Operator, OperatorKind};
-use psim_models::plan::{Plan, Recompute, Schedule};
+use psim_models::plan::{Plan, Recompute};
 use psim_models::{Model, TrainingWorkload, presets};
 use psim_sim::Level;
 use psim_sim::step::StepModel;
@@ -55,9 +54,7 @@ fn case() -> impl Strategy<Value = Case> {
                 global_batch: dp * micro_batch * pp * rounds,
                 sequence_parallel: sequence_parallel && tp > 1,
                 recompute: recompute[again],
-                schedule: Schedule::OneFOneB,
-                sharding: Default::default(),
-                ..single_rank_plan()
+                ..Plan::default()
             };
             Case { job, stack: stacks[stack], plan }
         },

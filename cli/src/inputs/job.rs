@@ -317,17 +317,7 @@ pub(crate) fn read_plan(host: &Host<'_>, path: &Path) -> Result<Plan, Failure> {
     let hint =
         "a plan has `schema = 1`, tp, pp, dp, micro_batch, global_batch; `psim plan --json` prints them";
     let plan: Plan = parse_toml_body(&shown, &text, "plan", 1, hint)?;
-    for (name, value) in [
-        ("tp", plan.tp),
-        ("pp", plan.pp),
-        ("dp", plan.dp),
-        ("cp", plan.cp),
-        ("ep", plan.ep),
-        ("etp", plan.etp),
-        ("vpp", plan.vpp),
-        ("micro_batch", plan.micro_batch),
-        ("global_batch", plan.global_batch),
-    ] {
+    for (name, value) in plan.sizes() {
         if value == 0 || value > 1 << 24 {
             let message = format!("{name} is {value}, must lie between 1 and 16777216");
             return Err(match find_key(&text, name) {

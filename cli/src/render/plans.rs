@@ -36,13 +36,11 @@ fn recompute(kind: Recompute) -> String {
     }
 }
 
-/// Sharding as the stage of ZeRO.
-fn zero(kind: Sharding) -> &'static str {
-    match kind {
-        Sharding::None => "-",
-        Sharding::Optimizer => "1",
-        Sharding::Gradients => "2",
-        Sharding::Parameters => "3",
+/// Sharding as the stage of ZeRO, none as a dash.
+fn zero(kind: Sharding) -> String {
+    match kind.zero_stage() {
+        0 => "-".to_owned(),
+        stage => stage.to_string(),
     }
 }
 
@@ -96,7 +94,7 @@ fn table(report: &PlanReport) -> String {
             p.plan.micro_batch.to_string(),
             p.plan.global_batch.to_string(),
             recompute(p.plan.recompute),
-            zero(p.plan.sharding).to_owned(),
+            zero(p.plan.sharding),
             schedule(p.plan.schedule).to_owned(),
             three(p.step_time_s.value),
             grouped(p.tokens_per_s_per_gpu.round() as u64),

@@ -31,8 +31,8 @@ pub fn engine_step(layers: u32, sequences: u32, vocab: u32) -> Result<Vec<f64>, 
         clock: Clock::Processor,
         warm_up: true,
     };
-    let run = serve(&narrow(layers, vocab), &requests, &settings, |_| Ok(CpuDevice::new()))
-        .map_err(|e| e.to_string())?;
+    let model = narrow(layers, vocab).map_err(|e| e.to_string())?;
+    let run = serve(&model, &requests, &settings, |_| Ok(CpuDevice::new())).map_err(|e| e.to_string())?;
     Ok(run.steps.iter().filter(|s| s.decode == sequences).map(|s| s.seconds).collect())
 }
 

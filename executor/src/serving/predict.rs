@@ -215,7 +215,8 @@ fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64
 fn loop_cost(costs: &CostModel, group: GroupShape, facts: &MachineFacts) -> Result<LoopCost> {
     let (mut samples, mut scale) = (Vec::new(), Vec::new());
     for step in &facts.engine_steps {
-        let network = Network::new(&narrow(step.layers, step.vocab))?;
+        let model = narrow(step.layers, step.vocab).map_err(|e| ExecutorError::Prediction(e.to_string()))?;
+        let network = Network::new(&model)?;
         let prices = Prices {
             costs,
             network: &network,

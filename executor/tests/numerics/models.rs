@@ -113,26 +113,7 @@ pub(crate) fn widened(mut model: Model, hidden: u64, vocab: u64, head_dim: u64, 
 
 /// One rank, eight sequences.
 pub(crate) fn base() -> Plan {
-    Plan {
-        tp: 1,
-        pp: 1,
-        dp: 1,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp: 1,
-        micro_batch: 1,
-        global_batch: 8,
-        sequence_parallel: true,
-        recompute: Recompute::None,
-        sharding: Sharding::Optimizer,
-        shard_group: 0,
-        schedule: Schedule::OneFOneB,
-        cp_kind: ContextParallel::Ring,
-        precision: Precision::Fp32,
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
+    Plan { global_batch: 8, precision: Precision::Fp32, ..Plan::default() }
 }
 
 pub(crate) fn workload() -> TrainingWorkload {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::arch::*;
-use crate::flops::{forward_flops_per_sequence, single_rank_plan};
+use crate::flops::forward_flops_per_sequence;
 use crate::memory::layer_activations;
 use crate::plan::Plan;
 use crate::workload::TrainingWorkload;
@@ -70,7 +70,7 @@ fn group(ranks: u32) -> GroupShape {
 }
 
 fn shape(tp: u32, sequence_parallel: bool, micro_batch: u32, stack: &StackProfile) -> Shape {
-    let plan = Plan { tp, sequence_parallel, micro_batch, global_batch: micro_batch, ..single_rank_plan() };
+    let plan = Plan { tp, sequence_parallel, micro_batch, global_batch: micro_batch, ..Plan::default() };
     let alone = group(1);
     let groups = Groups {
         tp: group(tp),

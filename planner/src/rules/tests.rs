@@ -1,5 +1,5 @@
 use super::*;
-use psim_models::plan::{Precision, Recompute, Schedule, Sharding};
+use psim_models::plan::{Precision, Schedule, Sharding};
 
 pub(crate) fn facts() -> Facts {
     Facts {
@@ -18,26 +18,7 @@ pub(crate) fn facts() -> Facts {
 }
 
 fn plan() -> Plan {
-    Plan {
-        tp: 4,
-        pp: 4,
-        dp: 4,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp: 1,
-        micro_batch: 1,
-        global_batch: 64,
-        sequence_parallel: true,
-        recompute: Recompute::None,
-        sharding: Sharding::Optimizer,
-        shard_group: 0,
-        schedule: Schedule::OneFOneB,
-        cp_kind: psim_models::plan::ContextParallel::Ring,
-        precision: Precision::Bf16,
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
+    Plan { tp: 4, pp: 4, dp: 4, global_batch: 64, ..Plan::default() }
 }
 
 fn killer(change: impl FnOnce(&mut Facts, &mut Plan)) -> Option<(&'static str, String)> {

@@ -12,16 +12,6 @@ const LARGEST_MICRO_BATCH: u32 = 16;
 /// Largest number of chunks per stage tried.
 const LARGEST_VPP: u32 = 12;
 
-/// The ZeRO stage.
-fn stage(sharding: Sharding) -> u8 {
-    match sharding {
-        Sharding::None => 0,
-        Sharding::Optimizer => 1,
-        Sharding::Gradients => 2,
-        Sharding::Parameters => 3,
-    }
-}
-
 /// Pipeline stages on a part of `world` accelerators, at most `most`.
 fn partial_pp(most: u32, world: u32) -> Vec<u32> {
     if world < 2 {
@@ -53,7 +43,7 @@ impl SearchSpace {
             self.schedules.retain(|&s| s != Schedule::Interleaved);
         }
         self.uneven &= supports.uneven;
-        self.sharding.retain(|&sharding| supports.zero.contains(&stage(sharding)));
+        self.sharding.retain(|&sharding| supports.zero.contains(&sharding.zero_stage()));
         if self.sharding.is_empty() {
             self.sharding = vec![Sharding::None];
         }

@@ -45,7 +45,7 @@ pub fn memory(title: &str, unit: &str, stages: &[(String, Vec<f64>)], capacity: 
         let line = ShapeStyle { color: INK.to_rgba(), filled: false, stroke_width: 2 };
         area.draw(&PathElement::new(vec![(LEFT, y(capacity)), (WIDTH - RIGHT, y(capacity))], line))?;
         let style = ink(13).pos(Pos::new(HPos::Left, VPos::Center));
-        let note = format!("{} {unit} usable", crate::words::three(capacity));
+        let note = format!("{} {unit} usable", crate::number::three(capacity));
         area.draw(&Text::new(note, (WIDTH - RIGHT + 4, y(capacity)), style))?;
         let style = ink(13).pos(Pos::new(HPos::Center, VPos::Top));
         area.draw(&Text::new("pipeline stage".to_owned(), ((LEFT + WIDTH - RIGHT) / 2, BASE + 22), style))?;

@@ -51,7 +51,7 @@ pub fn waterfall(title: &str, unit: &str, terms: &[(String, f64)]) -> String {
             area.draw(&Text::new(name.clone(), (LEFT - 10, middle), right))?;
             let left = ink(13).pos(Pos::new(HPos::Left, VPos::Center));
             let share = if total > 0.0 { value / total * 100.0 } else { 0.0 };
-            let note = format!("{} {unit}  {share:.1} %", crate::words::three(*value));
+            let note = format!("{} {unit}  {share:.1} %", crate::number::three(*value));
             area.draw(&Text::new(note, (b + 8, middle), left))?;
             if !sum {
                 start += value;

@@ -3,7 +3,8 @@
 use super::page::{Cell, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use crate::charts::{self, Bar, ParetoMark};
-use crate::words::{grouped, plan_label, short, three};
+use crate::number::{grouped, short, three};
+use crate::words::plan_label;
 use maud::{Markup, html};
 use psim_planner::{CapacityOption, CapacityReport};
 

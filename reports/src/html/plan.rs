@@ -3,7 +3,8 @@
 use super::page::{Cell, figure, number, page, table, words};
 use super::sections::{assumptions, head, model_line, plan_facts, plan_table};
 use crate::charts::{self, Bar, ParetoMark};
-use crate::words::{grouped, plan_label, three};
+use crate::number::{grouped, three};
+use crate::words::plan_label;
 use maud::{Markup, html};
 use psim_planner::{Infeasible, KilledBy, Optimality, PlanReport, RankedPlan};
 

@@ -1,7 +1,8 @@
 //! Parts that several pages share.
 
 use super::page::{Cell, number, table, words};
-use crate::words::{grouped, percent, plan_label, recompute, schedule, sharding, short, three};
+use crate::number::{grouped, short, three};
+use crate::words::{percent, plan_label, recompute, schedule, sharding};
 use maud::{Markup, html};
 use psim_planner::{Assumption, RankedPlan};
 

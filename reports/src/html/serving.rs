@@ -3,7 +3,8 @@
 use super::page::{Cell, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use crate::charts::{self, Limit, Line, ParetoMark};
-use crate::words::{grouped, layout_label, serving_label, short, three};
+use crate::number::{grouped, short, three};
+use crate::words::{layout_label, serving_label};
 use maud::{Markup, html};
 use psim_hardware::Cluster;
 use psim_models::Model;

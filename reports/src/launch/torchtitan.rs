@@ -92,7 +92,7 @@ fn config(job: &LaunchJob<'_>) -> Result<String, LaunchError> {
     line(format!(
         "tensor_parallel_degree = {}\nenable_async_tensor_parallel = {}",
         plan.tp,
-        job.stack.overlap.tp && plan.tp > 1
+        job.overlaps_tp()
     ));
     line(format!("context_parallel_degree = {}", plan.cp));
     if plan.cp > 1 {
@@ -116,7 +116,7 @@ fn config(job: &LaunchJob<'_>) -> Result<String, LaunchError> {
         Recompute::Selective => line("# Fused attention never keeps its scores.\nmode = \"none\"".to_owned()),
         Recompute::Layers(_) => return Err(cannot("recomputation of some of the layers")),
     }
-    line(format!("\n[compile]\nenable = {}", job.stack.overlap.tp && plan.tp > 1));
+    line(format!("\n[compile]\nenable = {}", job.overlaps_tp()));
     Ok(out)
 }
 

@@ -82,18 +82,7 @@ impl<'a> StepModel<'a> {
     /// # Errors
     /// The first rule that the plan breaks.
     pub fn check(&self, plan: &Plan) -> Result<(), SimError> {
-        let sizes = [
-            ("tp", plan.tp),
-            ("pp", plan.pp),
-            ("dp", plan.dp),
-            ("cp", plan.cp),
-            ("ep", plan.ep),
-            ("etp", plan.etp),
-            ("vpp", plan.vpp),
-            ("micro_batch", plan.micro_batch),
-            ("global_batch", plan.global_batch),
-        ];
-        for (name, value) in sizes {
+        for (name, value) in plan.sizes() {
             if value == 0 {
                 return Err(SimError::Zero { name });
             }

@@ -18,26 +18,7 @@ struct Case {
 }
 
 pub(super) fn plan(tp: u32, pp: u32, dp: u32, vpp: u32, micro_batch: u32, global_batch: u32) -> Plan {
-    Plan {
-        tp,
-        pp,
-        dp,
-        cp: 1,
-        ep: 1,
-        etp: 1,
-        vpp,
-        micro_batch,
-        global_batch,
-        sequence_parallel: true,
-        recompute: Recompute::None,
-        sharding: Sharding::Optimizer,
-        shard_group: 0,
-        schedule: Schedule::OneFOneB,
-        cp_kind: Default::default(),
-        precision: Default::default(),
-        stage_layers: Vec::new(),
-        vocabulary_parallel: false,
-    }
+    Plan { tp, pp, dp, vpp, micro_batch, global_batch, ..Plan::default() }
 }
 
 fn cases() -> Vec<Case> {
