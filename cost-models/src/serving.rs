@@ -7,6 +7,7 @@
 //! - [`engine`]: engine profiles (an engine's release on an accelerator): policy, limits, host time;
 //! - [`step`]: the cost of a step for a deployment.
 
+mod attention_ffn;
 pub mod engine;
 pub mod kernels;
 pub mod reduce;
@@ -14,8 +15,9 @@ pub mod step;
 
 pub mod tables;
 
+pub use attention_ffn::AttentionFfn;
 pub use engine::{EngineParameters, EngineProfile, Policy};
 pub use step::{
-    DecodeRun, Drafting, KINDS, Lane, LanesRun, NanoPlan, PricedStep, PromptChunk, Share, StepCost,
+    Crossing, DecodeRun, Drafting, KINDS, Lane, LanesRun, NanoPlan, PricedStep, PromptChunk, Share, StepCost,
     StepCostError, StepPieces, StepResources, Work,
 };

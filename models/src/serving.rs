@@ -23,7 +23,7 @@ pub use crate::quantization::{NumberFormat, Quantization};
 pub use deployment::Deployment;
 pub use kv_transfer::{KvTransfer, KvTransferError};
 pub use lengths::Lengths;
-pub use lower::{ServingShape, lower};
+pub use lower::{ServingShape, lower, lower_apart};
 pub use slo::{Metric, Promise, ServiceLevel};
 pub use traffic::{Request, Traffic};
 pub use workload::{Arrival, ServingWorkload, Tenant};

@@ -4,6 +4,7 @@
 //! multiply that rate. [`plan_disaggregated`] does the same for units of prefill and decode instances. So the best rate
 //! never falls when accelerators are added.
 
+mod apart;
 mod arrangement;
 pub mod bounds;
 mod candidates;
@@ -19,6 +20,7 @@ pub mod size;
 pub mod steps;
 mod trial;
 
+pub use apart::{ApartFigures, FeedForwardApart};
 pub use arrangement::{Arrangement, ArrangementFigures, RedundantExperts};
 pub use detail::{DetailError, PoolFigures, ServingDetail, SpeculationFigures, detail};
 pub use device_steps::{DevicePoint, DeviceSteps, DeviceStepsError, device_steps};
@@ -28,7 +30,7 @@ pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
 pub use rank::{Needed, mark_pareto};
 pub use search::{plan_serving, plan_serving_priced};
 pub use size::{PoolSizes, ServingSize, size_all};
-pub use steps::{Steps, steps};
+pub use steps::{Steps, steps, steps_apart};
 
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::EngineProfile;

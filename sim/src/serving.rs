@@ -6,7 +6,6 @@
 //! same to the last bit.
 
 mod adapters;
-pub mod attention_ffn;
 pub mod autoscale;
 pub mod balance;
 mod clients;
@@ -53,6 +52,8 @@ pub use report::{Flowing, Percentiles, ServingReport};
 pub use rules::Rules;
 pub use sink::{Sink, Summary, SummaryFigures};
 pub use transfer::TransferMode;
+
+pub use psim_cost_models::serving::AttentionFfn;
 
 use psim_hardware::Time;
 use serde::Serialize;

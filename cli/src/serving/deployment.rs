@@ -13,7 +13,7 @@
 //! `[prefill]` and `[decode]` tables take the place of the sizes where prompts and answers run on pools of their own;
 //! `[speculation]`, `[autoscale]`, `[kv_offload]`, `[adapters]` and `[co_serving]` run beside the replicas; `overlap` and
 //! `[sm_partition]` say how kernels share an accelerator, `[redundant_experts]` evens out experts, `[expert_offload]` keeps
-//! them outside. Every key is used or refused.
+//! them outside, `[attention_ffn]` gives feed-forward layers accelerators of their own. Every key is used or refused.
 
 mod arrangement;
 mod beside;
@@ -334,10 +334,14 @@ impl Deployed {
             arrangement: arrangement::read(self)?,
             redundant: arrangement::redundant(self)?,
             experts_outside: arrangement::outside(self, job)?,
+            apart: arrangement::apart(self, job)?,
             layout,
         };
         let nodes = &job.cluster.groups[job.group];
-        let (need, have) = (served.accelerators(), nodes.count * nodes.node.accelerators);
+        // Feed-forward instances on other nodes are counted there.
+        let elsewhere = served.apart.filter(|a| a.group != job.group).map_or(0, |a| a.accelerators());
+        let elsewhere = elsewhere * served.layout.deployment().replicas;
+        let (need, have) = (served.accelerators() - elsewhere, nodes.count * nodes.node.accelerators);
         if matches!(layout, Layout::Replicas(_)) && need > have {
             let kind = if job.cluster.is_mixed() {
                 format!(" of {}", nodes.node.accelerator.name)

@@ -8,7 +8,7 @@ use crate::files::{make_directory, write_atomically};
 use crate::inputs::{CommonArguments, JobArguments};
 use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::Deployment;
-use psim_planner::serving::{Layout, Served, ServingPlan, Split};
+use psim_planner::serving::{Arrangement, Layout, Served, ServingPlan, Split};
 use psim_reports::launch::LaunchFile;
 use psim_reports::launch::serving::{self, ServingEngine, ServingLaunch, SplitLaunch};
 use psim_sim::serving::Router;
@@ -121,6 +121,12 @@ fn beside(served: &Served) -> Option<&'static str> {
         Some("adapters")
     } else if served.experts_outside.is_some() {
         Some("experts outside the accelerators")
+    } else if served.apart.is_some() {
+        Some("feed-forward layers on accelerators of their own")
+    } else if served.arrangement != Arrangement::InTurn {
+        Some("an overlap of kernels or a partition")
+    } else if served.redundant.is_some() {
+        Some("redundant experts")
     } else if options.co_serving.is_some() {
         Some("fine-tuning beside inference")
     } else {

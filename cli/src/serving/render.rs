@@ -503,6 +503,10 @@ pub(crate) fn steps(steps: &Steps, engine: &str) -> String {
         three(steps.cache_gib),
         grouped(steps.context as u64),
     );
+    let line = match &steps.apart {
+        Some(figures) => format!("{line}. {}", arrangement::to_and_fro(figures)),
+        None => line,
+    };
     format!("{}\n\n{}\n{}", wrap(&line, WIDTH, "  "), decode.render(), prompts.render())
 }
 

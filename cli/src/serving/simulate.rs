@@ -11,7 +11,7 @@ use psim_hardware::device::Device;
 use psim_models::serving::Deployment;
 use psim_models::serving::deployment::DeploymentError;
 use psim_planner::serving::{
-    DetailError, Layout, Served, ServingDetail, Steps, detail, device_steps, plan_serving, steps,
+    DetailError, Layout, Served, ServingDetail, Steps, detail, device_steps, plan_serving, steps, steps_apart,
 };
 use psim_reports::{ServingPage, layout_label, serving_label, serving_page, trace};
 use psim_sim::serving::FleetOptions;
@@ -61,6 +61,16 @@ impl Case {
     fn refuse(&self, error: &DetailError) -> Failure {
         let at = |key: &str, hint: &str| self.file.at(key, error.to_string(), hint);
         match error {
+            DetailError::Cost(StepCostError::FeedForward(inner))
+                if matches!(**inner, StepCostError::Memory { .. }) =>
+            {
+                Failure::Infeasible {
+                    message: error.to_string(),
+                    hint: "more instances or ranks of them, fewer bits (experts = \"fp8\"), or a larger accelerator"
+                        .to_owned(),
+                }
+            }
+            DetailError::Cost(StepCostError::FeedForward(_)) => at("attention_ffn", "other sizes of the instances"),
             DetailError::Cost(StepCostError::Memory { .. }) => Failure::Infeasible {
                 message: error.to_string(),
                 hint: "more tensor-parallel ranks, fewer bits (weights = \"fp8\"), or a larger accelerator"
@@ -154,7 +164,13 @@ pub(crate) fn explain(
                     .map(|(name, p)| (name, p.group, p.deployment))
                     .to_vec(),
             };
-            let priced = priced(&case.job, &layouts).map_err(|e| case.refuse(&e))?;
+            let priced = match (&case.served.apart, layouts.as_slice()) {
+                (Some(apart), [(_, group, d)]) => {
+                    let found = steps_apart(&case.job.request(), *group, d, apart);
+                    vec![("", *d, found.map_err(|e| case.refuse(&e))?)]
+                }
+                _ => priced(&case.job, &layouts).map_err(|e| case.refuse(&e))?,
+            };
             (case.job, priced)
         }
         None => {

@@ -14,6 +14,7 @@ use psim_models::serving::Deployment;
 use psim_models::serving::lower::ServingShape;
 use std::sync::Arc;
 
+mod apart;
 mod attention;
 mod decode_run;
 mod decode_table;
@@ -29,6 +30,7 @@ mod pricing;
 mod resources;
 mod table;
 
+pub use apart::Crossing;
 pub use decode_run::DecodeRun;
 pub use drafting::Drafting;
 pub use lanes_run::LanesRun;
@@ -63,6 +65,9 @@ pub enum StepCostError {
         /// Available, GiB per accelerator.
         have_gib: f64,
     },
+    /// The feed-forward instances cannot be priced.
+    #[error("feed-forward instances: {0}")]
+    FeedForward(Box<Self>),
 }
 
 /// A chunk of a prompt in a step.
@@ -100,6 +105,8 @@ pub struct StepCost {
     arrangement: Arrangement,
     /// Drafts of the model's own extra layers.
     drafting: Option<Drafting>,
+    /// Feed-forward layers on accelerators of their own.
+    apart: Option<Arc<apart::Apart>>,
 }
 
 /// What is left of kernels timed alone, in seconds, when `overlap` of it hides behind their neighbours: never less than
@@ -164,7 +171,16 @@ impl StepCost {
             (&pieces.exchanges, 1.0 / p.all_reduce),
         ]);
         let head = Table::sum(&[(&pieces.head, 1.0 / p.gemm), (&pieces.sampling, 1.0)]);
-        Self { pieces, parameters, local, shared, head, arrangement: Arrangement::Plain, drafting: None }
+        Self {
+            pieces,
+            parameters,
+            local,
+            shared,
+            head,
+            arrangement: Arrangement::Plain,
+            drafting: None,
+            apart: None,
+        }
     }
 
     /// The parts of a step.
@@ -298,6 +314,9 @@ impl StepCost {
 
     /// Seconds of a step in which the lanes do this; the host's part is in it.
     pub fn seconds(&self, lanes: &[Lane<'_>]) -> f64 {
+        if let Some(apart) = &self.apart {
+            return self.apart_seconds(apart, lanes);
+        }
         if let (false, [lane]) = (self.plain(), lanes) {
             return self.arranged_seconds(lane);
         }
@@ -367,7 +386,8 @@ impl StepCost {
                 worst = time;
             }
         }
-        worst.roofline + self.pieces.roofline_shared.at(worst.tokens)
+        let own = worst.roofline + self.pieces.roofline_shared.at(worst.tokens);
+        self.apart.as_ref().map_or(own, |apart| own.max(apart.roofline(lanes)))
     }
 }
 

@@ -152,8 +152,55 @@ pub fn lower(model: &Model, deployment: &Deployment) -> Result<ServingShape, Dep
 /// Kernels of a sparse indexer beside its matrix products.
 const INDEXER_KERNELS: f64 = 14.0;
 
+/// Lists the parts of a step where feed-forward layers have ranks of their own: of one rank of the attention, and of one
+/// rank of a feed-forward instance.
+///
+/// What moves are the routed experts, which the instances share, or in a model without any the feed-forward matrices,
+/// of which every instance has a copy. Shared experts, routers and the dense layers of a mixture stay with the attention.
+///
+/// # Errors
+/// A deployment that does not fit the model; one with stages, or with experts spread over the attention's own ranks.
+pub fn lower_apart(
+    model: &Model,
+    attention: &Deployment,
+    (instances, tp): (u32, u32),
+) -> Result<(ServingShape, ServingShape), DeploymentError> {
+    attention.check(model)?;
+    let experts = model.moe().map_or(0, |m| m.experts);
+    if instances == 0 || tp == 0 || (experts > 0 && u64::from(instances) > experts) {
+        return Err(DeploymentError::Experts { ep: instances, ranks: instances.saturating_mul(tp), experts });
+    }
+    let behind = Deployment {
+        tp,
+        pp: 1,
+        attention_dp: instances,
+        ep: if experts > 0 { instances } else { 1 },
+        ..*attention
+    };
+    let half = |d: &Deployment, part: Part| {
+        let mut builder = Builder { part, ..Builder::new(model, d) };
+        for (index, block) in model.kinds.iter().enumerate() {
+            let layers = model.pattern.iter().filter(|k| usize::from(**k) == index).count() as f64;
+            if layers > 0.0 {
+                builder.block(block, layers);
+            }
+        }
+        builder.finish()
+    };
+    Ok((half(attention, Part::Attention), half(&behind, Part::FeedForward)))
+}
+
+/// Which part of every layer a rank has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Attention,
+    FeedForward,
+}
+
 struct Builder<'a> {
     model: &'a Model,
+    part: Part,
     d: &'a Deployment,
     tp: u64,
     out: ServingShape,
@@ -183,7 +230,7 @@ impl<'a> Builder<'a> {
             active_parameters: 0.0,
             deployment: *d,
         };
-        Self { model, d, tp: u64::from(d.tp), out, other: 0.0 }
+        Self { model, part: Part::Whole, d, tp: u64::from(d.tp), out, other: 0.0 }
     }
 
     fn linear(&mut self, name: &'static str, layers: f64, n: u64, k: u64, format: NumberFormat) {
@@ -199,6 +246,9 @@ impl<'a> Builder<'a> {
 
     fn block(&mut self, block: &Block, layers: f64) {
         let h = self.model.hidden;
+        if self.part == Part::FeedForward {
+            return self.feed_forward(block, layers);
+        }
         match &block.mixer {
             Mixer::Attention(a) => self.attention(a, layers),
             Mixer::Mla(m) => self.mla(m, layers),
@@ -210,12 +260,10 @@ impl<'a> Builder<'a> {
             self.reduce(layers);
         }
         match &block.ffn {
+            Ffn::Dense(_) if self.part == Part::Attention && !self.model.is_moe() => {}
             Ffn::Dense(f) => {
                 let inner = f.hidden.div_ceil(self.tp);
-                let format = self.d.quantization.dense;
-                self.linear("up", layers, if f.gated { 2 * inner } else { inner }, h, format);
-                self.linear("down", layers, h, inner, format);
-                self.small(layers, 1.0, 3.0 * inner as f64);
+                self.dense(inner, f.gated, layers);
                 if !block.parallel {
                     self.reduce(layers);
                 }
@@ -226,6 +274,45 @@ impl<'a> Builder<'a> {
         // Each norm reads and writes the stream, fused with the residual addition.
         self.small(layers, f64::from(block.norms), 4.0 * f64::from(block.norms) * h as f64);
         self.other += layers * f64::from(block.norms) * h as f64;
+    }
+
+    fn dense(&mut self, inner: u64, gated: bool, layers: f64) {
+        let (h, format) = (self.model.hidden, self.d.quantization.dense);
+        self.linear("up", layers, if gated { 2 * inner } else { inner }, h, format);
+        self.linear("down", layers, h, inner, format);
+        self.small(layers, 1.0, 3.0 * inner as f64);
+    }
+
+    /// What a rank of a feed-forward instance has of a layer: its experts, or in a model without any the matrices.
+    fn feed_forward(&mut self, block: &Block, layers: f64) {
+        match &block.ffn {
+            Ffn::Moe(m) => {
+                self.experts(m, layers);
+                self.reduce(layers);
+            }
+            Ffn::Dense(f) if !self.model.is_moe() => {
+                self.dense(f.hidden.div_ceil(self.tp), f.gated, layers);
+                self.reduce(layers);
+            }
+            _ => {}
+        }
+    }
+
+    /// Routed experts, spread over the ranks.
+    fn experts(&mut self, m: &Moe, layers: f64) {
+        let ranks = u64::from(self.d.tp * self.d.attention_dp);
+        let ep = u64::from(self.d.ep);
+        self.out.experts.push(Experts {
+            layers,
+            experts: m.experts,
+            local: m.experts.div_ceil(ep),
+            top_k: m.top_k,
+            hidden: m.latent.unwrap_or(self.model.hidden),
+            inner: m.hidden.div_ceil(ranks / ep),
+            matrices: if m.gated { 3 } else { 2 },
+            format: self.d.quantization.experts,
+        });
+        self.out.moe_layers += layers;
     }
 
     /// `kernels` memory-bound kernels in each layer that move `elements` 16-bit elements per token.
@@ -392,8 +479,6 @@ impl<'a> Builder<'a> {
     fn moe(&mut self, m: &Moe, layers: f64) {
         let h = self.model.hidden;
         let q = self.d.quantization;
-        let ranks = u64::from(self.d.tp * self.d.attention_dp);
-        let ep = u64::from(self.d.ep);
         let width = m.latent.unwrap_or(h);
         self.linear("router", layers, m.experts, h, NumberFormat::Bf16);
         if m.latent.is_some() {
@@ -406,19 +491,17 @@ impl<'a> Builder<'a> {
             self.linear("shared-down", layers, h, inner, q.dense);
             self.small(layers, 1.0, 3.0 * inner as f64);
         }
-        self.out.experts.push(Experts {
-            layers,
-            experts: m.experts,
-            local: m.experts.div_ceil(ep),
-            top_k: m.top_k,
-            hidden: width,
-            inner: m.hidden.div_ceil(ranks / ep),
-            matrices: if m.gated { 3 } else { 2 },
-            format: q.experts,
-        });
-        self.out.moe_layers += layers;
         // Routing: softmax and top-k.
         self.small(layers, 2.0, 4.0 * m.experts as f64);
+        if self.part == Part::Attention {
+            // Shared experts' partial sums; what comes back over the network is whole.
+            if m.shared_hidden > 0 {
+                self.reduce(layers);
+            }
+            self.out.moe_layers += layers;
+            return;
+        }
+        self.experts(m, layers);
         if self.d.attention_dp > 1 {
             self.out.exchanges += layers;
         } else {
@@ -428,18 +511,20 @@ impl<'a> Builder<'a> {
 
     fn finish(mut self) -> ServingShape {
         let m = self.model;
-        // The vocabulary is split over tp; a tied table is stored once.
-        let head = m.vocab.div_ceil(self.tp);
-        self.out.linears.push(Linear {
-            name: "head",
-            layers: 1.0,
-            n: head,
-            k: m.hidden,
-            format: NumberFormat::Bf16,
-            last_token_only: true,
-        });
-        let table = (head * m.hidden) as f64;
-        self.other += if m.tied_embeddings { 0.0 } else { table };
+        if self.part != Part::FeedForward {
+            // The vocabulary is split over tp; a tied table is stored once.
+            let head = m.vocab.div_ceil(self.tp);
+            self.out.linears.push(Linear {
+                name: "head",
+                layers: 1.0,
+                n: head,
+                k: m.hidden,
+                format: NumberFormat::Bf16,
+                last_token_only: true,
+            });
+            let table = (head * m.hidden) as f64;
+            self.other += if m.tied_embeddings { 0.0 } else { table };
+        }
         let out = &mut self.out;
         let linear_bytes: f64 =
             out.linears.iter().map(|l| l.layers * (l.n * l.k) as f64 * l.format.weight_bits() / 8.0).sum();
@@ -517,6 +602,35 @@ mod tests {
         assert_eq!(s.kv_windowed, [(128, 18.0 * 8.0 * 64.0 * 2.0 * 2.0)]);
         let far = s.sequence_bytes(4096) - s.sequence_bytes(4095);
         assert_eq!(far, 18.0 * 8.0 * 64.0 * 2.0 * 2.0);
+    }
+
+    #[test]
+    fn halves_together_hold_the_whole_model() {
+        let q = Quantization::uniform(NumberFormat::Bf16);
+        for name in ["mixtral-8x22b", "deepseek-v3", "llama3-70b"] {
+            let model = presets::find(name).unwrap();
+            let whole = shape(name, &Deployment::tensor_parallel(1, q));
+            let attention = Deployment { attention_dp: 4, ..Deployment::tensor_parallel(2, q) };
+            let (a, f) = lower_apart(&model, &attention, (1, 1)).unwrap();
+            let one = lower_apart(&model, &Deployment::tensor_parallel(1, q), (1, 1)).unwrap().0;
+            assert!(((one.weight_bytes + f.weight_bytes) / whole.weight_bytes - 1.0).abs() < 1e-9, "{name}");
+            assert!(a.experts.is_empty() && a.exchanges == 0.0 && f.attention.is_empty());
+            // Two ranks of a copy halve its matrices and sum once a layer; caches are those of the copy.
+            assert!(a.weight_bytes < 0.55 * one.weight_bytes, "{name}");
+            assert_eq!(
+                a.kv_bytes_per_token,
+                shape(name, &Deployment::tensor_parallel(2, q)).kv_bytes_per_token
+            );
+        }
+        // Eight instances of one of Mixtral's experts each; a ninth has none.
+        let model = presets::find("mixtral-8x22b").unwrap();
+        let d = Deployment::tensor_parallel(1, q);
+        let (_, f) = lower_apart(&model, &d, (8, 1)).unwrap();
+        assert_eq!((f.experts[0].local, f.weight_bytes), (1, 56.0 * 3.0 * 6144.0 * 16384.0 * 2.0));
+        assert!(lower_apart(&model, &d, (9, 1)).is_err() && lower_apart(&model, &d, (0, 1)).is_err());
+        // Two ranks of an instance halve each expert and add their sums up.
+        let (_, f) = lower_apart(&model, &d, (4, 2)).unwrap();
+        assert_eq!((f.experts[0].local, f.experts[0].inner, f.all_reduces), (2, 8192, 56.0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod speculative;
 mod tests;
 
 use super::energy::{Activity, Energy, joules};
-use super::{Arrangement, ArrangementFigures, Layout, Served, ServingRequest};
+use super::{ApartFigures, Arrangement, ArrangementFigures, Layout, Served, ServingRequest};
 use psim_cost_models::serving::{StepCost, StepCostError};
 use psim_models::serving::{Deployment, ServiceLevel, Traffic};
 use psim_sim::serving::{
@@ -81,6 +81,8 @@ pub struct ServingDetail {
     pub speculation: Option<SpeculationFigures>,
     /// How kernels shared the accelerators, where they did not run in turn.
     pub arrangement: Option<ArrangementFigures>,
+    /// How the two sides of a step met, where feed-forward layers were apart.
+    pub apart: Option<ApartFigures>,
     /// Figures of all replicas together.
     pub report: ServingReport,
     /// Requests and answers.
@@ -142,6 +144,10 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
             let what = "experts outside the accelerators in pools of their own is not built";
             return together("expert_offload", what.to_owned());
         }
+        Layout::Pools(_) if served.apart.is_some() => {
+            let what = "attention and feed-forward apart in pools of their own is not built";
+            return together("attention_ffn", what.to_owned());
+        }
         Layout::Pools(_) if shared => {
             return together(key, format!("`{key}` in pools of their own is not built"));
         }
@@ -152,6 +158,13 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
     if outside.is_some() && (shared || served.speculation.is_some() || served.redundant.is_some()) {
         let what = "experts outside the accelerators together with speculation, redundant copies or a partition is not built";
         return together("expert_offload", what.to_owned());
+    }
+    if let Some(apart) = &served.apart {
+        let beside =
+            shared || served.speculation.is_some() || served.redundant.is_some() || outside.is_some();
+        if let Some(fault) = apart.fault(request.model, deployment, beside) {
+            return together("attention_ffn", fault);
+        }
     }
     if shared && served.speculation.is_some() {
         return together(key, format!("`{key}` together with speculation is not built"));
@@ -211,8 +224,12 @@ fn replicas(
     served: &Served,
 ) -> Result<ServingDetail, DetailError> {
     let node = request.node(served.group);
-    let mut cost =
-        StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?;
+    let mut cost = match &served.apart {
+        Some(apart) => apart.cost(request, deployment, served.group)?,
+        None => {
+            StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?
+        }
+    };
     if served.arrangement == Arrangement::NanoBatches {
         cost = nano_batches(request, &cost);
     }
@@ -227,6 +244,10 @@ fn replicas(
     let run = simulate(&input)?;
     let mut found = finish(request, (deployment, served.group), &cost, run, traffic);
     found.arrangement = cost.nano_plan().map(ArrangementFigures::NanoBatches);
+    if let Some(apart) = &served.apart {
+        found.apart = apart.figures(request, &cost);
+        apart.add(request, (deployment, served.group), &mut found);
+    }
     Ok(found)
 }
 
@@ -253,6 +274,7 @@ fn finish(
         pools: None,
         speculation: None,
         arrangement: None,
+        apart: None,
         energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
         usd_per_hour: mean_replicas * each * node.price_per_gpu_hour,
         cache_bytes: cost.cache_bytes(),

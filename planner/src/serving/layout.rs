@@ -1,6 +1,6 @@
 //! What serves: replicas, or pools for prompts and for answers, and what runs beside them.
 
-use super::{Arrangement, ExpertsOutside, RedundantExperts};
+use super::{Arrangement, ExpertsOutside, FeedForwardApart, RedundantExperts};
 use psim_models::Model;
 use psim_models::serving::Deployment;
 use psim_sim::serving::speculation::{Acceptance, TreeChances};
@@ -153,13 +153,23 @@ pub struct Served {
     pub redundant: Option<RedundantExperts>,
     /// Experts in host memory or on disk, if they are not on the accelerators.
     pub experts_outside: Option<ExpertsOutside>,
+    /// Feed-forward layers on accelerators of their own, if they are.
+    pub apart: Option<FeedForwardApart>,
 }
 
 impl Served {
     /// A layout with nothing but options beside it.
     pub fn of(layout: Layout, options: FleetOptions) -> Self {
-        let (arrangement, redundant) = (Arrangement::InTurn, None);
-        Self { layout, group: 0, options, speculation: None, arrangement, redundant, experts_outside: None }
+        Self {
+            layout,
+            group: 0,
+            options,
+            speculation: None,
+            arrangement: Arrangement::InTurn,
+            redundant: None,
+            experts_outside: None,
+            apart: None,
+        }
     }
 
     /// Plain replicas.
@@ -167,9 +177,10 @@ impl Served {
         Self::of(Layout::Replicas(deployment), options)
     }
 
-    /// Accelerators in all, those of drafts included.
+    /// Accelerators in all, those of drafts and of feed-forward layers included.
     pub fn accelerators(&self) -> u32 {
         let drafts = self.speculation.as_ref().map_or(0, Speculation::extra_accelerators);
-        self.layout.accelerators() + drafts * self.layout.deployment().replicas
+        let behind = self.apart.map_or(0, |a| a.accelerators());
+        self.layout.accelerators() + (drafts + behind) * self.layout.deployment().replicas
     }
 }

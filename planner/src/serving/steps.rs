@@ -1,6 +1,6 @@
 //! Single engine steps of a deployment against their roofline: why a deployment is as fast as it is.
 
-use super::{DetailError, ServingRequest};
+use super::{ApartFigures, DetailError, FeedForwardApart, ServingRequest};
 use psim_cost_models::serving::{KINDS, Lane, PromptChunk, StepCost};
 use psim_models::serving::Deployment;
 use serde::Serialize;
@@ -50,6 +50,9 @@ pub struct Steps {
     pub weights_gib: f64,
     /// GiB for the cache on one accelerator.
     pub cache_gib: f64,
+    /// How the two sides meet, where feed-forward layers are apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<ApartFigures>,
 }
 
 /// Prices single steps on the nodes of a group of the cluster.
@@ -64,6 +67,36 @@ pub fn steps(
     let node = request.node(group);
     let cost =
         StepCost::new(request.model, deployment, request.cluster, node, request.engine, request.library)?;
+    Ok(of_cost(request, deployment, &cost, deployment.accelerators_per_replica()))
+}
+
+/// Prices single steps of replicas whose feed-forward layers lie on accelerators of their own.
+///
+/// # Errors
+/// A deployment that does not fit the model or the memory; a cluster that has no room for it.
+pub fn steps_apart(
+    request: &ServingRequest<'_>,
+    group: usize,
+    deployment: &Deployment,
+    apart: &FeedForwardApart,
+) -> Result<Steps, DetailError> {
+    if let Some(what) = apart.fault(request.model, deployment, false) {
+        return Err(DetailError::Together { key: "attention_ffn", what });
+    }
+    let cost = apart.cost(request, deployment, group)?;
+    let accelerators = deployment.accelerators_per_replica() + apart.accelerators();
+    let mut found = of_cost(request, deployment, &cost, accelerators);
+    found.apart = apart.figures(request, &cost);
+    Ok(found)
+}
+
+/// Single steps by their prices.
+fn of_cost(
+    request: &ServingRequest<'_>,
+    deployment: &Deployment,
+    cost: &StepCost,
+    accelerators: u32,
+) -> Steps {
     let (input, output) = request.workload.mean_lengths();
     let context = input + output / 2.0;
     let whole = cost.shape().sequence_bytes((input + output).max(1.0) as u64).max(1.0);
@@ -71,7 +104,7 @@ pub fn steps(
     let fit = (lane_bytes / whole).floor().min(f64::from(u32::MAX)) as u32;
     let most = fit.min(request.engine.max_sequences);
     let lanes = cost.lanes().max(1) as usize;
-    let accelerators = f64::from(deployment.accelerators_per_replica());
+    let accelerators = f64::from(accelerators);
     let mut batches: Vec<u32> =
         std::iter::successors(Some(1u32), |b| b.checked_mul(4)).take_while(|b| *b < most).collect();
     if most > 0 {
@@ -111,7 +144,7 @@ pub fn steps(
         })
         .collect();
     let gib = 1024f64.powi(3);
-    Ok(Steps {
+    Steps {
         decode,
         prompts,
         fit,
@@ -119,5 +152,6 @@ pub fn steps(
         context,
         weights_gib: cost.shape().weight_bytes / gib,
         cache_gib: cost.cache_bytes() / gib,
-    })
+        apart: None,
+    }
 }

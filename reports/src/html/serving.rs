@@ -123,6 +123,10 @@ fn deployed(input: &ServingPage<'_>, detail: &ServingDetail) -> Markup {
                 (fact(&format!("{:.0} %", p.prefill_busy * 100.0), "of the time prefill instances work"))
                 (fact(&format!("{:.0} %", p.decode_busy * 100.0), "of the time decode instances work"))
             }
+            @if let Some(a) = &detail.apart {
+                (fact(&format!("{:.0} %", a.attention_busy * 100.0), "of a full step attention works"))
+                (fact(&format!("{:.0} %", a.feed_forward_busy * 100.0), "of it feed-forward GPUs work"))
+            }
             @if let Some(s) = &detail.speculation {
                 (fact(&three(s.tokens_per_round), "tokens of a round of speculation"))
             }

@@ -3,7 +3,7 @@
 //! A file names its `kind`; the keys of each are those that [`simulate`] reads.
 
 use super::{arrangements, drafts, transfers};
-use crate::serving::attention_ffn::AttentionFfn;
+use crate::serving::AttentionFfn;
 use crate::serving::balance::ExpertLoads;
 use crate::serving::devices::{decode_step, mesh_vector_product, switch_seconds};
 use crate::serving::edge::EdgeReduce;
@@ -82,6 +82,7 @@ pub(super) fn simulate(table: &toml::Table) -> Result<f64, String> {
                     attention: keys.number("attention_us")?,
                     feed_forward: keys.number("feed_forward_us")?,
                     crossing: keys.number("crossing_us")?,
+                    wire: 0.0,
                     layers: keys.count("layers")?,
                     micro_batches,
                 };

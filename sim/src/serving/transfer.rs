@@ -5,6 +5,7 @@
 //! crossed. The slower side sets the time: seconds = latency + max(bytes per sender, bytes per receiver) / rate.
 
 use super::placement::Site;
+use psim_cost_models::serving::Crossing;
 use psim_hardware::{Cluster, Node, ScaleUpTopology};
 use psim_models::serving::KvTransfer;
 use serde::{Deserialize, Serialize};
@@ -78,19 +79,9 @@ impl Route {
             };
         }
         let cards = |n: &Node| f64::from(n.nics.count.max(1));
-        // Levels of switches slow both directions.
-        let mut share = 1.0;
-        let mut latency = cluster.fabric.latency.0 + SET_UP;
-        for level in &cluster.fabric.levels {
-            let reach = level.nodes.max(1);
-            if from.node / reach == to.node / reach {
-                break;
-            }
-            share /= level.oversubscription.max(1.0);
-            latency += level.latency.0;
-        }
+        let (share, latency) = switches(cluster, from.node, to.node);
         Self {
-            latency,
+            latency: latency + SET_UP,
             send_rate: senders.min(cards(node)) * node.nics.rate.0.max(1.0) * share,
             receive_rate: receivers.min(cards(other)) * other.nics.rate.0.max(1.0) * share,
             shared: node.nics.count < node.accelerators || other.nics.count < other.accelerators,
@@ -103,6 +94,52 @@ impl Route {
         self.latency + (bytes / self.send_rate).max(bytes / self.receive_rate)
     }
 }
+
+/// Share of the cards' rate that the levels of switches between two nodes leave, and their latency.
+fn switches(cluster: &Cluster, from: u32, to: u32) -> (f64, f64) {
+    let (mut share, mut latency) = (1.0, cluster.fabric.latency.0);
+    for level in &cluster.fabric.levels {
+        let reach = level.nodes.max(1);
+        if from / reach == to / reach {
+            break;
+        }
+        share /= level.oversubscription.max(1.0);
+        latency += level.latency.0;
+    }
+    (share, latency)
+}
+
+/// The way between the attention and the feed-forward instances of a replica, each at a site with a number of
+/// accelerators, all of which send and receive at once. Memory is registered beforehand: a message costs its latency.
+///
+/// Both sides inside one scale-up domain use its links. Otherwise every accelerator has its share of its node's cards,
+/// slowed by the switch levels between the two ends that are furthest apart.
+pub fn crossing(cluster: &Cluster, attention: (Site, u32), feed_forward: (Site, u32)) -> Crossing {
+    let ((from, senders), (to, receivers)) = (attention, feed_forward);
+    let (node, other) = (node_at(cluster, from.node), node_at(cluster, to.node));
+    let inside = senders.max(receivers) <= node.scale_up.domain.max(1);
+    if inside && from.domain == to.domain && node.scale_up.topology != ScaleUpTopology::None {
+        let rank = scale_up_rate(node);
+        return Crossing {
+            latency: node.scale_up.latency.0 + MESSAGE,
+            attention_rate: rank(f64::from(receivers)),
+            feed_forward_rate: rank(f64::from(senders)),
+        };
+    }
+    let last = |first: u32, size: u32, n: &Node| first + size.div_ceil(n.accelerators.max(1)).max(1) - 1;
+    let lowest = from.node.min(to.node);
+    let highest = last(from.node, senders, node).max(last(to.node, receivers, other));
+    let (share, latency) = switches(cluster, lowest, highest);
+    let card = |n: &Node| {
+        let each = f64::from(n.nics.count.max(1)) / f64::from(n.accelerators.max(1));
+        n.nics.rate.0.max(1.0) * each.min(1.0) * share
+    };
+    Crossing { latency: latency + MESSAGE, attention_rate: card(node), feed_forward_rate: card(other) }
+}
+
+/// Launching the send and seeing the arrival of a message between accelerators, seconds: two kernels, as between the
+/// stages of a pipeline.
+const MESSAGE: f64 = 10e-6;
 
 /// Handshake and registration of one transfer, seconds.
 const SET_UP: f64 = 20e-6;
@@ -150,6 +187,35 @@ mod tests {
         let got = across.seconds(&t, 1000) - across.latency;
         assert!((got / expected - 1.0).abs() < 1e-9, "{got} {expected}");
         assert!(across.seconds(&t, 1000) > inside.seconds(&t, 1000));
+    }
+
+    #[test]
+    fn crossings_take_the_links_between_the_sides() {
+        let options = HomogeneousOptions::default();
+        let cluster = homogeneous("H100-SXM-80GB", 32, &options).unwrap();
+        let node = cluster.first_node();
+        let at = |number| Site { node: number, domain: number };
+        let inside = crossing(&cluster, (at(0), 4), (at(0), 4));
+        assert_eq!(
+            (inside.attention_rate, inside.feed_forward_rate),
+            (node.scale_up.bandwidth.0, node.scale_up.bandwidth.0)
+        );
+        // A card for every accelerator, however many there are.
+        for sizes in [(4, 8), (16, 16)] {
+            let across = crossing(&cluster, (at(0), sizes.0), (at(2), sizes.1));
+            assert_eq!(
+                (across.attention_rate, across.feed_forward_rate),
+                (node.nics.rate.0, node.nics.rate.0)
+            );
+            assert!(across.latency > inside.latency);
+        }
+        // One card for two accelerators gives each half of it.
+        let mut halved = cluster.clone();
+        for group in &mut halved.groups {
+            group.node.nics.count = 4;
+        }
+        let across = crossing(&halved, (at(0), 8), (at(1), 8));
+        assert_eq!(across.attention_rate, 0.5 * node.nics.rate.0);
     }
 
     #[test]

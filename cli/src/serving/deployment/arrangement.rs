@@ -1,11 +1,11 @@
-//! `overlap`, `[sm_partition]`, `[redundant_experts]` and `[expert_offload]`: what shares an accelerator, copies of hot
-//! experts, and experts outside.
+//! `overlap`, `[sm_partition]`, `[redundant_experts]`, `[expert_offload]` and `[attention_ffn]`: what shares an accelerator,
+//! copies of hot experts, experts outside, and feed-forward layers on accelerators of their own.
 
 use super::super::ServingJob;
-use super::Deployed;
+use super::{Deployed, MOST, pools};
 use crate::failure::Failure;
 use psim_hardware::{BytesPerSec, Seconds};
-use psim_planner::serving::{Arrangement, ExpertsOutside, RedundantExperts};
+use psim_planner::serving::{Arrangement, ExpertsOutside, FeedForwardApart, RedundantExperts};
 use psim_sim::serving::Partition;
 use psim_sim::serving::offload::OffloadPolicy;
 use psim_sim::serving::partition::Controller;
@@ -110,4 +110,44 @@ pub(super) fn outside(deployed: &Deployed, job: &ServingJob) -> Result<Option<Ex
         }
     };
     Ok(Some(ExpertsOutside { policy, link: BytesPerSec(link) }))
+}
+
+/// Most micro-batches in flight.
+const MICRO_BATCHES: u32 = 64;
+
+/// Feed-forward layers on accelerators of their own.
+pub(super) fn apart(deployed: &Deployed, job: &ServingJob) -> Result<Option<FeedForwardApart>, Failure> {
+    const TABLE: &str = "attention_ffn";
+    let Some(file) = &deployed.file.attention_ffn else { return Ok(None) };
+    let sizes = [
+        ("instances", file.instances, MOST as u32),
+        ("tp", file.tp, MOST as u32),
+        ("micro_batches", file.micro_batches, MICRO_BATCHES),
+    ];
+    for (key, value, most) in sizes {
+        if value == 0 || value > most {
+            let message = format!("`{key}` of [{TABLE}] is {value}, must lie between 1 and {most}");
+            let hint = "usual: an instance for every expert or two, and 3 micro-batches, 4 over slow links";
+            return Err(deployed.inside(TABLE, key, message, hint));
+        }
+    }
+    let group = match &file.accelerator {
+        None => job.group,
+        Some(wanted) => pools::group(deployed, &job.cluster, Some(TABLE), wanted)?,
+    };
+    let (instances, tp, micro_batches) = (file.instances, file.tp, file.micro_batches);
+    let found = FeedForwardApart { instances, tp, micro_batches, group };
+    let nodes = &job.cluster.groups[group];
+    let have = u64::from(nodes.count * nodes.node.accelerators);
+    let replicas = u64::from(deployed.replicas().replicas);
+    let need = u64::from(instances) * u64::from(tp) * replicas;
+    if need > have {
+        let name = &nodes.node.accelerator.name;
+        let message = format!(
+            "the feed-forward instances need {need} accelerators of {name}, {} has {have}",
+            job.cluster.name
+        );
+        return Err(deployed.inside(TABLE, "instances", message, "fewer instances, or a larger cluster"));
+    }
+    Ok(Some(found))
 }

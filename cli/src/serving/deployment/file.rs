@@ -6,15 +6,10 @@ use psim_sim::serving::speculation::TreeChances;
 use serde::{Deserialize, Serialize};
 
 /// Keys of the field that psim does not simulate in a deployment, with the reason.
-pub(super) const NOT_BUILT: [(&str, &str); 4] = [
+pub(super) const NOT_BUILT: [(&str, &str); 3] = [
     ("cp", "context parallelism is for the prompts of a [prefill] pool only"),
     ("speculative", "the table is called [speculation]"),
     ("offload", "caches go into [kv_offload], experts into [expert_offload]"),
-    (
-        "attention_ffn",
-        "attention and feed-forward on different accelerators are priced in `psim gallery` only, not in a run \
-                       of requests",
-    ),
 ];
 
 /// The file.
@@ -91,6 +86,8 @@ pub(super) struct File {
     pub(super) redundant_experts: Option<RedundantExpertsFile>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expert_offload: Option<ExpertOffloadFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) attention_ffn: Option<AttentionFfnFile>,
 }
 
 impl File {
@@ -131,6 +128,7 @@ impl File {
             sm_partition: None,
             redundant_experts: None,
             expert_offload: None,
+            attention_ffn: None,
         }
     }
 }
@@ -319,6 +317,22 @@ pub(super) struct ExpertOffloadFile {
     /// Gigabytes a second to each accelerator; the node's own link where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gb_per_s: Option<f64>,
+}
+
+/// Feed-forward layers on accelerators of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttentionFfnFile {
+    /// Feed-forward instances of one replica; experts are spread over them.
+    pub(super) instances: u32,
+    /// Ranks of an instance.
+    #[serde(default = "one")]
+    pub(super) tp: u32,
+    /// Micro-batches that go to and fro.
+    pub(super) micro_batches: u32,
+    /// Accelerator of the cluster's nodes on which they lie; that of the attention where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) accelerator: Option<String>,
 }
 
 fn in_host() -> String {

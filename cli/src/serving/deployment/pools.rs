@@ -47,6 +47,11 @@ pub(super) fn check(deployed: &Deployed) -> Result<(), Failure> {
             "a full decode pool holds prompts back, nothing is thrown out",
         ),
         ("speculation", file.speculation.is_some(), "speculation in pools of their own is not built"),
+        (
+            "attention_ffn",
+            file.attention_ffn.is_some(),
+            "attention and feed-forward apart in pools of their own is not built",
+        ),
         ("autoscale", file.autoscale.is_some(), "pools that come and go are not built"),
         (
             "kv_offload",

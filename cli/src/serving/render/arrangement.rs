@@ -1,7 +1,7 @@
 //! Lines about what shares an accelerator and about copies of experts.
 
 use crate::number::three;
-use psim_planner::serving::{ArrangementFigures, Layout, Served, ServingDetail};
+use psim_planner::serving::{ApartFigures, ArrangementFigures, Layout, Served, ServingDetail};
 
 /// One line each for what there is.
 pub(super) fn line(detail: &ServingDetail, served: &Served) -> Vec<String> {
@@ -41,5 +41,32 @@ pub(super) fn line(detail: &ServingDetail, served: &Served) -> Vec<String> {
             three(outside.link.0 * 1e-9),
         ));
     }
+    if let (Some(apart), Some(figures)) = (served.apart, detail.apart) {
+        lines.push(format!(
+            "feed-forward layers apart: {} instances of {} GPUs behind each replica, {} micro-batches to and fro; {}",
+            apart.instances,
+            apart.tp,
+            apart.micro_batches,
+            to_and_fro(&figures),
+        ));
+    }
     lines
+}
+
+/// How the two sides of a step meet.
+pub(super) fn to_and_fro(f: &ApartFigures) -> String {
+    format!(
+        "at {} sequences a copy a micro-batch's layer takes {} us of attention, {} us to cross and {} us of feed-forward: \
+         attention works {:.0} % and feed-forward {:.0} % of {} ms ({} micro-batches would hide the rest); {} GiB of \
+         weights on a feed-forward GPU",
+        f.batch,
+        three(f.attention_us),
+        three(f.crossing_us),
+        three(f.feed_forward_us),
+        f.attention_busy * 100.0,
+        f.feed_forward_busy * 100.0,
+        three(f.layers_ms),
+        f.enough,
+        three(f.weights_gib),
+    )
 }

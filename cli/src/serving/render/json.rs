@@ -152,6 +152,7 @@ pub(crate) fn simulation(job: &ServingJob, served: &Served, found: &ServingDetai
         "speculation": found.speculation,
         "arrangement": found.arrangement,
         "experts_outside": served.experts_outside,
+        "attention_ffn": served.apart.map(|a| json!({ "layout": a, "figures": found.apart })),
         "mean_replicas": found.run.replica_seconds / found.run.end.seconds().0.max(1e-12),
         "moved_bytes": found.run.extra.moved_bytes,
         "tuned_tokens": found.run.extra.tuned_tokens,

@@ -95,7 +95,19 @@ impl StepPieces {
         parameters: EngineParameters,
         library: &ProfileLibrary,
     ) -> Result<Self, StepCostError> {
-        let shape = lower(model, deployment)?;
+        Self::of_shape(lower(model, deployment)?, cluster, node, engine, parameters, library)
+    }
+
+    /// The same for a shape that is a part of a model only.
+    pub(super) fn of_shape(
+        shape: ServingShape,
+        cluster: &Cluster,
+        node: &Node,
+        engine: &EngineProfile,
+        parameters: EngineParameters,
+        library: &ProfileLibrary,
+    ) -> Result<Self, StepCostError> {
+        let deployment = &shape.deployment.clone();
         if shape.attention.len() > KINDS {
             return Err(StepCostError::Kinds(shape.attention.len()));
         }

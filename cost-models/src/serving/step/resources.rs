@@ -238,7 +238,7 @@ impl StepCost {
 
     /// Kernels run one after another on the whole accelerator.
     pub fn plain(&self) -> bool {
-        self.arrangement == Arrangement::Plain
+        self.arrangement == Arrangement::Plain && self.apart.is_none()
     }
 
     /// The same deployment on a share of the multiprocessors of its accelerators (deployments with one lane).

@@ -101,6 +101,7 @@ pub(super) fn detail(
         }),
         speculation: None,
         arrangement: None,
+        apart: None,
         energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
         usd_per_hour: usd(&split.prefill) + usd(&split.decode),
         cache_bytes: decode.cache_bytes(),
