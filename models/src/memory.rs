@@ -339,19 +339,19 @@ fn states(plan: &Plan, shape: &Shape, stack: &StackProfile, p: &RankParameters) 
         let optimizer_ranks = sharded(plan.sharding != Sharding::None, ranks);
         let gradient_ranks =
             sharded(matches!(plan.sharding, Sharding::Gradients | Sharding::Parameters), ranks);
-        // Sharded parameters are themselves the master copy.
         let master = if base >= 4.0 { 0.0 } else { s.master };
-        parameters += if all && master > 0.0 { 0.0 } else { base * count / sharded(all, ranks) };
+        let shard_is_master = all && master > 0.0 && !s.shard_beside_master;
+        parameters += if shard_is_master { 0.0 } else { base * count / sharded(all, ranks) };
         let fp16 = shape.base == DType::Fp16;
         let gradient = if fp16 { s.fp16_gradient.unwrap_or(s.gradient) } else { s.gradient };
         gradients += gradient * count * p.trainable / gradient_ranks;
-        let kept = if all && master > 0.0 { master.max(base) } else { master } + s.moments;
+        let kept = if shard_is_master { master.max(base) } else { master } + s.moments;
         optimizer += kept * count * p.trainable / optimizer_ranks;
         if fp16 {
             step_gradients += s.sharded_gradient * count * p.trainable / optimizer_ranks;
         }
         if p.trainable < 1.0 {
-            parameters += if all && master > 0.0 { base * count / ranks } else { 0.0 };
+            parameters += if shard_is_master { base * count / ranks } else { 0.0 };
         }
         if all {
             let prefetched = f64::from(1 + stack.overlap.fsdp_prefetch);

@@ -8,8 +8,10 @@ mod arrangements;
 mod deployments;
 mod drafts;
 mod list;
+mod runs;
 mod serving;
 mod split;
+mod training;
 mod transfers;
 
 use serde::{Deserialize, Serialize};
@@ -121,15 +123,13 @@ pub enum GalleryError {
     },
 }
 
-/// A scenario of the gallery: the text of its file and what simulates it.
+/// A scenario of the gallery: the text of its file.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// File name without its ending: the scenario's name.
     pub name: &'static str,
     /// The file.
     pub text: &'static str,
-    /// Gives the number; the reason where it cannot.
-    pub simulate: fn(&toml::Table) -> Result<f64, String>,
 }
 
 impl Entry {
@@ -148,7 +148,7 @@ impl Entry {
     pub fn result(&self) -> Result<ScenarioResult, GalleryError> {
         let scenario = self.scenario()?;
         let table: toml::Table = toml::from_str(self.text).map_err(|e| self.broken(e.to_string()))?;
-        let simulated = (self.simulate)(&table).map_err(|reason| self.broken(reason))?;
+        let simulated = simulate(&table).map_err(|reason| self.broken(reason))?;
         Ok(ScenarioResult::new(scenario, simulated))
     }
 
@@ -165,10 +165,18 @@ pub fn from_text(text: &str) -> Result<ScenarioResult, GalleryError> {
     let broken = |name: &str, reason: String| GalleryError::Broken { name: name.to_owned(), reason };
     let scenario: Scenario = toml::from_str(text).map_err(|e| broken("?", e.to_string()))?;
     let table: toml::Table = toml::from_str(text).map_err(|e| broken(&scenario.name, e.to_string()))?;
-    let simulate: fn(&toml::Table) -> Result<f64, String> =
-        if table.contains_key("kind") { deployments::simulate } else { serving::simulate };
     let simulated = simulate(&table).map_err(|reason| broken(&scenario.name, reason))?;
     Ok(ScenarioResult::new(scenario, simulated))
+}
+
+/// The number of a scenario, by the kind that its file names; without one it is a serving run.
+fn simulate(table: &toml::Table) -> Result<f64, String> {
+    match table.get("kind").and_then(toml::Value::as_str) {
+        None => serving::simulate(table),
+        Some("training") => training::training(table),
+        Some("pipeline") => training::pipeline(table),
+        Some(_) => deployments::simulate(table),
+    }
 }
 
 /// Every scenario.

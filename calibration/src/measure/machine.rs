@@ -194,6 +194,7 @@ pub fn threads_stack() -> StackProfile {
             moments: 8.0,
             fp16_gradient: None,
             sharded_gradient: 0.0,
+            shard_beside_master: false,
             bf16_gradient_copy: false,
         },
         memory: MemoryOverheads {

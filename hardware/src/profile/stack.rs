@@ -151,6 +151,10 @@ pub struct States {
     /// (`BF16_Optimizer.update_hp_grads` of DeepSpeed): a copy of 4 bytes an element of the largest weight of the stage.
     #[serde(default)]
     pub bf16_gradient_copy: bool,
+    /// Where parameters are sharded, ranks keep a shard in the format of the arithmetic beside the fp32 master (ZeRO-3:
+    /// 16 bytes an element over the ranks, arXiv 1910.02054, figure 1); FSDP's fp32 shard is the master itself.
+    #[serde(default)]
+    pub shard_beside_master: bool,
 }
 
 /// What the framework keeps on the device beside tensors.

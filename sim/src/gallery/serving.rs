@@ -17,6 +17,7 @@
 //! A run with `sweep = [1, 2, 4]` is done once per number, which stands where the workload says `$n`; the best figure
 //! counts.
 
+use super::runs;
 use crate::serving::{
     AdapterMode, AdapterOptions, Autoscale, CacheTier, CoServing, FleetOptions, Preemption, Router,
     ServingInput, ServingReport, ServingRun, SwapOptions, simulate as serve,
@@ -149,53 +150,12 @@ fn seed() -> u64 {
     7
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Measure {
-    /// First run over second.
-    Ratio,
-    /// First run.
-    Value,
-    /// Share of neighbouring runs of which the first has the higher figure: 1 where the order is right.
-    Order,
-}
-
 /// Simulates the runs of a file and takes the figure.
 ///
 /// # Errors
 /// What is wrong with the file, or why a run is impossible.
 pub(super) fn simulate(file: &toml::Table) -> Result<f64, String> {
-    let get = |key: &str| file.get(key).cloned().ok_or_else(|| format!("`{key}` is missing"));
-    let measure: Measure = get("measure")?.try_into().map_err(|e| format!("measure: {e}"))?;
-    let metric: String = get("metric")?.try_into().map_err(|e| format!("metric: {e}"))?;
-    let base = match file.get("base") {
-        Some(toml::Value::Table(t)) => t.clone(),
-        _ => toml::Table::new(),
-    };
-    let runs: Vec<toml::Table> = get("run")?.try_into().map_err(|e| format!("run: {e}"))?;
-    let wanted = match measure {
-        Measure::Ratio => 2,
-        Measure::Value => 1,
-        Measure::Order => runs.len().max(2),
-    };
-    if runs.len() != wanted {
-        return Err(format!("{} [[run]] tables where {wanted} are needed", runs.len()));
-    }
-    let mut figures = Vec::new();
-    for (index, own) in runs.iter().enumerate() {
-        let mut table = base.clone();
-        table.extend(own.clone());
-        let run: Run = table.try_into().map_err(|e| format!("run {}: {e}", index + 1))?;
-        figures.push(run.best(&metric).map_err(|e| format!("run {}: {e}", index + 1))?);
-    }
-    if matches!(measure, Measure::Order) {
-        let right = figures.windows(2).filter(|pair| pair[0] > pair[1]).count();
-        return Ok(right as f64 / (figures.len() - 1) as f64);
-    }
-    Ok(match figures[..] {
-        [a, b] => a / b,
-        _ => figures[0],
-    })
+    runs::compare(file, |run: &Run, metric| run.best(metric))
 }
 
 impl Reading {
