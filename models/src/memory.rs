@@ -267,7 +267,8 @@ pub fn stage_ledger_with(
         // The gathered input of a linear layer lives while the layer runs.
         working += shape.base.size() * (shape.tokens * model.hidden) as f64;
     }
-    if stack.states.bf16_gradient_copy && shape.base == DType::Bf16 && p.trainable >= 1.0 {
+    let bf16_optimizer = stack.states.is_bf16_optimizer(shape.base == DType::Bf16);
+    if stack.states.bf16_gradient_copy && bf16_optimizer && p.trainable >= 1.0 {
         // Larger than any block that activations leave behind: the allocator takes memory of its own for it.
         working += 4.0 * largest_weight(model, layout, stage as usize, shape);
     }

@@ -196,6 +196,7 @@ pub fn threads_stack() -> StackProfile {
             sharded_gradient: 0.0,
             shard_beside_master: false,
             bf16_gradient_copy: false,
+            whole_reduction: false,
         },
         memory: MemoryOverheads {
             context: Bytes(0),

@@ -217,9 +217,11 @@ fn from_dimensions(fields: &ModelFields, config: &ConfigFields) -> Result<Model,
         family: format!("{style:?}").to_lowercase(),
         hidden,
         vocab: fields.vocab.filter(|v| *v > 0).unwrap_or_else(|| usual_vocab(config)),
-        tied_embeddings: fields
-            .tied_embeddings
-            .unwrap_or(matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)),
+        // The zero-bubble runtime refuses tied embeddings (its `validate_arguments`).
+        tied_embeddings: fields.tied_embeddings.unwrap_or_else(|| {
+            matches!(style, Style::Gpt | Style::Bloom | Style::Mpt)
+                && !config.framework.to_lowercase().contains("zero bubble")
+        }),
         head_bias: false,
         position,
         norm: Norm { rms: !layer_norm, bias: bias || style == Style::Nemotron, weight: true },

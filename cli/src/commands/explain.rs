@@ -45,9 +45,8 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     let chosen = if arguments.plan.is_some() { "given" } else { "the winner of the search" };
     let falls = switched::falls(&job, &plan, &prediction)?;
     if arguments.common.json {
-        let mut document = as_json(&job, &plan, &prediction);
+        let mut document = as_json(&job, &plan, &prediction, &falls);
         document["schema"] = json!(1);
-        document["waterfall"] = json!(falls);
         document["plan_from"] = json!(chosen);
         return host.json(&document);
     }
@@ -59,10 +58,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
         prediction.mfu
     ))?;
     host.print(switched::text(&falls))?;
-    let text = "The losses sum to the gap. `time` is what the step gets shorter by when the term's mechanism is taken out \
-                after all those in the lines below it, `alone` when it alone is: run psim simulate with the line's --set, \
-                each value behind a --set of its own.";
-    host.line(format!("\n{}", wrap(text, 100, "")))?;
+    host.line(format!("\n{}", wrap(switched::HOW_TO_READ, 100, "")))?;
     for note in &prediction.notes {
         host.line(wrap(&format!("note: {note}"), 100, "  "))?;
     }

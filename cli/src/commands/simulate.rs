@@ -7,6 +7,7 @@ use crate::inputs::job::read_plan;
 use crate::inputs::{CommonArguments, Job, JobArguments};
 use crate::number::{grouped, seconds};
 use crate::render::prediction::{as_json, header, must_fit, text};
+use crate::render::switched;
 use crate::serving;
 use clap::{Args, ValueEnum};
 use psim_hardware::SourceError;
@@ -205,14 +206,15 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
             timeline.spans.len()
         ));
     }
+    let falls = switched::falls(&job, &plan, &prediction)?;
     if arguments.common.json {
-        let mut document = as_json(&job, &plan, &prediction);
+        let mut document = as_json(&job, &plan, &prediction, &falls);
         document["schema"] = json!(1);
         host.json(&document)?;
     } else {
         host.print(header(&job))?;
         host.line("")?;
-        host.print(text(&job, &plan, &prediction))?;
+        host.print(text(&job, &plan, &prediction, &falls))?;
     }
     must_fit(&prediction, host)
 }

@@ -4,9 +4,9 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::Job;
 use crate::number::{grouped, seconds, short, three};
+use crate::render::switched::{self, Fall};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
 use psim_models::Plan;
-use psim_planner::TermShare;
 use psim_reports::plan_label;
 use psim_sim::{Level, StepPrediction};
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ fn parts(job: &Job) -> String {
 }
 
 /// The prediction as text.
-pub(crate) fn text(job: &Job, plan: &Plan, prediction: &StepPrediction) -> String {
+pub(crate) fn text(job: &Job, plan: &Plan, prediction: &StepPrediction, falls: &[Fall]) -> String {
     let economics = Economics::new(job, plan, prediction);
     let p = prediction;
     let peak = p.peak_memory().as_f64() / 1e9;
@@ -124,8 +124,8 @@ pub(crate) fn text(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Strin
     row("level", level_name(p.level).to_owned(), format!("weakest provenance: {provenance}"));
     let mut out = format!("plan: {}\n", plan_label(plan));
     out.push_str(table.render().trim_start_matches('\n'));
-    out.push_str("\nwhere the time goes\n");
-    out.push_str(&breakdown(p));
+    out.push_str("\nwhere the time goes, from the peak down\n");
+    out.push_str(switched::text(falls).trim_start_matches('\n'));
     out.push_str("\nmemory per stage, GB\n");
     out.push_str(&memory(p));
     for note in &p.notes {
@@ -133,21 +133,6 @@ pub(crate) fn text(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Strin
         out.push('\n');
     }
     out
-}
-
-/// Terms of the step with bars.
-fn breakdown(prediction: &StepPrediction) -> String {
-    let mut table = Table::new(&[("  term", Left), ("time", Right), ("share", Right), ("", Left)]);
-    for term in TermShare::list(&prediction.breakdown) {
-        let length = (term.share.max(0.0) * 40.0).round() as usize;
-        table.row([
-            format!("  {}", term.term),
-            seconds(term.seconds),
-            format!("{:.1} %", term.share * 100.0),
-            "#".repeat(length),
-        ]);
-    }
-    table.render()
 }
 
 /// Parts of the memory of each stage; equal neighbours share a line.
@@ -182,8 +167,8 @@ fn memory(prediction: &StepPrediction) -> String {
     table.render()
 }
 
-/// The prediction as JSON, keys as in `psim plan --json` and the breakdown beside.
-pub(crate) fn as_json(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Value {
+/// The prediction as JSON, keys as in `psim plan --json` and the waterfall beside.
+pub(crate) fn as_json(job: &Job, plan: &Plan, prediction: &StepPrediction, falls: &[Fall]) -> Value {
     let economics = Economics::new(job, plan, prediction);
     let p = prediction;
     let memory: Vec<Value> = p
@@ -215,7 +200,7 @@ pub(crate) fn as_json(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Va
         "cost_usd_per_btok": economics.usd_per_btok,
         "energy_j_per_token": economics.joule_per_token,
         "days": economics.days,
-        "breakdown": TermShare::list(&p.breakdown),
+        "waterfall": falls,
         "memory": memory,
         "provenance": p.provenance,
         "notes": p.notes,

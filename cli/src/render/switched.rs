@@ -1,4 +1,4 @@
-//! What each mechanism costs, found by taking it out: the waterfall of `psim explain` and `psim compare`.
+//! What each mechanism costs, found by taking it out: the waterfall of `psim simulate`, `psim explain` and `psim compare`.
 
 use crate::failure::Failure;
 use crate::inputs::{Job, settings};
@@ -10,6 +10,7 @@ use psim_models::Plan;
 use psim_sim::step::StepModel;
 use psim_sim::{Level, StepPrediction};
 use serde::Serialize;
+use std::thread;
 
 /// One step down from the peak.
 #[derive(Debug, Clone, Serialize)]
@@ -32,31 +33,49 @@ pub(crate) struct Fall {
 pub(crate) const PEAK: &str = "datasheet peak";
 /// Name of the line between the peak and the executed operations.
 pub(crate) const BEYOND: &str = "work beyond the model's FLOPs";
+/// Name of the line that only single ranks (L3) have.
+pub(crate) const RANKS: &str = "ranks unlike each other";
 
-/// The terms from the peak down to what the plan achieves; their losses sum to the gap exactly.
+/// The terms from the peak down to what the plan achieves; their losses sum to the gap exactly. Every term is found at the
+/// prediction's own level; of single ranks (L3) at L2, and what the ranks add is a term of its own.
 pub(crate) fn falls(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Result<Vec<Fall>, Failure> {
     let software = &job.software;
+    let level = prediction.level.min(Level::L2);
     let time = |stack: &StackProfile| -> Result<f64, Failure> {
         StepModel::new(&job.model, &job.workload, &job.cluster, stack, &software.library)
-            .predict(plan, Level::L2, false)
+            .predict(plan, level, false)
             .map(|p| p.step_time.value)
             .map_err(|e| Failure::input(e.to_string(), "the plan itself can be simulated: report this"))
     };
     let without = |stack: &StackProfile, set: &[&str]| {
         set.iter().try_fold(stack.clone(), |stack, setting| settings::apply(&stack, setting))
     };
-    let whole = time(&software.stack)?;
-    let mut stack = software.stack.clone();
-    let mut left = whole;
-    let mut terms = Vec::with_capacity(MECHANISMS.len());
+    // Every mechanism after those before it, and each of them alone.
+    let (mut stack, mut together, mut alone) = (software.stack.clone(), Vec::new(), Vec::new());
     for mechanism in MECHANISMS {
         stack = without(&stack, mechanism.settings)?;
-        let shorter = time(&stack)?;
-        let alone = whole - time(&without(&software.stack, mechanism.settings)?)?;
-        terms.push((mechanism, left, left - shorter, alone));
+        together.push(stack.clone());
+        alone.push(without(&software.stack, mechanism.settings)?);
+    }
+    let times = |stacks: &[StackProfile]| stacks.iter().map(time).collect::<Result<Vec<f64>, Failure>>();
+    let (together, alone) = thread::scope(|scope| {
+        let other = scope.spawn(|| times(&alone));
+        let first = times(&together);
+        (first, other.join())
+    });
+    let (together, alone) = match (together, alone) {
+        (together, Ok(alone)) => (together?, alone?),
+        (_, Err(panic)) => std::panic::resume_unwind(panic),
+    };
+    let achieved = prediction.step_time.value;
+    let whole = if prediction.level > level { time(&software.stack)? } else { achieved };
+    let mut left = whole;
+    let mut terms = Vec::with_capacity(MECHANISMS.len());
+    for ((mechanism, shorter), alone) in MECHANISMS.iter().zip(together).zip(alone) {
+        terms.push((mechanism, left, left - shorter, whole - alone));
         left = shorter;
     }
-    let work = prediction.model_tflops_per_gpu * whole;
+    let work = prediction.model_tflops_per_gpu * achieved;
     let peak =
         if prediction.mfu > 0.0 { prediction.model_tflops_per_gpu / prediction.mfu * 100.0 } else { 0.0 };
     let ideal = work / peak.max(1e-9);
@@ -88,8 +107,16 @@ pub(crate) fn falls(job: &Job, plan: &Plan, prediction: &StepPrediction) -> Resu
             out.push(fall(mechanism.term, seconds, alone, after, mechanism.settings.to_vec()));
         }
     }
+    if achieved != whole {
+        out.push(fall(RANKS, achieved - whole, achieved - whole, achieved, Vec::new()));
+    }
     Ok(out)
 }
+
+/// How to read the table.
+pub(crate) const HOW_TO_READ: &str = "The losses sum to the gap. `time` is what the step gets shorter by when the term's \
+    mechanism is taken out after all those in the lines below it, `alone` when it alone is: run psim simulate with the \
+    line's --set, each value behind a --set of its own.";
 
 /// The waterfall as a table.
 pub(crate) fn text(falls: &[Fall]) -> String {

@@ -155,6 +155,26 @@ pub struct States {
     /// 16 bytes an element over the ranks, arXiv 1910.02054, figure 1); FSDP's fp32 shard is the master itself.
     #[serde(default)]
     pub shard_beside_master: bool,
+    /// The whole gradients are summed on every rank although the optimizer is sharded. ZeRO-1 of DeepSpeed reduces without
+    /// contiguous buffers, hence through `buffered_reduce_fallback` to all ranks (`_configure_zero_optimizer`,
+    /// `reduce_ipg_grads`); its bf16 optimizer hands flat buffers to the engine's all-reduce (`_bf16_reduce_grads`), which
+    /// sends them in the format of communication (`gradient_wire`), not in that of the buffers (`allreduce_bucket`).
+    #[serde(default)]
+    pub whole_reduction: bool,
+}
+
+impl States {
+    /// Bytes of one element of the buffer that gradients are added to, and whether a second copy in the format of the
+    /// products is kept beside it (the bf16 optimizer of DeepSpeed, 6 bytes in all).
+    pub fn gradient_buffer(&self, fp16: bool) -> (f64, bool) {
+        let all = if fp16 { self.fp16_gradient.unwrap_or(self.gradient) } else { self.gradient };
+        if all > 4.0 { (4.0, true) } else { (all, false) }
+    }
+
+    /// The optimizer of bf16 training holds fp32 gradients of its own beside those of the products.
+    pub fn is_bf16_optimizer(&self, bf16: bool) -> bool {
+        bf16 && self.gradient_buffer(false).1
+    }
 }
 
 /// What the framework keeps on the device beside tensors.

@@ -66,11 +66,10 @@ pub struct Shape {
 /// written. Buffers of more than 4 bytes hold the gradient in both formats: it is converted first, then added (the bf16
 /// optimizer of DeepSpeed).
 fn accumulate_bytes(stack: &StackProfile, base: DType) -> f64 {
-    let states = &stack.states;
-    let buffer =
-        if base == DType::Fp16 { states.fp16_gradient.unwrap_or(states.gradient) } else { states.gradient };
-    let converted = if buffer > 4.0 { base.size() + 4.0 } else { 0.0 };
-    converted + if buffer > 4.0 { 12.0 } else { base.size() + 2.0 * buffer }
+    match stack.states.gradient_buffer(base == DType::Fp16) {
+        (buffer, true) => base.size() + buffer + 3.0 * buffer,
+        (buffer, false) => base.size() + 2.0 * buffer,
+    }
 }
 
 impl Shape {

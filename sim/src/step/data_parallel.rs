@@ -2,9 +2,10 @@
 
 use super::pass::slowed;
 use psim_cost_models::CostModel;
-use psim_hardware::GroupShape;
 use psim_hardware::profile::StackProfile;
-use psim_models::lowering::Shape;
+use psim_hardware::{DType, GroupShape};
+use psim_models::Model;
+use psim_models::lowering::{Shape, padded_vocab};
 use psim_models::memory::RankParameters;
 use psim_models::operator::CollectiveKind;
 use psim_models::plan::{Plan, Sharding};
@@ -51,6 +52,7 @@ pub(super) fn reduction(
     let base = shape.base.size();
     let gathered = if stack.overlap.narrow_gather { shape.gemm.size().clamp(1.0, base) } else { base };
     let wire = stack.states.gradient_wire;
+    let whole = stack.states.whole_reduction;
     let mut out = Reduction { buckets: 1.0, ..Reduction::default() };
     let groups = [(parameters.dense, shape.groups.dp), (parameters.expert, shape.groups.edp)];
     for (count, group) in groups {
@@ -62,6 +64,10 @@ pub(super) fn reduction(
         let time = |kind, bytes| bucketed(cost, kind, count, bytes, &group, buckets);
         match plan.sharding {
             Sharding::None => out.reduce += time(CollectiveKind::AllReduce, wire),
+            Sharding::Optimizer if whole => {
+                out.reduce += time(CollectiveKind::AllReduce, wire);
+                out.gather += time(CollectiveKind::AllGather, gathered);
+            }
             Sharding::Optimizer | Sharding::Gradients => {
                 out.reduce += time(CollectiveKind::ReduceScatter, wire);
                 out.gather += time(CollectiveKind::AllGather, gathered);
@@ -81,6 +87,27 @@ pub(super) fn reduction(
         }
     }
     out
+}
+
+/// Summing the gradients of a tied embedding and output layer over the stages that hold them, in seconds: behind all other
+/// reductions, in the format of the buffers, and nothing runs beside it (Megatron-LM, `allreduce_word_embedding_grads`;
+/// DeepSpeed, `_exec_reduce_tied_grads`). All other stages wait with the gradient norm.
+pub(super) fn tied_reduction(
+    model: &Model,
+    plan: &Plan,
+    shape: &Shape,
+    stack: &StackProfile,
+    cost: &CostModel,
+    ends: &GroupShape,
+) -> f64 {
+    let trained = shape.lora_rank.is_none();
+    if !model.tied_embeddings || !trained || plan.pp < 2 || plan.vocabulary_parallel {
+        return 0.0;
+    }
+    let rows = padded_vocab(model.vocab, shape.tp).div_ceil(shape.tp);
+    let (bytes, _) = stack.states.gradient_buffer(shape.base == DType::Fp16);
+    let bytes = (rows * model.hidden) as f64 * bytes;
+    cost.collective(CollectiveKind::AllReduce, bytes.ceil() as u64, ends).time.0
 }
 
 /// The last backward pass of a local chunk: when it is over, how long it took, and its share of the gradients.

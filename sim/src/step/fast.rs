@@ -79,7 +79,7 @@ impl StepModel<'_> {
         // Rounding to picoseconds of every task may make the simulated time shorter than the sum of floats.
         let tasks =
             2.0 * m * mesh.class_of.len() as f64 + 64.0 * (stages as f64 + mesh.layout_layers() as f64);
-        let tail = mesh.optimizer + self.stack.host.per_step.0;
+        let tail = mesh.tied + mesh.optimizer + self.stack.host.per_step.0;
         ((bound - tasks * 1e-12 + tail) * (1.0 + self.straggler(plan)) * (1.0 - 1e-9)).max(0.0)
     }
 
@@ -98,7 +98,7 @@ impl StepModel<'_> {
         let costs = costs(&prepared, self.stack.overlap.p2p);
         let result = sim.run(&spec(plan), &costs).map_err(|e| SimError::Schedule(e.to_string()))?;
         let (after, _, _) = self.after_pipeline(plan, &prepared, &result);
-        let unscaled = after + mesh.optimizer + self.stack.host.per_step.0;
+        let unscaled = after + mesh.tied + mesh.optimizer + self.stack.host.per_step.0;
         Ok(unscaled * (1.0 + self.straggler(plan)))
     }
 

@@ -4,7 +4,7 @@
 //! once. The single prediction goes the same way, so that there is one set of formulas.
 
 use super::chunk::Gatherings;
-use super::data_parallel::{Reduction, reduction};
+use super::data_parallel::{Reduction, reduction, tied_reduction};
 use super::optimizer::optimizer_step;
 use super::predict::{StepModel, is_split};
 use super::{LayerTimes, SimError};
@@ -30,6 +30,8 @@ pub struct MeshCosts {
     /// micro-batches.
     pub(super) heavy_stages: Vec<u32>,
     pub(super) reductions: Vec<Reduction>,
+    /// Summing the gradients of a tied embedding over the first and the last stage.
+    pub(super) tied: f64,
     pub(super) optimizer: f64,
     pub(super) gatherings: Option<Gatherings>,
     pub(super) split: bool,
@@ -125,7 +127,11 @@ impl StepModel<'_> {
         if self.stack.without.optimizer {
             optimizer = 0.0;
         }
+        let apart = plan.tp.max(1) * plan.cp.max(1) * plan.dp.max(1) * plan.pp.saturating_sub(1).max(1);
+        let ends = GroupShape::place(self.cluster, self.node, 2, apart);
+        let mut tied = tied_reduction(self.model, plan, &shape, self.stack, &self.cost, &ends);
         if self.stack.without.dp {
+            tied = 0.0;
             reductions.fill(Reduction { buckets: 1.0, ..Reduction::default() });
         }
         let (groups, split) = (shape.groups, is_split(plan.schedule));
@@ -137,6 +143,7 @@ impl StepModel<'_> {
             stage_of,
             heavy_stages,
             reductions,
+            tied,
             optimizer,
             gatherings,
             split,

@@ -364,11 +364,11 @@ impl<'a> StepModel<'a> {
         breakdown.imbalance = Seconds((without_p2p - balanced).max(0.0));
         let covered = mean.parts.total() + breakdown.pp_exposed.0 + breakdown.imbalance.0;
         breakdown.bubble = Seconds((makespan - covered).max(0.0));
-        breakdown.dp_exposed += Seconds(dp_exposed);
+        breakdown.dp_exposed += Seconds(dp_exposed + prepared.mesh.tied);
         breakdown.contention += Seconds(contention);
         breakdown.optimizer = Seconds(prepared.mesh.optimizer);
         breakdown.fixed = Seconds(self.stack.host.per_step.0);
-        let unscaled = after + prepared.mesh.optimizer + self.stack.host.per_step.0;
+        let unscaled = after + prepared.mesh.tied + prepared.mesh.optimizer + self.stack.host.per_step.0;
         breakdown.straggler = Seconds(unscaled * self.straggler(plan));
         // Rounding of clamped terms goes to the bubble so that the parts sum to the step.
         let value = unscaled * (1.0 + self.straggler(plan));

@@ -166,8 +166,9 @@ pub fn slots(state: &State, rows: &[FitRow]) -> Vec<Slot> {
             }
         }
         for (release, delta) in profile.releases.iter().enumerate() {
-            // Switches are not adjusted.
-            for key in delta.deltas.keys().filter(|k| !k.starts_with("fusion.")) {
+            // Switches and formats are not adjusted.
+            let fixed = |k: &&String| k.starts_with("fusion.") || k.starts_with("states.");
+            for key in delta.deltas.keys().filter(|k| !fixed(k)) {
                 // A release's default is its stack's own number.
                 let log = true;
                 let default = profile.number(key).unwrap_or(1.0);
