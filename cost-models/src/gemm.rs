@@ -118,6 +118,11 @@ impl GemmModel {
         }
     }
 
+    /// Seconds that a product takes however small.
+    pub fn launch(&self) -> f64 {
+        self.law.launch_us * 1e-6
+    }
+
     /// The same table under a library that runs whole waves of tiles only.
     #[must_use]
     pub fn with_whole_waves(mut self) -> Self {

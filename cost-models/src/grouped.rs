@@ -62,6 +62,11 @@ impl GroupedGemmModel {
         }
     }
 
+    /// Measured on kernels that take all experts at once: no cost per expert.
+    pub fn is_fused(&self) -> bool {
+        self.group_us <= 0.0
+    }
+
     /// Seconds, and whether the shape lies inside the measured range.
     pub fn seconds(&self, rates: Rates, shape: &GroupedShape) -> (f64, bool) {
         let base = law_seconds(&self.law, self.group_us, rates, shape);

@@ -38,6 +38,8 @@ pub struct CostModel {
     collectives: CollectiveModel,
     power: PowerModel,
     efficiency: Efficiency,
+    /// Experts run as products of their own.
+    apart: bool,
     sustained: [f64; FORMATS],
     sustained_attention: f64,
     provenance: Provenance,
@@ -77,6 +79,7 @@ impl CostModel {
             collectives,
             power: PowerModel::new(accelerator, profile.power),
             efficiency: stack.efficiency.clone(),
+            apart: stack.host.expert_launches > 0.0,
             sustained: sustained_rates(&shares),
             sustained_attention: shares.attention,
             provenance: found.provenance,
@@ -146,6 +149,10 @@ impl CostModel {
         let shape =
             GroupedShape { groups: groups as f64, rows: rows as f64, n: n as f64, k: k as f64, bytes, role };
         let (seconds, inside) = table.seconds(rates, &shape);
+        // A stack that runs one product per expert pays the floor of a product for each, whatever fused kernels reached.
+        let dense = &self.gemm[usize::from(self.gemm_of[dtype as usize][scaling as usize])];
+        let each = if self.apart && table.is_fused() { dense.launch() } else { 0.0 };
+        let seconds = seconds + each * groups as f64;
         let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }

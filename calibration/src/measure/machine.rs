@@ -178,7 +178,7 @@ pub fn threads_stack() -> StackProfile {
             bucket_per_rank: Bytes(0),
         },
         host: Host {
-            expert_launches: 1.0,
+            expert_launches: 0.0,
             launch: Seconds(0.0),
             gap: Seconds(0.0),
             per_micro_batch: Seconds(0.0),

@@ -8,6 +8,7 @@ pub mod plot;
 use super::contradictions::Contradiction;
 use super::left_out::LeftOut;
 use super::ranking::groups;
+use super::refit::nested::Nested;
 use super::refit::{Problem, State};
 use super::report::Report;
 use super::score::{RowResult, Summary};
@@ -69,16 +70,7 @@ pub fn markdown(report: &Report, problem: &Problem, left_out: Option<&LeftOut>) 
     if let Some(left) = left_out {
         out += INTERVALS;
         if let Some(nested) = &left.nested {
-            let inside = nested.sources.values().filter(|c| (70.0..=90.0).contains(*c)).count();
-            let _ = writeln!(
-                out,
-                "\nChecked with one factor on all widths, chosen for each source by the interval score of the others: it comes out at\n\
-                 {:.2} to {:.2}, and {:.1} % of all rows and {inside} of {} sources are inside.",
-                nested.factors.0,
-                nested.factors.1,
-                nested.coverage,
-                nested.sources.len(),
-            );
+            calibration(&mut out, left, nested);
         }
     }
     out += "\n![Predicted against measured step time](accuracy-times.svg)\n\n";
@@ -263,12 +255,46 @@ fn moved(problem: &Problem) -> (usize, usize) {
 const INTERVALS: &str = "
 An interval is made of the errors of the kernel and collective tables, 4 % between runs, and each mechanism's share of the
 step times the documented spread of that mechanism (`sim/src/step/interval.rs`): round numbers, none of them fitted, though
-chosen when the left-out errors were known. They are the same for stacks that the fit has seen, since a user's machine and
-team are not those of the published rows; rows in the fit are therefore inside more often. A left-out source has one team,
-one machine and one stack, which is one draw: where its rows share a bias near or beyond the half-width, most of them fall
-on one side of the edge however wide the intervals are on average. The score adds to the width ten times how far measurements
-lie outside (less is better).
+chosen when the left-out errors were known; they say how the width differs from step to step. How wide a left-out source's
+intervals are is computed: one factor on all its widths, such that they would hold eight in ten of the left-out errors of all
+*other* sources (`calibration/src/validate/refit/nested.rs`), so that no source has a say in its own width.
+
+A left-out source has one team, one machine and one stack, which is one draw: where its rows share a bias near the half-width,
+most of them fall on one side of the edge however wide the intervals are on average. Its rows are therefore worth fewer: *worth*
+is their number over the design effect of a cluster sample, with the correlation within sources of the others, and *by chance* is
+the range in which 95 % of such sources lie when intervals hold exactly 80 %.
 ";
+
+/// Widths and coverage of left-out sources, with what chance allows.
+fn calibration(out: &mut String, left: &LeftOut, nested: &Nested) {
+    *out += "\n| source | rows | worth | factor | left out: in 80 % interval | by chance | |\n|---|---|---|---|---|---|---|\n";
+    let mut within = 0;
+    for (source, c) in &nested.sources {
+        let Some(summary) = left.sources.get(source) else { continue };
+        let coverage = summary.interval.coverage;
+        let (low, high) = c.range;
+        // Coverage of whole rows, the range of whole draws: half a percent of rounding.
+        let inside = coverage.is_some_and(|v| v >= low - 0.5 && v <= high + 0.5);
+        within += usize::from(inside);
+        let _ = writeln!(
+            out,
+            "| {source} | {} | {:.1} | {:.2} | {} | {low:.0} to {high:.0} % | {} |",
+            summary.rows,
+            c.effective_rows,
+            c.factor,
+            percent(coverage),
+            if inside { "" } else { "outside" },
+        );
+    }
+    let _ = writeln!(
+        out,
+        "\n{within} of {} sources lie in the range of chance. All sources together would choose a factor of {:.2} (predictions are \n\
+         shown with 1); rows of one source lie inside together with a correlation of {:.2}.",
+        nested.sources.len(),
+        nested.all,
+        nested.correlation,
+    );
+}
 
 fn parameters(out: &mut String, problem: &Problem) {
     let state: State = problem.start();

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 /// Scores of a refit without each source.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LeftOut {
-    /// Report of the rows of each source, predicted by the fit that never saw it.
+    /// Scores of the rows of each source, predicted by the fit that never saw it.
     pub sources: BTreeMap<String, Summary>,
     /// All of these rows together.
     pub all: Summary,
-    /// The widths checked by what the other sources would have made of them.
+    /// How wide the intervals of each source are by the errors of the others, and what coverage chance allows.
     pub nested: Option<Nested>,
     /// Every row, predicted by the fit that never saw its source.
     pub rows: Vec<RowResult>,

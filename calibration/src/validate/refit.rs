@@ -269,18 +269,26 @@ impl Problem {
         self.rows.iter().map(|r| r.source.as_str()).collect()
     }
 
-    /// Scores the rows of each source by the fit that never saw it.
+    /// Scores the rows of each source by the fit that never saw it, with intervals as wide as the errors of the others say.
     pub fn left_out(&self, rows: &[Row], states: &BTreeMap<String, State>) -> LeftOut {
         let mut out = LeftOut::default();
         for (source, state) in states {
             let own: Vec<Row> = rows.iter().filter(|r| source_of(&r.id) == source).cloned().collect();
-            let report = super::run_rows(&own, &self.predictor(state));
-            if let Some(summary) = report.sources.get(source) {
-                out.sources.insert(source.clone(), summary.clone());
-            }
-            out.rows.extend(report.rows);
+            out.rows.extend(super::run_rows(&own, &self.predictor(state)).rows);
         }
         out.nested = nested::nested(&out.rows);
+        for row in &mut out.rows {
+            let calibrated = out.nested.as_ref().and_then(|n| n.sources.get(&row.source));
+            if let Some(entry) = row.scored.and_then(|i| row.entries.get_mut(i)) {
+                nested::widen(entry, calibrated.map_or(1.0, |c| c.factor));
+            }
+        }
+        for source in states.keys() {
+            let own = out.rows.iter().filter(|r| !r.weak && r.source == *source);
+            if own.clone().next().is_some() {
+                out.sources.insert(source.clone(), summarise(own));
+            }
+        }
         out.all = summarise(out.rows.iter().filter(|r| !r.weak));
         out
     }

@@ -187,35 +187,39 @@ pub fn summarise<'a>(rows: impl Iterator<Item = &'a RowResult> + Clone) -> Summa
     }
 }
 
+/// A predicted row without metrics, for tests.
+#[cfg(test)]
+pub(crate) fn blank(id: &str, source: &str) -> RowResult {
+    RowResult {
+        id: id.to_owned(),
+        source: source.to_owned(),
+        weak: false,
+        doubtful: false,
+        gpu: String::new(),
+        mixture: false,
+        status: Status::Predicted,
+        stack: String::new(),
+        entries: Vec::new(),
+        scored: None,
+        memory: None,
+        fits: Some(true),
+        ran: Some(true),
+        candidate: None,
+        notes: Vec::new(),
+        breakdown: Vec::new(),
+        doubts: Vec::new(),
+        facts: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn result(id: &str, source: &str, measured: f64, predicted: f64) -> RowResult {
-        RowResult {
-            id: id.to_owned(),
-            source: source.to_owned(),
-            weak: false,
-            doubtful: false,
-            gpu: String::new(),
-            mixture: false,
-            status: Status::Predicted,
-            stack: String::new(),
-            entries: vec![Entry {
-                metric: "step_time_s",
-                measured,
-                predicted: Some([predicted, predicted * 0.9, predicted * 1.1]),
-            }],
-            scored: Some(0),
-            memory: None,
-            fits: Some(true),
-            ran: Some(true),
-            candidate: None,
-            notes: Vec::new(),
-            breakdown: Vec::new(),
-            doubts: Vec::new(),
-            facts: None,
-        }
+        let predicted = Some([predicted, predicted * 0.9, predicted * 1.1]);
+        let entries = vec![Entry { metric: "step_time_s", measured, predicted }];
+        RowResult { entries, scored: Some(0), ..blank(id, source) }
     }
 
     #[test]

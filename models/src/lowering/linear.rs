@@ -19,6 +19,21 @@ pub(super) fn cast_bytes(shape: &Shape, elements: f64) -> f64 {
     elements * (reads * shape.base.size() + 2.0 * shape.gemm.size())
 }
 
+/// Kernels that cast the inputs of `groups` products. Every expert has a scale of its own and is cast by itself
+/// (`split_quantize` of Transformer Engine): its maximum, the scale and the cast under per-tensor current scaling, maximum and
+/// cast for 4-bit formats, one kernel under block scaling. Delayed scaling knows its scales beforehand and casts many tensors
+/// in one launch (`multi_cast_transpose`). Measured on single products, per-tensor current scaling takes 9 us (H100) to 12 us
+/// (B300) whatever the size, block scaling 2 to 3 us (`cost-models/data/FIT.md`).
+pub(super) fn cast_kernels(shape: &Shape, groups: u64) -> u32 {
+    let each = match (shape.gemm, shape.precision.scaling()) {
+        (DType::Fp4, _) => 2,
+        (_, Scaling::Tensor) if shape.fusion.delayed_scaling => return 1,
+        (_, Scaling::Tensor) => 3,
+        _ => 1,
+    };
+    u32::try_from(groups).unwrap_or(u32::MAX).max(1).saturating_mul(each)
+}
+
 /// Reduction of a tensor's maximum over the ranks that hold its sequence shards, before the cast under per-tensor
 /// current scaling: one number, so latency only (Transformer Engine, `with_amax_reduction` of its current-scaling
 /// quantizers under sequence parallelism). Delayed scaling reduces all maxima once per step.

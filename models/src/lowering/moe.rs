@@ -172,7 +172,7 @@ fn grouped(b: &mut Builder<'_>, name: &'static str, groups: u64, rows: u64, outp
     let narrow = dtype.bits() < shape.base.bits() && !shape.fused_experts();
     let cast = |width: u64| {
         let bytes = linear::cast_bytes(shape, (rows * width) as f64);
-        memory_kind(MemoryClass::Quantize, bytes, 1 + groups.min(8) as u32 / 4)
+        memory_kind(MemoryClass::Quantize, bytes, linear::cast_kernels(shape, groups))
     };
     let scaling = shape.precision.scaling();
     let gemm = |n, k, role| OperatorKind::GroupedGemm { groups, rows, n, k, dtype, scaling, role };

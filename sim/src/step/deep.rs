@@ -1,8 +1,9 @@
 //! L2 of one plan: operator-level passes in place of the summed ones, and operator-level ends of the step.
 
 use super::SimError;
+use super::mesh::Prepared;
+use super::model::StepModel;
 use super::operators::{LayerWorks, Passes, Place, Unit, units};
-use super::predict::{Prepared, StepModel};
 use super::program::StepProgram;
 use super::stages::{Events, Step, is_quiet, simulate};
 use crate::pipeline::{PipelineCosts, PipelineSim};

@@ -2,7 +2,8 @@
 
 use super::LayerTimes;
 use super::data_parallel::{LastBackward, exposed_gather, exposed_reduction};
-use super::predict::{Prepared, StepModel, is_split};
+use super::mesh::Prepared;
+use super::model::{StepModel, is_split};
 use crate::pipeline::PipelineResult;
 use crate::pipeline::vocabulary::{
     VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,

@@ -6,8 +6,9 @@
 use super::SimError;
 use super::chunk::{ChunkTimes, chunk_times};
 use super::energy::step_energy;
-use super::mesh::{MeshCosts, StageCosts};
-use super::predict::{Prepared, StepModel, costs, is_split, mean_stage};
+use super::mesh::{MeshCosts, Prepared, StageCosts};
+use super::model::{StepModel, is_split};
+use super::predict::{costs, mean_stage};
 use super::program::spec;
 use crate::pipeline::PipelineSim;
 use psim_hardware::Bytes;

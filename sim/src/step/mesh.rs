@@ -3,10 +3,10 @@
 //! A search evaluates thousands of plans on a few hundred meshes; everything that depends on the mesh alone is priced
 //! once. The single prediction goes the same way, so that there is one set of formulas.
 
-use super::chunk::Gatherings;
+use super::chunk::{ChunkTimes, Gatherings};
 use super::data_parallel::{Reduction, reduction, tied_reduction};
+use super::model::{StepModel, is_split};
 use super::optimizer::optimizer_step;
-use super::predict::{StepModel, is_split};
 use super::{LayerTimes, SimError};
 use psim_hardware::GroupShape;
 use psim_models::layout::{Chunk, Layout};
@@ -62,6 +62,14 @@ impl StageCosts {
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
+}
+
+/// A plan with everything that follows from it before the pipeline runs.
+pub(super) struct Prepared<'m> {
+    pub(super) shape: Shape,
+    pub(super) mesh: &'m MeshCosts,
+    pub(super) chunks: Vec<ChunkTimes>,
+    pub(super) p2p: f64,
 }
 
 impl StepModel<'_> {

@@ -1,82 +1,22 @@
 //! From a plan to a prediction.
 
 use super::chunk::{ChunkTimes, Gathering, Gatherings};
-use super::mesh::{MeshCosts, StageCosts};
+use super::mesh::{Prepared, StageCosts};
+use super::model::{Ranks, StepModel, is_split};
 use super::program::{StepProgram, spec};
-use super::ranks::Ranks;
 use super::{LayerTimes, Pass, SimError};
 use crate::pipeline::{ChunkCost, PipelineCosts, PipelineResult, PipelineSim};
 use crate::prediction::{Level, StepPrediction};
-use psim_cost_models::{CostModel, ProfileLibrary};
-use psim_hardware::profile::StackProfile;
-use psim_hardware::{Cluster, DType, GroupShape, Node, Seconds, Time};
-use psim_models::flops::forward_flops_per_sequence;
+use psim_hardware::{DType, GroupShape, Seconds, Time};
 use psim_models::layout::block_of;
 use psim_models::lowering::{Groups, Shape};
 use psim_models::operator::CollectiveKind;
 use psim_models::plan::{Plan, Schedule, Sharding};
-use psim_models::{Model, TrainingWorkload};
 
 /// Largest size accepted for any degree or batch; beyond it is a typing error.
 const ABSURD: u32 = 1 << 24;
 
-/// A model, a workload, a cluster and a stack, ready to price plans.
-#[derive(Debug, Clone)]
-pub struct StepModel<'a> {
-    pub(super) model: &'a Model,
-    pub(super) workload: &'a TrainingWorkload,
-    pub(super) cluster: &'a Cluster,
-    pub(super) node: &'a Node,
-    pub(super) stack: &'a StackProfile,
-    pub(super) cost: CostModel,
-    /// Forward flops of one sequence, causal half.
-    flops_per_sequence: f64,
-    /// Costs on every kind of node of a mixed cluster, in its order; empty where all nodes are alike.
-    parts: Vec<CostModel>,
-}
-
-/// A plan with everything that follows from it before the pipeline runs.
-pub(super) struct Prepared<'m> {
-    pub(super) shape: Shape,
-    pub(super) mesh: &'m MeshCosts,
-    pub(super) chunks: Vec<ChunkTimes>,
-    pub(super) p2p: f64,
-}
-
-impl<'a> StepModel<'a> {
-    /// Binds the inputs; a mixed cluster is priced by its slowest node.
-    pub fn new(
-        model: &'a Model,
-        workload: &'a TrainingWorkload,
-        cluster: &'a Cluster,
-        stack: &'a StackProfile,
-        library: &ProfileLibrary,
-    ) -> Self {
-        let node = cluster.slowest_node();
-        let cost = CostModel::new(cluster, node, stack, library);
-        let flops_per_sequence = forward_flops_per_sequence(model, workload, stack);
-        let on = |group: &psim_hardware::NodeGroup| CostModel::new(cluster, &group.node, stack, library);
-        let parts = if cluster.is_mixed() { cluster.groups.iter().map(on).collect() } else { Vec::new() };
-        Self { model, workload, cluster, node, stack, cost, flops_per_sequence, parts }
-    }
-
-    /// The same job priced on one kind of node of a mixed cluster.
-    pub(super) fn on_part(&self, group: usize) -> Self {
-        let node = self.cluster.groups.get(group).map_or(self.node, |g| &g.node);
-        let cost = self.parts.get(group).unwrap_or(&self.cost).clone();
-        Self { node, cost, parts: Vec::new(), ..self.clone() }
-    }
-
-    /// The cost model in use.
-    pub fn cost(&self) -> &CostModel {
-        &self.cost
-    }
-
-    /// Forward flops of one sequence (causal half of attention).
-    pub fn flops_per_sequence(&self) -> f64 {
-        self.flops_per_sequence
-    }
-
+impl StepModel<'_> {
     /// Checks sizes that every depth relies on.
     ///
     /// # Errors
@@ -351,10 +291,10 @@ impl<'a> StepModel<'a> {
             Some(deep) if !vocabulary && deep.has_events(&prepared) => {
                 let events = self.events(plan, deep, &prepared, &costs, program, &mut sim)?;
                 let pipeline = result.step(plan.schedule).seconds().0;
-                // The events start passes that the pipeline's own run has timed: they cannot end before it.
-                let end = events.end.max(pipeline);
-                let slowed = events.slowed.min(end - pipeline);
-                (end, end - pipeline - slowed, slowed)
+                // The events hold every pass that the pipeline's own run has timed: they end with it or later.
+                let after = events.end - pipeline;
+                let slowed = events.slowed.min(after.max(0.0));
+                (events.end, after - slowed, slowed)
             }
             _ => self.after_pipeline(plan, &prepared, &result),
         };
@@ -380,11 +320,6 @@ impl<'a> StepModel<'a> {
 /// Vocabulary passes run on every stage (they need one chunk per stage and fused backward passes).
 pub(super) fn vocabulary_is_spread(plan: &Plan) -> bool {
     plan.vocabulary_parallel && plan.pp > 1 && plan.vpp == 1 && !is_split(plan.schedule)
-}
-
-/// Schedules that run weight gradients apart.
-pub(super) fn is_split(schedule: Schedule) -> bool {
-    matches!(schedule, Schedule::ZbH1 | Schedule::ZbH2 | Schedule::ZbV)
 }
 
 fn chunk_cost(c: &ChunkTimes) -> ChunkCost {

@@ -7,22 +7,14 @@
 //! placement of the groups shares them (ranks per node and card), not flow by flow.
 
 use super::SimError;
-use super::mesh::StageCosts;
-use super::predict::{Prepared, StepModel, costs};
+use super::mesh::{Prepared, StageCosts};
+use super::model::{Ranks, StepModel};
+use super::predict::{costs, vocabulary_is_spread};
 use super::program::spec;
 use crate::pipeline::PipelineSim;
 use crate::prediction::{Level, StepPrediction};
 use psim_models::plan::Plan;
 use psim_models::serving::rng::Rng;
-
-/// How the speeds of ranks differ.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Ranks {
-    /// Standard deviation of the logarithm of a rank's compute time; 0: equal parts are equally fast.
-    pub spread: f64,
-    /// Seed of the draw; every rank has a stream of its own, so that a rank keeps its speed in another plan.
-    pub seed: u64,
-}
 
 /// Compute time of every stage of one replica over that of the reference.
 type Row = Vec<f64>;
@@ -97,7 +89,7 @@ impl StepModel<'_> {
         let deep = self.deepen(plan, &mut prepared)?;
         let mut sim = PipelineSim::new();
         let failed = |e: crate::pipeline::PipelineError| SimError::Schedule(e.to_string());
-        let vocabulary = super::predict::vocabulary_is_spread(plan);
+        let vocabulary = vocabulary_is_spread(plan);
         if !vocabulary && deep.has_events(&prepared) {
             let reference = costs(&prepared, self.stack.overlap.p2p);
             let events = self.rank_events(plan, &deep, &prepared, &reference, &mut sim, rows)?;

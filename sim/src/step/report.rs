@@ -2,7 +2,8 @@
 
 use super::energy::step_energy;
 use super::interval;
-use super::predict::{Prepared, StepModel};
+use super::mesh::Prepared;
+use super::model::StepModel;
 use super::{Pass, SimError};
 use crate::pipeline::{ChunkMemory, PipelineResult};
 use crate::prediction::{Breakdown, Estimate, Level, StageMemory, StepPrediction};

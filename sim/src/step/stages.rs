@@ -10,8 +10,9 @@
 use super::Parts;
 use super::data_parallel::Reduction;
 use super::device::{Cause, Causes, Device, contention};
+use super::mesh::Prepared;
+use super::model::is_split;
 use super::operators::{Direction, Passes, Unit};
-use super::predict::{Prepared, is_split};
 use super::program::{StepProgram, spec};
 use crate::pipeline::{PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
 use crate::schedule::{self, Order, PassKind};
@@ -315,7 +316,16 @@ impl Laid {
         if kind != PassKind::Weight {
             let seconds = step.passes.stack.host.per_micro_batch.0 / 2.0;
             let cause = Cause::Compute(Parts::default());
-            device.compute(&mut self.graph, &mut self.causes, seconds, TaskClass::Compute, cause, [None; 2]);
+            let fixed = device.compute(
+                &mut self.graph,
+                &mut self.causes,
+                seconds,
+                TaskClass::Compute,
+                cause,
+                [None; 2],
+            );
+            // The host launches nothing while it is busy with the micro-batch itself.
+            device.synchronise(fixed);
         }
         let units = &step.units[detail.class];
         let weights = &step.weights[detail.class];

@@ -47,7 +47,12 @@ pub const PARAMETERS: &[Parameter] = &[
     parameter("host.per_micro_batch", 0.0, 0.1, "fixed cost per micro-batch and stage, seconds"),
     parameter("host.per_step", 0.0, 1.0, "fixed cost per step, seconds"),
     parameter("host.moe_sync", 0.0, 5e-3, "host synchronisation per mixture layer and pass, seconds"),
-    parameter("states.gradient", 2.0, 6.0, "gradient buffers per parameter, bytes (a fact of the release, never fitted)"),
+    parameter(
+        "states.gradient",
+        2.0,
+        6.0,
+        "gradient buffers per parameter, bytes (a fact of the release, never fitted)",
+    ),
     parameter("memory.context", 0.0, 12e9, "driver context, workspaces and cached blocks, bytes"),
     parameter("memory.per_communicator", 0.0, 2e9, "communication buffers per communicator, bytes"),
     parameter("memory.fragmentation", 0.0, 0.4, "reserved over allocated, for activations"),
