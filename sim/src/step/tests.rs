@@ -212,3 +212,64 @@ fn buckets_grow_with_the_ranks_that_reduce_them() {
     assert_eq!(buckets(4_000_000, 32), buckets(0, 32));
     assert!(buckets(4_000_000, 512) < buckets(0, 512));
 }
+
+#[test]
+fn zero_1_of_deepspeed_sums_whole_gradients_on_every_rank() {
+    let reduction = |whole: bool| {
+        let plan = Plan { sequence_parallel: false, ..plan(4, 1, 8, 1, 1, 64) };
+        let mut setting = setting(&Case {
+            model: "llama2-13b",
+            accelerator: "a100",
+            stack: "megatron-deepspeed",
+            plan: plan.clone(),
+        });
+        setting.stack.states.whole_reduction = whole;
+        setting.step().mesh_costs(&plan).unwrap().reductions[0]
+    };
+    let (scattered, whole) = (reduction(false), reduction(true));
+    // An all-reduce is a scatter and a gather: twice the traffic in a ring, less in trees; the gather of parameters stays.
+    assert!((1.4..2.2).contains(&(whole.reduce / scattered.reduce)), "{whole:?} {scattered:?}");
+    assert_eq!(whole.gather, scattered.gather);
+}
+
+#[test]
+fn gradients_of_a_tied_embedding_are_summed_over_its_two_stages() {
+    let tied = |tied: bool, pp: u32| {
+        let plan = plan(2, pp, 16 / pp, 1, 1, 64);
+        let mut setting = setting(&Case {
+            model: "llama3-8b",
+            accelerator: "h100",
+            stack: "megatron-core-2025",
+            plan: plan.clone(),
+        });
+        setting.model.tied_embeddings = tied;
+        setting.step().mesh_costs(&plan).unwrap().tied
+    };
+    assert_eq!((tied(false, 4), tied(true, 1)), (0.0, 0.0));
+    // Half of 128,256 by 4,096 numbers of four bytes over one 50 GB/s link: 21 ms at the line rate.
+    assert!((0.021..0.06).contains(&tied(true, 4)), "{}", tied(true, 4));
+}
+
+/// A host that is always behind launches nothing while it is busy with the micro-batch itself, wherever the pass is laid.
+#[test]
+fn events_of_a_host_bound_step_end_no_earlier_than_its_pipeline() {
+    let plan = Plan { schedule: Schedule::Interleaved, ep: 8, ..plan(1, 2, 8, 8, 1, 64) };
+    let mut setting = setting(&Case {
+        model: "qwen3-30b-a3b",
+        accelerator: "h100",
+        stack: "megatron-bridge-2025",
+        plan: plan.clone(),
+    });
+    setting.stack.host.launch = psim_hardware::Seconds(40e-6);
+    setting.stack.host.per_micro_batch = psim_hardware::Seconds(4e-3);
+    let step = setting.step();
+    let mesh = step.mesh_costs(&plan).unwrap();
+    let shared = StageCosts { shape: step.shape(&plan), layers: step.layer_times(&plan) };
+    let mut prepared = step.prepare(&plan, &shared, &mesh);
+    let deep = step.deepen(&plan, &mut prepared).unwrap();
+    let costs = costs(&prepared, setting.stack.overlap.p2p);
+    let mut sim = PipelineSim::new();
+    let events = step.events(&plan, &deep, &prepared, &costs, None, &mut sim).unwrap();
+    let pipeline = sim.run(&super::program::spec(&plan), &costs).unwrap().step(plan.schedule).seconds().0;
+    assert!(events.end >= pipeline * (1.0 - 1e-9), "{} before {pipeline}", events.end);
+}
