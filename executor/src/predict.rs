@@ -283,8 +283,7 @@ mod tests {
     use super::*;
     use psim_hardware::Time;
     use psim_models::plan::Schedule;
-    use psim_sim::pipeline::{ChunkCost, PipelineCosts, simulate_with_timeline};
-    use psim_sim::schedule;
+    use psim_sim::pipeline::{ChunkCost, PipelineCosts, build_order, simulate_with_timeline};
 
     fn case(
         schedule: Schedule,
@@ -317,7 +316,7 @@ mod tests {
     ) -> (Replayed, f64) {
         let (result, timeline) = simulate_with_timeline(spec, costs).unwrap();
         let mut order = Order::default();
-        schedule::build(spec, &mut order).unwrap();
+        build_order(spec, &mut order).unwrap();
         let mut durations = vec![Vec::new(); spec.stages as usize];
         for span in &timeline.spans {
             durations[span.track as usize].push(span.end.seconds().0 - span.start.seconds().0);

@@ -7,6 +7,7 @@
 
 pub mod engine;
 pub mod gallery;
+mod passes;
 pub mod pipeline;
 pub mod prediction;
 pub mod residual;

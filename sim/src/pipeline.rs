@@ -16,18 +16,28 @@
 //! assert_eq!(simulate(&spec, &costs).unwrap().makespan, Time((8 + 4 - 1) * 30));
 //! ```
 
-mod error;
 mod program;
 mod relax;
 pub mod vocabulary;
 mod wavefront;
 
-pub use error::PipelineError;
+pub use crate::passes::{ChunkCost, ChunkMemory, PipelineCosts, PipelineError, PipelineSpec};
 pub use relax::PipelineSim;
+pub(crate) use relax::order_for;
 
 use crate::Timeline;
+use crate::schedule::{self, Order};
 use psim_hardware::{Bytes, Time};
 use psim_models::plan::Schedule;
+
+/// Writes the order of `spec` into `order`, reusing its memory; automatic schedules take all passes as equally long.
+///
+/// # Errors
+/// A specification that the schedule cannot run.
+pub fn build_order(spec: &PipelineSpec, order: &mut Order) -> Result<(), PipelineError> {
+    schedule::check(spec)?;
+    order_for(spec, &schedule::unit_costs((spec.stages * spec.chunks_per_stage) as usize), order)
+}
 
 /// Simulates one step of a pipeline. Callers with many plans keep a [`PipelineSim`] and reuse its memory.
 ///
@@ -47,70 +57,6 @@ pub fn simulate_with_timeline(
     costs: &PipelineCosts,
 ) -> Result<(PipelineResult, Timeline), PipelineError> {
     PipelineSim::new().run_with_timeline(spec, costs)
-}
-
-/// Durations of one micro-batch in one model chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ChunkCost {
-    /// Forward.
-    pub forward: Time,
-    /// Backward: gradient of the input, recomputation included.
-    pub backward_input: Time,
-    /// Backward: gradient of the weights.
-    pub backward_weight: Time,
-}
-
-/// What is scheduled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct PipelineSpec {
-    /// Schedule.
-    pub schedule: Schedule,
-    /// Stages.
-    pub stages: u32,
-    /// Model chunks per stage (chunk `c` of the model runs on stage `c mod stages`; in ZB-V it goes down and up).
-    pub chunks_per_stage: u32,
-    /// Micro-batches.
-    pub micro_batches: u32,
-    /// Interleaved only: consecutive micro-batches that one chunk takes before the next chunk's turn
-    /// (Megatron's `microbatch_group_size_per_vp_stage`); 0 means as many as there are stages.
-    pub micro_batch_group: u32,
-    /// Zero-bubble schedules only: order the passes for the given durations, within the memory of the schedule
-    /// (`p` micro-batches for ZB-H1, `2p` for ZB-H2, `2p` half-size chunks for ZB-V), instead of by hand; ZB-1p and
-    /// ZB-2p of Qi et al. 2024.
-    pub automatic: bool,
-}
-
-/// Activation memory that one micro-batch holds in one model chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ChunkMemory {
-    /// From the start of the forward pass to the end of the input-gradient pass.
-    pub forward: Bytes,
-    /// From there to the end of a separate weight-gradient pass (unused where the schedule does not split them).
-    pub weight: Bytes,
-}
-
-/// Costs of a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PipelineCosts {
-    /// Per model chunk, in model order (`stages · chunks_per_stage`).
-    pub chunks: Vec<ChunkCost>,
-    /// Latency plus transfer of activations across one stage boundary (gradients alike).
-    pub p2p: Time,
-    /// The sender goes on computing during the transfer. Otherwise sender and receiver meet in a blocking exchange:
-    /// the sender computes nothing until its transfer is over, and the receiver waits for it in any case.
-    pub p2p_overlap: bool,
-    /// Transfer time per boundary between chunk `c` and `c + 1` (`chunks.len() - 1` values), where boundaries differ,
-    /// as inside and between nodes; empty means `p2p` everywhere. Chunks on the same stage exchange nothing.
-    pub p2p_per_boundary: Vec<Time>,
-    /// Activation memory per model chunk, or empty where the caller only wants counts.
-    pub memory: Vec<ChunkMemory>,
-}
-
-impl PipelineCosts {
-    /// Transfer time between model chunk `boundary` and the next.
-    pub fn boundary(&self, boundary: u32) -> Time {
-        self.p2p_per_boundary.get(boundary as usize).copied().unwrap_or(self.p2p)
-    }
 }
 
 /// One stage's outcome.

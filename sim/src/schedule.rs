@@ -4,7 +4,7 @@ mod greedy;
 mod interleaved;
 mod zero_bubble;
 
-use crate::pipeline::{ChunkCost, PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
+use crate::passes::{ChunkCost, PipelineCosts, PipelineError, PipelineSpec};
 use psim_hardware::Time;
 use psim_models::plan::Schedule;
 use serde::{Deserialize, Serialize};
@@ -63,27 +63,22 @@ impl Order {
     }
 }
 
-/// Writes the order of `spec` into `order`, reusing its memory; automatic schedules take all passes as equally long.
-///
-/// # Errors
-/// A specification that the schedule cannot run.
-pub fn build(spec: &PipelineSpec, order: &mut Order) -> Result<(), PipelineError> {
-    check(spec)?;
-    build_for(spec, &unit_costs((spec.stages * spec.chunks_per_stage) as usize), order)
-}
+/// Times an order under some costs: time between steps, then of one step.
+pub(crate) type Judge<'a> = dyn FnMut(&PipelineCosts, &Order) -> Result<(Time, Time), PipelineError> + 'a;
 
 /// Costs of passes that all take the same time.
-fn unit_costs(chunks: usize) -> PipelineCosts {
+pub(crate) fn unit_costs(chunks: usize) -> PipelineCosts {
     let unit = ChunkCost { forward: Time(4), backward_input: Time(4), backward_weight: Time(4) };
     PipelineCosts { chunks: vec![unit; chunks], p2p_overlap: true, ..PipelineCosts::default() }
 }
 
 /// Writes the order of `spec` for given costs, of which only automatic schedules take notice. The specification has
-/// passed [`check`] and the costs describe every chunk.
+/// passed [`check`] and the costs describe every chunk. `judge` times an order; the least is best.
 pub(crate) fn build_for(
     spec: &PipelineSpec,
     costs: &PipelineCosts,
     order: &mut Order,
+    judge: &mut Judge<'_>,
 ) -> Result<(), PipelineError> {
     order.clear();
     match spec.schedule {
@@ -93,12 +88,12 @@ pub(crate) fn build_for(
         Schedule::ZbH2 => zero_bubble::by_hand(spec, 2, order),
         Schedule::ZbV if spec.micro_batches < 2 * spec.stages => {
             // Too few for the rounds of the schedule by hand: the greedy one, as for equal passes.
-            automatic(spec, &unit_costs(costs.chunks.len()), order)?;
+            automatic(spec, &unit_costs(costs.chunks.len()), order, judge)?;
         }
         Schedule::ZbV => zero_bubble::v_by_hand(spec, order),
     }
     if spec.automatic && order.split_backward {
-        automatic(spec, costs, order)?;
+        automatic(spec, costs, order, judge)?;
     }
     Ok(())
 }
@@ -112,19 +107,18 @@ pub fn memory_limit(spec: &PipelineSpec) -> u32 {
 }
 
 /// Replaces `order` (empty, or a schedule by hand) by the best of itself and the greedy schedules for these durations.
-fn automatic(spec: &PipelineSpec, costs: &PipelineCosts, order: &mut Order) -> Result<(), PipelineError> {
-    let mut simulator = PipelineSim::new();
-    let mut best = None;
-    if !order.passes.is_empty() {
-        let result = simulator.run_order(spec, costs, order)?;
-        best = Some((result.period(), result.makespan));
-    }
+fn automatic(
+    spec: &PipelineSpec,
+    costs: &PipelineCosts,
+    order: &mut Order,
+    judge: &mut Judge<'_>,
+) -> Result<(), PipelineError> {
+    let mut best = if order.passes.is_empty() { None } else { Some(judge(costs, order)?) };
     let mut candidate = Order::default();
     for policy in greedy::policies() {
         candidate.clear();
         greedy::schedule(spec, costs, memory_limit(spec), policy, &mut candidate);
-        let result = simulator.run_order(spec, costs, &candidate)?;
-        let key = (result.period(), result.makespan);
+        let key = judge(costs, &candidate)?;
         if best.is_none_or(|best| key < best) {
             best = Some(key);
             std::mem::swap(order, &mut candidate);

@@ -8,9 +8,10 @@ use psim_sim::pipeline::vocabulary::{
     VocabularyCosts, VocabularySchedule, VocabularyStageCost, simulate_vocabulary,
 };
 use psim_sim::pipeline::{
-    ChunkCost, ChunkMemory, PipelineCosts, PipelineSim, PipelineSpec, simulate, simulate_with_timeline,
+    ChunkCost, ChunkMemory, PipelineCosts, PipelineSim, PipelineSpec, build_order, simulate,
+    simulate_with_timeline,
 };
-use psim_sim::schedule::{Order, PassKind, build, model_chunk, stage_of_chunk};
+use psim_sim::schedule::{Order, PassKind, model_chunk, stage_of_chunk};
 use psim_sim::stream::{Contention, TaskClass, TaskGraph, TaskId, TaskSpec};
 use std::collections::BTreeMap;
 
@@ -135,7 +136,7 @@ proptest! {
     #[test]
     fn relaxation_agrees_with_the_event_driven_executor((spec, costs) in pipeline(false)) {
         let mut order = Order::default();
-        build(&spec, &mut order).unwrap();
+        build_order(&spec, &mut order).unwrap();
         let (_, timeline) = simulate_with_timeline(&spec, &costs).unwrap();
         for (stage, expected) in event_driven(&spec, &costs, &order).iter().enumerate() {
             let mut found: Vec<Time> =
@@ -158,7 +159,7 @@ proptest! {
     #[test]
     fn every_pass_runs_once_and_memory_is_empty_afterwards((spec, _) in pipeline(false)) {
         let mut order = Order::default();
-        build(&spec, &mut order).unwrap();
+        build_order(&spec, &mut order).unwrap();
         for stage in 0..spec.stages as usize {
             let mut passes = order.stage(stage).to_vec();
             let kinds = if order.split_backward { 3 } else { 2 };

@@ -180,7 +180,7 @@ impl PipelineSim {
                 program
             }
             None => {
-                schedule::build_for(spec, costs, &mut self.order)?;
+                order_for(spec, costs, &mut self.order)?;
                 Program::new(spec, &self.order)?
             }
         };
@@ -323,6 +323,20 @@ impl PipelineSim {
         let makespan = stages.iter().map(|stage: &StageResult| stage.last_end).max().unwrap_or_default();
         PipelineResult { makespan, stages }
     }
+}
+
+/// Writes the order of a checked specification for given costs: automatic schedules are judged by simulating them.
+pub(crate) fn order_for(
+    spec: &PipelineSpec,
+    costs: &PipelineCosts,
+    order: &mut Order,
+) -> Result<(), PipelineError> {
+    let mut simulator = PipelineSim::new();
+    let mut judge = |costs: &PipelineCosts, order: &Order| {
+        let result = simulator.run_order(spec, costs, order)?;
+        Ok((result.period(), result.makespan))
+    };
+    schedule::build_for(spec, costs, order, &mut judge)
 }
 
 /// Rejects specifications that the schedule cannot run, and lists without one entry per chunk or boundary.

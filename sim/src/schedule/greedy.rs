@@ -6,7 +6,7 @@
 //! and keeps the best. Works for one chunk per stage and for the V placement, and uses the real durations.
 
 use super::{Order, Pass, PassKind, model_chunk, stage_of_chunk};
-use crate::pipeline::{PipelineCosts, PipelineSpec};
+use crate::passes::{PipelineCosts, PipelineSpec};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 

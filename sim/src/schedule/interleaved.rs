@@ -7,7 +7,7 @@
 //! backward passes run in the reverse order of the forward passes.
 
 use super::{Order, Pass, PassKind, micro_batch_group};
-use crate::pipeline::PipelineSpec;
+use crate::passes::PipelineSpec;
 use psim_models::plan::Schedule;
 
 /// All forwards, then all backwards in reverse.

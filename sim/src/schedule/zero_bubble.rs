@@ -13,7 +13,7 @@
 //! warm-up forwards, `2(p - 1 - s)`, and puts off by `2s`.
 
 use super::{Order, Pass, PassKind};
-use crate::pipeline::PipelineSpec;
+use crate::passes::PipelineSpec;
 
 /// ZB-H1 (`depth` 1) or ZB-H2 (`depth` 2).
 pub(super) fn by_hand(spec: &PipelineSpec, depth: u32, order: &mut Order) {

@@ -1,7 +1,7 @@
 //! The pipeline program of a plan: one object, which the simulator prices and the executor runs.
 
-use crate::pipeline::{PipelineError, PipelineSpec};
-use crate::schedule::{self, Order};
+use crate::pipeline::{PipelineError, PipelineSpec, build_order};
+use crate::schedule::Order;
 use psim_models::Plan;
 use psim_models::plan::Schedule;
 
@@ -22,7 +22,7 @@ impl StepProgram {
     pub fn new(plan: &Plan) -> Result<Self, PipelineError> {
         let spec = spec(plan);
         let mut order = Order::default();
-        schedule::build(&spec, &mut order)?;
+        build_order(&spec, &mut order)?;
         Ok(Self { spec, order })
     }
 }

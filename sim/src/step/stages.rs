@@ -14,7 +14,7 @@ use super::mesh::Prepared;
 use super::model::is_split;
 use super::operators::{Direction, Passes, Unit};
 use super::program::{StepProgram, spec};
-use crate::pipeline::{PipelineCosts, PipelineError, PipelineSim, PipelineSpec};
+use crate::pipeline::{PipelineCosts, PipelineError, PipelineSim, PipelineSpec, order_for};
 use crate::schedule::{self, Order, PassKind};
 use crate::stream::{StreamError, TaskClass, TaskGraph, TaskId, TaskSpec};
 use psim_hardware::Time;
@@ -106,7 +106,7 @@ pub(super) fn simulate(step: &Step<'_>, sim: &mut PipelineSim) -> Result<Events,
         Some(program) => &program.order,
         None => {
             schedule::check(&short)?;
-            schedule::build_for(&short, &costs, &mut built)?;
+            order_for(&short, &costs, &mut built)?;
             &built
         }
     };

@@ -128,8 +128,9 @@ impl StepPieces {
         ] {
             *factor = 1.0;
         }
-        // Engines run all experts in one kernel.
+        // Engines run all experts in one kernel; their numbers were fitted beside this rate of permutations and casts.
         stack.host.expert_launches = 0.0;
+        stack.efficiency.permute = 1.212;
         let costs = CostModel::new(cluster, node, &stack, library);
         let half = accelerator.peak(DType::Bf16).or(accelerator.peak(DType::Fp16)).map_or(1e12, |f| f.0);
         let rates = Datasheet { half, peak: half, bandwidth: accelerator.memory_bandwidth.0 };
