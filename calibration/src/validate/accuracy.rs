@@ -232,7 +232,8 @@ fn worst(out: &mut String, report: &Report) {
 const HAND_SET: &str = "\
 Set by hand with the rows of one source in view, hence fitted too, and not refitted when that source is left out: the\n\
 slow-down of unaligned batched products (three values, BLOOM), that BLOOM launched blocking (its scripts say so; the\n\
-default turn-around of 60 us an operator was estimated), the traffic of biased expert activations (one value,\n\
+default turn-around of 60 us an operator was estimated) and on 17 February 2022 still without fp32 gradients (their memory\n\
+says so), the traffic of biased expert activations (one value,\n\
 Megatron-Bridge), cached device memory and fragmentation of megatron-deepspeed and llm-foundry-2023 (four values, memory\n\
 verdicts only). Switches of stacks and the layouts of recipes follow the frameworks' sources and documents, but which\n\
 switches exist at all was learnt from these rows: the left-out columns are kinder than a first meeting would be.\n\
@@ -288,7 +289,7 @@ fn calibration(out: &mut String, left: &LeftOut, nested: &Nested) {
     }
     let _ = writeln!(
         out,
-        "\n{within} of {} sources lie in the range of chance. All sources together would choose a factor of {:.2} (predictions are \n\
+        "\n{within} of {} sources lie in the range of chance. All sources together would choose a factor of {:.2} (predictions are\n\
          shown with 1); rows of one source lie inside together with a correlation of {:.2}.",
         nested.sources.len(),
         nested.all,
