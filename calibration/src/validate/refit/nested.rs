@@ -87,7 +87,7 @@ fn factor(sources: &[&Points]) -> f64 {
     let mut sum = 0.0;
     for (ratio, weight) in &ratios {
         sum += weight;
-        if sum >= NOMINAL * total {
+        if sum >= NOMINAL * total * (1.0 - 1e-12) {
             return *ratio;
         }
     }
