@@ -1,5 +1,17 @@
 //! `fit-engines ROWS.jsonl OUT [ENGINE,…]`: fits engine profiles to half of the serving rows and writes `OUT/*.toml`.
 //! A run that was cut off goes on where it was: engines with a file are done, of the one in work `ENGINE.part` is kept.
+//!
+//! The same rows and built-in profiles give the same files, byte for byte, whatever the number of threads. The profiles
+//! `trtllm-1.0`, `vllm-v1` and `sglang` in `cost-models/data/serving/engines` are what this printed, started at the profiles
+//! of the commit before and copied as they are:
+//!
+//! ```text
+//! cargo run --release -p psim-calibration --bin fit-engines -- serve.jsonl OUT trtllm-1.0,vllm-v1,sglang
+//! cargo run --release -p psim-calibration --bin serving-accuracy -- serve.jsonl DUMP.csv fitting OUT
+//! ```
+//!
+//! Tables `[[release]]` are not fitted: they pass through. `vllm-2023` and `distserve-2024` have no rows here; their numbers
+//! come from laws that their files name.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;

@@ -32,6 +32,7 @@ struct Sample {
 
 impl Sample {
     fn figures(&self, predictor: &ServingPredictor, p: EngineParameters) -> Option<Figures> {
+        let p = self.mapped.released(p);
         let ready = self.pieces.read().ok()?.clone().filter(|pieces| pieces.fits(&p));
         let pieces = match ready {
             Some(pieces) => pieces,
@@ -79,7 +80,7 @@ const FITTED: [(&str, f64); 6] = [
 ];
 
 /// Parameters of a whole engine.
-const BASE: [&str; 22] = [
+const BASE: [&str; 23] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -99,12 +100,13 @@ const BASE: [&str; 22] = [
     "small",
     "arithmetic",
     "moe_arithmetic",
+    "moe_us",
     "front_us",
     "eager_layer_us",
     "pipeline",
 ];
 /// Those of an engine on an accelerator.
-const OWN: [&str; 20] = [
+const OWN: [&str; 21] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -124,6 +126,7 @@ const OWN: [&str; 20] = [
     "small",
     "arithmetic",
     "moe_arithmetic",
+    "moe_us",
     "front_us",
 ];
 /// Those of an engine on an accelerator with few rows.
@@ -233,8 +236,7 @@ fn fit_engine(
                 .min_by(|a, b| a.1.total_cmp(&b.1))
                 .map_or(built_in.parameters, |s| s.0);
             let (found, _) = all.minimise(start, &names, 6);
-            let (found, _) = all.walk(found, &names, WALKS);
-            let (kept, loss) = all.prune(found, &names, WORTH);
+            let (kept, loss) = all.refined(found, &names);
             progress.profile.parameters = rounded(kept);
             keep(&progress, &format!("{name}: {} rows, loss {loss:.4}", samples.len()));
         }
@@ -258,8 +260,7 @@ fn fit_engine(
         }
         let start = if own.loss(before) < own.loss(base) { before } else { base };
         let (found, _) = own.minimise(start, &names, 6);
-        let (found, _) = own.walk(found, &names, WALKS);
-        let (kept, loss) = own.prune(found, &names, WORTH);
+        let (kept, loss) = own.refined(found, &names);
         let kept = rounded(kept);
         let changed: BTreeMap<String, f64> = OWN
             .iter()
@@ -287,7 +288,7 @@ fn movable(names: &[&'static str], samples: &[&Sample]) -> Vec<&'static str> {
     let experts = any(&|m| m.model.is_moe());
     let timed = samples.iter().any(|s| s.measured.iter().any(|(metric, _)| *metric == "ttft_ms"));
     let told = |name: &&&str| match **name {
-        "moe" | "moe_arithmetic" => experts,
+        "moe" | "moe_arithmetic" | "moe_us" => experts,
         "all_reduce" | "reduce_us" => split,
         "pipeline" => any(&|m| m.deployment.pp > 1),
         "ttft_ms" | "front_us" => timed,
@@ -323,6 +324,18 @@ fn rounded(p: EngineParameters) -> EngineParameters {
         }
     }
     out
+}
+
+impl Problem<'_> {
+    /// Steps of one number after another, and what hardly helps put back. Numbers are chosen on straight lines, which
+    /// mislead where a step bends: where the true loss then is worse than the numbers put back are worth, all stay.
+    fn refined(&self, start: EngineParameters, names: &[&'static str]) -> (EngineParameters, f64) {
+        let (found, loss) = self.walk(start, names, WALKS);
+        let (kept, after) = self.prune(found, names, WORTH);
+        let differ = |p: &EngineParameters| names.iter().filter(|n| p.get(n) != self.anchor.get(n)).count();
+        let put_back = differ(&found).saturating_sub(differ(&kept)) as f64;
+        if after <= loss + WORTH * put_back { (kept, after) } else { (found, loss) }
+    }
 }
 
 /// At most `most` samples.

@@ -3,7 +3,7 @@
 use crate::validate::map::Reason;
 use crate::validate::model;
 use crate::validate::row::Row;
-use psim_cost_models::serving::engine::{self, EngineProfile};
+use psim_cost_models::serving::engine::{self, EngineParameters, EngineProfile};
 use psim_hardware::catalogue::{HomogeneousOptions, accelerator, homogeneous};
 use psim_hardware::{Cluster, DType};
 use psim_models::Model;
@@ -39,8 +39,20 @@ pub struct Mapped {
     pub disaggregated: Option<Disaggregated>,
     /// Only prompts are measured (`osl` 0).
     pub prompt_only: bool,
+    /// Numbers of the engine's release that differ from its era's.
+    pub release: Vec<(String, f64)>,
     /// Remarks.
     pub notes: Vec<String>,
+}
+
+impl Mapped {
+    /// Numbers of the engine's era as the row's release has them.
+    pub fn released(&self, mut numbers: EngineParameters) -> EngineParameters {
+        for (name, value) in &self.release {
+            numbers.set(name, *value);
+        }
+        numbers
+    }
 }
 
 /// Pools of a disaggregated row.
@@ -170,7 +182,11 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
         p => Some(p.trim_start_matches('p').parse().unwrap_or(50.0)),
     };
     let speculative = text(config.get("speculative"));
+    let experts = model.is_moe().then_some(quantization.experts);
+    let deltas = release(&engine_text).and_then(|version| profile.deltas(version, experts, gpu));
+    let release = deltas.map(|d| d.parameters.clone().into_iter().collect()).unwrap_or_default();
     Ok(Mapped {
+        release,
         model,
         cluster,
         deployment,

@@ -113,7 +113,9 @@ impl ServingPredictor {
     pub fn numbers(&self, mapped: &Mapped) -> EngineParameters {
         let engine = self.engine.as_ref().unwrap_or(&mapped.engine);
         let engine = self.tuned.get(&engine.name).unwrap_or(engine);
-        self.parameters.unwrap_or_else(|| engine.on(&mapped.cluster.first_node().accelerator.name).0)
+        let numbers =
+            self.parameters.unwrap_or_else(|| engine.on(&mapped.cluster.first_node().accelerator.name).0);
+        mapped.released(numbers)
     }
 
     /// Prices of a deployment.

@@ -26,7 +26,9 @@ pub fn constants(profiles: &[EngineProfile]) -> Vec<(&str, usize, usize, usize)>
         .map(|engine| {
             let differs = |name: &str| engine.parameters.get(name) != default.get(name);
             let base = EngineParameters::BOUNDS.iter().filter(|(name, ..)| differs(name)).count();
-            let own = engine.accelerator.iter().map(|o| o.parameters.len()).sum();
+            let own: usize = engine.accelerator.iter().map(|o| o.parameters.len()).sum();
+            // Those of earlier releases hold on accelerators alike; they are counted once each.
+            let base = base + engine.release.iter().map(|r| r.parameters.len()).sum::<usize>();
             (engine.name.as_str(), base, own, engine.accelerator.len())
         })
         .collect()

@@ -4,6 +4,7 @@
 //! accelerator (never of a model or a run); `[[accelerator]]` tables override them for parts whose names start with a
 //! text. Fitted ones are bounded by [`EngineParameters::BOUNDS`].
 
+use psim_models::serving::NumberFormat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -129,9 +130,16 @@ pub struct EngineParameters {
     /// Share of the casts of activations to a narrow format that run as kernels of their own; the others are fused
     /// into the kernel before.
     pub cast: f64,
-    /// Time of memory-bound kernels (norms, rotary, activation) over that of the same kernels timed alone, launch
-    /// included: inside a captured graph the launch is shorter, and some are fused.
+    /// Launches of memory-bound kernels (norms, rotary, activation) over those of the same kernels timed alone: inside a
+    /// captured graph a launch is shorter, and some are fused. What they move takes its time all the same.
     pub small: f64,
+    /// What a layer of experts takes beyond its fused kernel timed alone (routing, permutation and casts launched apart),
+    /// microseconds.
+    pub moe_us: f64,
+    /// Rows that every expert of a rank is padded to and computed with, whether or not a token chose it: grouped products
+    /// over one contiguous buffer (DeepGEMM's alignment of 128 in vLLM's `compute_aligned_M`). 0 where only the experts
+    /// that tokens chose run.
+    pub expert_rows: f64,
     /// Arithmetic of dense products beyond the tabled: share of their time at the peak rate. Products run one after
     /// another on real activations draw more power than a kernel timed alone; scales and bias are applied to tiles.
     pub arithmetic: f64,
@@ -140,7 +148,8 @@ pub struct EngineParameters {
     /// Time that the front end (HTTP, tokenisation, hand-over to the engine) is busy with one request, one after
     /// another and beside the accelerator, microseconds.
     pub front_us: f64,
-    /// Reached over tabled rate of dense products.
+    /// Reached over tabled rate of dense products; above 1 where the engine tunes a kernel for each shape and the table
+    /// holds one kernel for all. The roofline of a step holds in any case.
     pub gemm: f64,
     /// The same of decoding attention.
     pub decode: f64,
@@ -176,6 +185,8 @@ impl Default for EngineParameters {
             reduce_us: 0.0,
             cast: 0.0,
             small: 1.0,
+            moe_us: 0.0,
+            expert_rows: 0.0,
             arithmetic: 0.0,
             moe_arithmetic: 0.0,
             front_us: 0.0,
@@ -193,7 +204,7 @@ impl Default for EngineParameters {
 
 impl EngineParameters {
     /// Name, least and greatest value of every fitted parameter.
-    pub const BOUNDS: [(&'static str, f64, f64); 24] = [
+    pub const BOUNDS: [(&'static str, f64, f64); 26] = [
         ("step_us", 10.0, 80_000.0),
         ("sequence_us", 0.1, 2000.0),
         ("prompt_us", 1.0, 10_000.0),
@@ -206,11 +217,13 @@ impl EngineParameters {
         ("ttft_ms", 1.0, 400.0),
         ("reduce_us", 0.0, 20.0),
         ("cast", 0.0, 2.0),
-        ("small", 0.15, 1.5),
+        ("small", 0.05, 1.5),
+        ("moe_us", 0.0, 150.0),
+        ("expert_rows", 0.0, 256.0),
         ("arithmetic", 0.0, 1.0),
         ("moe_arithmetic", 0.0, 2.0),
         ("front_us", 0.0, 20_000.0),
-        ("gemm", 0.35, 1.0),
+        ("gemm", 0.35, 1.15),
         ("decode", 0.25, 1.0),
         ("prompt", 0.35, 1.0),
         ("moe", 0.25, 1.2),
@@ -253,6 +266,8 @@ impl EngineParameters {
             "reduce_us" => &mut self.reduce_us,
             "cast" => &mut self.cast,
             "small" => &mut self.small,
+            "moe_us" => &mut self.moe_us,
+            "expert_rows" => &mut self.expert_rows,
             "arithmetic" => &mut self.arithmetic,
             "moe_arithmetic" => &mut self.moe_arithmetic,
             "front_us" => &mut self.front_us,
@@ -276,6 +291,24 @@ pub struct AcceleratorOverride {
     /// The accelerator's canonical name starts with this.
     pub name: String,
     /// Parameter to value.
+    pub parameters: BTreeMap<String, f64>,
+}
+
+/// What earlier releases of an era did otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Holds for releases before this one: major and minor number.
+    pub before: [u32; 2],
+    /// Holds for models whose experts have this format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<NumberFormat>,
+    /// Holds for accelerators whose names start with this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// What differs, with its source.
+    pub why: String,
+    /// Parameter to value, in place of the era's.
     pub parameters: BTreeMap<String, f64>,
 }
 
@@ -327,6 +360,9 @@ pub struct EngineProfile {
     /// Numbers that differ on some accelerators; the longest matching name wins.
     #[serde(default)]
     pub accelerator: Vec<AcceleratorOverride>,
+    /// What earlier releases did otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub release: Vec<Release>,
 }
 
 impl EngineProfile {
@@ -341,6 +377,22 @@ impl EngineProfile {
             }
         }
         (parameters, own.is_some())
+    }
+
+    /// What a release did otherwise than the era's last with experts of a format (`None`: no experts): of the tables that
+    /// hold for it the one with the nearest release.
+    pub fn deltas(
+        &self,
+        release: (u32, u32),
+        experts: Option<NumberFormat>,
+        accelerator: &str,
+    ) -> Option<&Release> {
+        let holds = |r: &&Release| {
+            release < (r.before[0], r.before[1])
+                && r.experts.is_none_or(|format| experts == Some(format))
+                && r.accelerator.as_ref().is_none_or(|name| accelerator.starts_with(name.as_str()))
+        };
+        self.release.iter().filter(holds).min_by_key(|r| r.before)
     }
 }
 
@@ -403,6 +455,46 @@ mod tests {
             }
         }
         assert!(find(DEFAULT_ENGINE).is_some());
+    }
+
+    #[test]
+    fn releases_state_few_known_numbers_within_their_bounds() {
+        for engine in engines() {
+            for release in &engine.release {
+                assert!((1..=3).contains(&release.parameters.len()), "{}: {release:?}", engine.name);
+                assert!(!release.why.is_empty(), "{}", engine.name);
+                for (name, value) in &release.parameters {
+                    let (_, low, high) = EngineParameters::BOUNDS.iter().find(|b| b.0 == name).unwrap();
+                    assert!((low..=high).contains(&value), "{}: {name} = {value}", engine.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_later_release_holds() {
+        let table = |minor: u32, experts, accelerator: Option<&str>| Release {
+            before: [0, minor],
+            experts,
+            accelerator: accelerator.map(str::to_owned),
+            why: "test".to_owned(),
+            parameters: BTreeMap::from([("moe_us".to_owned(), f64::from(minor))]),
+        };
+        let block = Some(NumberFormat::Fp8Block);
+        let engine = EngineProfile {
+            release: vec![table(18, block, None), table(13, block, None), table(20, None, Some("B200"))],
+            ..find("vllm-v1").unwrap().clone()
+        };
+        let found =
+            |minor, experts, gpu: &str| engine.deltas((0, minor), experts, gpu).map(|r| r.before[1]);
+        assert_eq!(found(12, block, "H200-SXM-141GB"), Some(13));
+        assert_eq!(found(13, block, "H200-SXM-141GB"), Some(18));
+        assert_eq!(found(18, block, "H200-SXM-141GB"), None);
+        assert_eq!(found(18, block, "B200-SXM"), Some(20));
+        assert_eq!(found(12, Some(NumberFormat::Bf16), "H200-SXM-141GB"), None);
+        assert_eq!(found(12, None, "B200-SXM"), Some(20));
+        // The release after 0.9 is not 0.1.
+        assert_eq!(engine.deltas((1, 0), block, "B200-SXM"), None);
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl StepCost {
         let local = Table::sum(&[
             (&pieces.products, 1.0 / p.gemm),
             (&pieces.arithmetic, p.arithmetic),
-            (&pieces.small, p.small),
+            (&pieces.small, 1.0),
+            (&pieces.launches, p.small),
             (&pieces.casts, p.cast),
             (&pieces.reduces, 1.0 / p.all_reduce),
         ]);
@@ -295,7 +296,9 @@ impl StepCost {
     /// Seconds of a pass over all layers in which no kernel runs: gaps between kernels, ranks that wait for one another.
     fn idle(&self) -> f64 {
         let p = &self.parameters;
-        (f64::from(self.pieces.shape.layers) * p.layer_us + self.pieces.collectives * p.reduce_us) * 1e-6
+        let pieces = &*self.pieces;
+        let gaps = f64::from(pieces.shape.layers) * p.layer_us + pieces.shape.moe_layers * p.moe_us;
+        (gaps + pieces.collectives * p.reduce_us) * 1e-6
     }
 
     /// Least accelerator time of a step: the host's own loop runs beside it, and without a graph so do the launches.

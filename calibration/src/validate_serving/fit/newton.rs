@@ -32,6 +32,7 @@ fn coordinate(name: &str, value: f64) -> f64 {
     match name {
         "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => value,
         "reduce_us" => 0.2 * value,
+        "moe_us" => 0.03 * value,
         "front_us" => (1.0 + value / 300.0).ln(),
         _ => value.max(1e-6).ln(),
     }
@@ -41,6 +42,7 @@ fn value(name: &str, coordinate: f64) -> f64 {
     match name {
         "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => coordinate,
         "reduce_us" => 5.0 * coordinate,
+        "moe_us" => coordinate / 0.03,
         "front_us" => 300.0 * (coordinate.exp() - 1.0),
         _ => coordinate.exp(),
     }

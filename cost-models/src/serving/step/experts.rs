@@ -17,6 +17,11 @@ impl Pricing<'_> {
                 let factor = Residual::new(found.residual).at(call.coordinates()).exp();
                 factor * found.law.seconds(rates, &call)
             };
+            if self.p.expert_rows > 0.0 {
+                let (found, rates) = self.moe_law(e.format, formats(e.format));
+                return e.layers
+                    * found.law.seconds_contiguous(rates, &call, self.p.expert_rows, e.inner as f64);
+            }
             let usual = timed(formats(e.format));
             // Kernels for few tokens and for many are both there: engines tune which one a batch takes.
             let best = match e.format {

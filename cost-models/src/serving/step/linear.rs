@@ -71,11 +71,18 @@ impl Pricing<'_> {
         (kernels, time)
     }
 
-    /// Memory-bound kernels of all layers.
+    /// What the memory-bound kernels of all layers move, their launches left out.
     pub(super) fn small(&self, shape: &ServingShape, tokens: f64) -> f64 {
-        let kernels = shape.small_kernels.round().max(1.0);
+        let kernels = shape.small_kernels.round().max(1.0) as u32;
         let bytes = shape.small_bytes_per_token * tokens;
-        self.costs.memory(MemoryClass::Norm, bytes as u64, kernels as u32, 0.0).time.0
+        let whole = self.costs.memory(MemoryClass::Norm, bytes as u64, kernels, 0.0).time.0;
+        (whole - self.small_launches(shape)).max(0.0)
+    }
+
+    /// Launches of the memory-bound kernels of all layers, timed alone: kernels that move nothing.
+    pub(super) fn small_launches(&self, shape: &ServingShape) -> f64 {
+        let kernels = shape.small_kernels.round().max(1.0) as u32;
+        self.costs.memory(MemoryClass::Norm, 0, kernels, 0.0).time.0
     }
 
     /// The product of the output layer.

@@ -26,7 +26,10 @@ pub struct StepPieces {
     pub(super) arithmetic: Table,
     /// The same of fused experts.
     pub(super) expert_arithmetic: Table,
+    /// What memory-bound kernels move.
     pub(super) small: Table,
+    /// Their launches.
+    pub(super) launches: Table,
     pub(super) reduces: Table,
     /// Casts of activations to the formats of narrow products.
     pub(super) casts: Table,
@@ -55,13 +58,13 @@ pub struct StepPieces {
     pub(super) micro_batch: Option<u32>,
     /// Every prompt token attends by itself through the kernel of decoding.
     pub(super) rows: bool,
-    /// `kv_reuse` and `expert_imbalance` that they were made with.
-    shaped_by: [f64; 2],
+    /// `kv_reuse`, `expert_imbalance` and `expert_rows` that they were made with.
+    shaped_by: [f64; 3],
 }
 
 /// Engine numbers that shape the tables themselves.
-fn shaping(p: &EngineParameters) -> [f64; 2] {
-    [p.kv_reuse, p.expert_imbalance]
+fn shaping(p: &EngineParameters) -> [f64; 3] {
+    [p.kv_reuse, p.expert_imbalance, p.expert_rows]
 }
 
 /// Prices of the parts of a step, seconds.
@@ -177,6 +180,7 @@ impl StepPieces {
             arithmetic: Table::new(|t| pricing.arithmetic(&shape, t)),
             expert_arithmetic: Table::new(|t| pricing.expert_arithmetic(&shape, t)),
             small: Table::new(|t| pricing.small(&shape, t)),
+            launches: Table::new(|_| pricing.small_launches(&shape)),
             reduces: Table::new(|t| shape.all_reduces * pricing.all_reduce(t, shape.hidden)),
             casts: Table::new(|t| pricing.casts(&shape, t).1),
             cast_kernels: pricing.casts(&shape, 1.0).0,
@@ -234,6 +238,7 @@ impl StepPieces {
             arithmetic: nothing(),
             expert_arithmetic: nothing(),
             small: nothing(),
+            launches: nothing(),
             reduces: nothing(),
             casts: nothing(),
             experts: nothing(),

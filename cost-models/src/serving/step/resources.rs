@@ -154,7 +154,8 @@ impl StepCost {
             ),
             prompt: self.prompt_work(lane),
             decode: self.decode_work(lane),
-            small: p.small * pieces.small.at(tokens)
+            small: p.small * pieces.launches.at(tokens)
+                + pieces.small.at(tokens)
                 + p.cast * pieces.casts.at(tokens)
                 + pieces.sampling.at(ends)
                 + states,
