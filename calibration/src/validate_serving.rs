@@ -10,6 +10,7 @@
 //! | `tp` | GPUs / (pp · attention DP); with attention DP the printed `tp` counts GPUs (InferenceMAX) |
 //! | attention copies | TensorRT-LLM 1.0, experts behind at most 4 key/value heads, `ep` not printed: one copy a rank |
 //! | engine | profile of the engine's name and release; else the nearest era, said in a note |
+//! | release | the profile's `[[release]]` tables where one is printed; else the era's last |
 //! | cache format | FP8 where TensorRT-LLM runs FP8 or FP4 matrices, and on Blackwell; else 16 bits |
 //! | FP8 scales | blocks of 128 for DeepSeek, Qwen3.5, GLM, MiniMax, and Qwen3 experts outside TensorRT-LLM; per tensor otherwise |
 //! | FP4 | MXFP4 experts and 16-bit attention for gpt-oss; NVFP4 otherwise, attention of DeepSeek and Kimi in 16 bits |

@@ -2,7 +2,7 @@
 //!
 //! Files: `data/serving/engines/*.toml`, one per engine and era. Parameters are properties of the software on an
 //! accelerator (never of a model or a run); `[[accelerator]]` tables override them for parts whose names start with a
-//! text. Fitted ones are bounded by [`EngineParameters::BOUNDS`].
+//! text, `[[release]]` tables those of earlier releases. Fitted ones are bounded by [`EngineParameters::BOUNDS`].
 
 use psim_models::serving::NumberFormat;
 use serde::{Deserialize, Serialize};

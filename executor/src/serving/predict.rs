@@ -448,6 +448,7 @@ pub fn engine_profile(settings: &ServeSettings) -> EngineProfile {
         prompt_micro_batch: None,
         parameters,
         accelerator: Vec::new(),
+        release: Vec::new(),
     }
 }
 
