@@ -105,8 +105,8 @@ const BASE: [&str; 23] = [
     "eager_layer_us",
     "pipeline",
 ];
-/// Those of an engine on an accelerator.
-const OWN: [&str; 21] = [
+/// Those of an engine on an accelerator; its front end runs on the host.
+const OWN: [&str; 20] = [
     "step_us",
     "prompt_us",
     "loop_us",
@@ -127,7 +127,6 @@ const OWN: [&str; 21] = [
     "arithmetic",
     "moe_arithmetic",
     "moe_us",
-    "front_us",
 ];
 /// Those of an engine on an accelerator with few rows.
 const FEW: [&str; 6] = ["step_us", "gemm", "moe", "arithmetic", "moe_arithmetic", "ttft_ms"];
@@ -328,13 +327,26 @@ fn rounded(p: EngineParameters) -> EngineParameters {
 
 impl Problem<'_> {
     /// Steps of one number after another, and what hardly helps put back. Numbers are chosen on straight lines, which
-    /// mislead where a step bends: where the true loss then is worse than the numbers put back are worth, all stay.
+    /// mislead where a step bends: where the true loss then is worse than the numbers put back are worth, they are put
+    /// back one by one instead, each where the true loss allows it.
     fn refined(&self, start: EngineParameters, names: &[&'static str]) -> (EngineParameters, f64) {
         let (found, loss) = self.walk(start, names, WALKS);
         let (kept, after) = self.prune(found, names, WORTH);
         let differ = |p: &EngineParameters| names.iter().filter(|n| p.get(n) != self.anchor.get(n)).count();
         let put_back = differ(&found).saturating_sub(differ(&kept)) as f64;
-        if after <= loss + WORTH * put_back { (kept, after) } else { (found, loss) }
+        if after <= loss + WORTH * put_back {
+            return (kept, after);
+        }
+        let (mut best, mut value) = (found, loss);
+        for name in names.iter().filter(|n| found.get(n) != self.anchor.get(n)) {
+            let mut next = best;
+            next.set(name, self.anchor.get(name).unwrap_or_default());
+            let there = self.loss(next);
+            if there < value + WORTH {
+                (best, value) = (next, there);
+            }
+        }
+        (best, value)
     }
 }
 
