@@ -2,13 +2,17 @@
 //! A run that was cut off goes on where it was: engines with a file are done, of the one in work `ENGINE.part` is kept.
 //!
 //! The same rows and built-in profiles give the same files, byte for byte, whatever the number of threads. The profiles
-//! `trtllm-1.0`, `vllm-v1` and `sglang` in `cost-models/data/serving/engines` are what this printed, started at the profiles
-//! of the commit before and copied as they are:
+//! `trtllm-1.0`, `vllm-v1` and `sglang` in `cost-models/data/serving/engines` are what this printed, copied as they are:
 //!
 //! ```text
 //! cargo run --release -p psim-calibration --bin fit-engines -- serve.jsonl OUT trtllm-1.0,vllm-v1,sglang
 //! cargo run --release -p psim-calibration --bin serving-accuracy -- serve.jsonl DUMP.csv fitting OUT
 //! ```
+//!
+//! Two runs of it: a first from the profiles before (the parent of the commit that brought `[[release]]`), a second from the
+//! files of the first (that commit). Then `front_us` was taken out of the numbers of accelerators, and what hardly helps is
+//! put back one by one; with that the accelerators of `vllm-v1` were fitted again on the engine's numbers of the second run
+//! (its `.part` with nothing done). A run from the present files starts nearer and may end elsewhere by rounding.
 //!
 //! Tables `[[release]]` are not fitted: they pass through. `vllm-2023` and `distserve-2024` have no rows here; their numbers
 //! come from laws that their files name.
