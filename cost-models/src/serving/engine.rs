@@ -485,8 +485,7 @@ mod tests {
             release: vec![table(18, block, None), table(13, block, None), table(20, None, Some("B200"))],
             ..find("vllm-v1").unwrap().clone()
         };
-        let found =
-            |minor, experts, gpu: &str| engine.deltas((0, minor), experts, gpu).map(|r| r.before[1]);
+        let found = |minor, experts, gpu: &str| engine.deltas((0, minor), experts, gpu).map(|r| r.before[1]);
         assert_eq!(found(12, block, "H200-SXM-141GB"), Some(13));
         assert_eq!(found(13, block, "H200-SXM-141GB"), Some(18));
         assert_eq!(found(18, block, "H200-SXM-141GB"), None);

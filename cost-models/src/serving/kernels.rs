@@ -225,14 +225,8 @@ mod tests {
     #[test]
     fn contiguous_experts_cost_the_same_for_every_small_batch() {
         // Qwen3-235B in two halves: 128 experts, width 4,096, inner 768, of which 8 a token.
-        let law = MoeLaw {
-            launch_us: 36.0,
-            memory: 0.89,
-            compute: 0.46,
-            padding: 58.0,
-            passes: 25.0,
-            sigma: 0.0,
-        };
+        let law =
+            MoeLaw { launch_us: 36.0, memory: 0.89, compute: 0.46, padding: 58.0, passes: 25.0, sigma: 0.0 };
         let rates = Datasheet { half: 989e12, peak: 1979e12, bandwidth: 4.8e12 };
         let call = |tokens: f64| MoeCall {
             rows: 8.0 * tokens,
