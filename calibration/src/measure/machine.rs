@@ -182,6 +182,7 @@ pub fn threads_stack() -> StackProfile {
             launch: Seconds(0.0),
             gap: Seconds(0.0),
             per_micro_batch: Seconds(0.0),
+            per_slice: Seconds(0.0),
             per_step: Seconds(0.0),
             p2p_sync: Seconds(0.0),
             moe_sync: Seconds(0.0),

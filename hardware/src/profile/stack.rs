@@ -125,6 +125,10 @@ pub struct Host {
     /// kernel for all experts.
     #[serde(default)]
     pub expert_launches: f64,
+    /// Host time per rank of a gather or scatter of one sharded weight, where Python cuts the buffer into a slice a rank
+    /// and each is copied by a kernel of its own (`_allgather_param` and collectives over lists, DeepSpeed of 2021).
+    #[serde(default)]
+    pub per_slice: Seconds,
     /// The step is replayed from CUDA graphs: launches cost nothing.
     pub cuda_graphs: bool,
 }

@@ -15,6 +15,8 @@ use psim_models::plan::{Plan, Schedule, Sharding};
 
 /// Largest size accepted for any degree or batch; beyond it is a typing error.
 const ABSURD: u32 = 1 << 24;
+/// Weights of a layer that are gathered one by one: queries, keys and values together, output, both of the network.
+const LAYER_WEIGHTS: f64 = 4.0;
 
 impl StepModel<'_> {
     /// Checks sizes that every depth relies on.
@@ -143,18 +145,21 @@ impl StepModel<'_> {
         let time = |kind, bytes: f64, group: &GroupShape| {
             if bytes <= 0.0 { 0.0 } else { self.cost.collective(kind, bytes.ceil() as u64, group).time.0 }
         };
-        let both = |dense: f64, expert: f64| Gathering {
+        let slices = self.stack.host.per_slice.0 * f64::from(shard.ranks);
+        let both = |dense: f64, expert: f64, weights: f64| Gathering {
             gather: time(CollectiveKind::AllGather, gathered * dense, &shard)
-                + time(CollectiveKind::AllGather, gathered * expert, &expert_group),
+                + time(CollectiveKind::AllGather, gathered * expert, &expert_group)
+                + weights * slices,
             scatter: time(CollectiveKind::ReduceScatter, wire * dense, &shard)
-                + time(CollectiveKind::ReduceScatter, wire * expert, &expert_group),
+                + time(CollectiveKind::ReduceScatter, wire * expert, &expert_group)
+                + weights * slices,
         };
         let block = |kind| {
             block_of(self.model, kind).map_or_else(Gathering::default, |b| {
                 let p = b.parameters(self.model.hidden, self.model.norm);
                 let split = p.dense_split();
                 let dense = split.sharded as f64 / tp + split.replicated as f64;
-                both(dense, p.experts as f64 / (shape.ep * shape.etp) as f64)
+                both(dense, p.experts as f64 / (shape.ep * shape.etp) as f64, LAYER_WEIGHTS)
             })
         };
         use psim_models::layout::LayerKind;
@@ -162,8 +167,8 @@ impl StepModel<'_> {
         Gatherings {
             layers: (0..self.model.kinds.len()).map(|k| block(LayerKind::Decoder(k as u16))).collect(),
             encoder: block(LayerKind::Encoder),
-            embedding: both(self.model.embedding_parameters() as f64 / tp, 0.0),
-            head: both(head, 0.0),
+            embedding: both(self.model.embedding_parameters() as f64 / tp, 0.0, 1.0),
+            head: both(head, 0.0, if head > 0.0 { 1.0 } else { 0.0 }),
             again: plan.sharding == Sharding::Parameters,
         }
     }

@@ -46,6 +46,12 @@ pub const PARAMETERS: &[Parameter] = &[
     ),
     parameter("host.per_micro_batch", 0.0, 0.1, "fixed cost per micro-batch and stage, seconds"),
     parameter("host.per_step", 0.0, 1.0, "fixed cost per step, seconds"),
+    parameter(
+        "host.per_slice",
+        0.0,
+        1e-4,
+        "host time per rank of a sharded weight's gather or scatter, seconds",
+    ),
     parameter("host.moe_sync", 0.0, 5e-3, "host synchronisation per mixture layer and pass, seconds"),
     parameter(
         "states.gradient",
@@ -120,6 +126,7 @@ impl StackProfile {
             "host.gap" => self.host.gap.0,
             "host.per_micro_batch" => self.host.per_micro_batch.0,
             "host.per_step" => self.host.per_step.0,
+            "host.per_slice" => self.host.per_slice.0,
             "host.moe_sync" => self.host.moe_sync.0,
             "states.gradient" => self.states.gradient,
             "memory.context" => self.memory.context.as_f64(),
@@ -157,6 +164,7 @@ impl StackProfile {
             "host.gap" => self.host.gap = Seconds(value),
             "host.per_micro_batch" => self.host.per_micro_batch = Seconds(value),
             "host.per_step" => self.host.per_step = Seconds(value),
+            "host.per_slice" => self.host.per_slice = Seconds(value),
             "host.moe_sync" => self.host.moe_sync = Seconds(value),
             "states.gradient" => self.states.gradient = value,
             "memory.context" => self.memory.context = Bytes::from_f64(value),
