@@ -89,6 +89,7 @@ fn slice_of_a_day(criterion: &mut Criterion) {
         cost: &cost,
         engine: &engine,
         clients: None,
+        prefixes: None,
         replicas: 1000,
         options: FleetOptions::default(),
     };

@@ -69,7 +69,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     workload.tenants[0].slo = ServiceLevel::parse("ttft<500ms@p90,tpot<20ms@p90")?;
     for router in [Router::RoundRobin, Router::LeastLoad] {
         let options = FleetOptions { router, ..FleetOptions::default() };
-        let input = StreamInput { cost: &cost, engine, clients: None, replicas: 1000, options };
+        let input =
+            StreamInput { cost: &cost, engine, clients: None, prefixes: None, replicas: 1000, options };
         let mut sums = Summary::new(vec![workload.tenants[0].slo.clone()]);
         let start = std::time::Instant::now();
         let run = simulate_stream(&input, &mut Traffic::stream(&workload, 1), &mut sums)?;

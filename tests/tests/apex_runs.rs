@@ -13,7 +13,7 @@ use psim_hardware::Seconds;
 use psim_hardware::Time;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
-use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, Traffic};
+use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, SharedPrefixes, Traffic};
 use psim_sim::serving::{FleetOptions, ServingInput, ServingReport, simulate};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -102,7 +102,7 @@ fn runs() -> Option<Vec<Run>> {
             workload: format!("{} {}", r["workload"], r["nominal_rate_rps"]),
             layout: r["layout"].clone(),
             tp,
-            traffic: Traffic { requests, clients: None },
+            traffic: Traffic { requests, clients: None, prefixes: SharedPrefixes::default() },
             ttft_ms: 1e3 * r["mean_ttft_s"].parse::<f64>().unwrap(),
             tpot_ms: r["mean_tpot_ms"].parse().unwrap(),
         }

@@ -42,7 +42,7 @@ fn arrival(arrival: &Arrival) -> String {
                 three(*peak_ratio)
             )
         }
-        Arrival::Trace(rows) => format!("trace of {} requests", grouped(rows.len() as u64)),
+        Arrival::Trace(rows) => format!("trace of {} requests", grouped(rows.requests.len() as u64)),
     }
 }
 

@@ -83,6 +83,10 @@ impl Case {
                 DeploymentError::Zero(key) => at(key, "check the number"),
             },
             DetailError::Cost(_) => Failure::input(error.to_string(), "another model or --profile"),
+            DetailError::Crowded(_) => at(
+                "expert_offload",
+                "fewer replicas on a node, fewer bits (experts = \"fp8\"), nodes with more memory, or tier = \"disk\"",
+            ),
             DetailError::Draft { .. } => at("draft_model", "a smaller draft model, or another draft_tp"),
             DetailError::Together { key, .. } => at(key, "leave one of the two out"),
             DetailError::Pools(_) => at("prefill", "other pools, or one pool of replicas"),

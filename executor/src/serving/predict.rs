@@ -15,7 +15,7 @@ use psim_hardware::profile::StackProfile;
 use psim_hardware::profile::machine::MachineFacts;
 use psim_hardware::{Cluster, DType, GroupShape, Scaling, Seconds, Time};
 use psim_models::operator::{CollectiveKind, GemmRole, MemoryClass};
-use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, Traffic};
+use psim_models::serving::{Deployment, NumberFormat, Quantization, Request, SharedPrefixes, Traffic};
 use psim_models::{Model, OperatorKind};
 use psim_sim::residual::ServingFactors;
 use psim_sim::serving::{FleetOptions, ServingInput, ServingRun, simulate};
@@ -473,7 +473,7 @@ pub fn predict(
             ..Request::default()
         })
         .collect();
-    let traffic = Traffic { requests, clients: None };
+    let traffic = Traffic { requests, clients: None, prefixes: SharedPrefixes::default() };
     let options = FleetOptions::default();
     let input = ServingInput {
         cost: &cost,

@@ -4,16 +4,16 @@
 //!
 //! | layout | columns |
 //! |---|---|
-//! | psim | `arrival_s, input_tokens, output_tokens` (more columns are ignored; `prefix_blocks_512` gives shared prefixes) |
+//! | psim | `arrival_s, input_tokens, output_tokens` (more columns are ignored; `prefix_blocks_512` names the prompt's blocks of 512 tokens, `0 14-27`) |
 //! | Azure | `TIMESTAMP, ContextTokens, GeneratedTokens` |
 //! | BurstGPT | `Timestamp, Model, Request tokens, Response tokens` |
 //! | Vidur | `arrived_at, num_prefill_tokens, num_decode_tokens` (without `arrived_at`: lengths only) |
 //! | APEX | JSON lines `StartTimeOffset` (ns), `ContextTokens`, `GeneratedTokens` |
 //! | Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` |
 
+use super::shared::SharedPrefixes;
 use super::traffic::Request;
 use psim_hardware::{Seconds, Time};
-use std::collections::BTreeMap;
 
 /// Tokens of one Mooncake prefix block.
 const BLOCK: u32 = 512;
@@ -25,6 +25,8 @@ pub struct Trace {
     pub requests: Vec<Request>,
     /// The file has arrival times.
     pub timed: bool,
+    /// Which leading blocks requests share.
+    pub prefixes: SharedPrefixes,
 }
 
 /// Why a trace cannot be read.
@@ -45,7 +47,7 @@ pub struct TraceError {
 /// A layout that is not known, a missing column, a value that is not a number, an empty file.
 pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
     let fail = |line: usize, message: String| TraceError { file: file.to_owned(), line, message };
-    let mut rows: Vec<(f64, u32, u32, Option<u64>)> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     let said = |l: &str| !l.trim().is_empty() && !l.starts_with('#');
     let mut lines = text.lines().enumerate().filter(|(_, l)| said(l));
     let Some((top, first)) = lines.next() else { return Err(fail(1, "the trace is empty".to_owned())) };
@@ -67,27 +69,27 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
     }
     rows.sort_by(|a, b| a.0.total_cmp(&b.0));
     let start = rows[0].0;
-    // The longest run of leading blocks seen before is not kept here: a request shares its first block's group.
-    let mut groups: BTreeMap<u64, u32> = BTreeMap::new();
-    let requests = rows
-        .into_iter()
-        .map(|(time, input, output, block)| {
-            let group = block.map_or(0, |b| {
-                let next = groups.len() as u32 + 1;
-                *groups.entry(b).or_insert(next)
-            });
-            Request {
-                arrival: Time::from(Seconds(time - start)),
-                input: input.max(1),
-                output: output.max(1),
-                prefix: if group > 0 { BLOCK.min(input) } else { 0 },
-                prefix_group: group,
-                ..Request::default()
-            }
-        })
-        .collect();
-    Ok(Trace { requests, timed })
+    // Only whole blocks are shared.
+    let whole = |row: &mut Row| {
+        row.3.truncate((row.1 / BLOCK) as usize);
+        std::mem::take(&mut row.3)
+    };
+    let paths: Vec<Vec<u64>> = rows.iter_mut().map(whole).collect();
+    let (prefixes, groups) = SharedPrefixes::of_blocks(&paths, BLOCK);
+    let requests = rows.into_iter().zip(groups).zip(&paths);
+    let requests = requests.map(|(((time, input, output, _), group), path)| Request {
+        arrival: Time::from(Seconds(time - start)),
+        input: input.max(1),
+        output: output.max(1),
+        prefix: path.len() as u32 * BLOCK,
+        prefix_group: group,
+        ..Request::default()
+    });
+    Ok(Trace { requests: requests.collect(), timed, prefixes })
 }
+
+/// Time in seconds, prompt, answer, identities of the prompt's blocks.
+type Row = (f64, u32, u32, Vec<u64>);
 
 struct Columns {
     arrival: Option<usize>,
@@ -130,7 +132,7 @@ impl Columns {
         Ok(Self { arrival, input, output, blocks: at(&["prefix_blocks_512"]), unit })
     }
 
-    fn row(&self, line: &str) -> Result<(f64, u32, u32, Option<u64>), String> {
+    fn row(&self, line: &str) -> Result<Row, String> {
         let cells: Vec<&str> = line.split(',').map(|c| c.trim().trim_matches('"')).collect();
         let cell = |i: usize| cells.get(i).copied().ok_or_else(|| format!("column {} is missing", i + 1));
         let tokens = |i: usize| -> Result<u32, String> {
@@ -153,13 +155,33 @@ impl Columns {
         if !time.is_finite() {
             return Err("the arrival time is not finite".to_owned());
         }
-        let block = self
-            .blocks
-            .and_then(|i| cells.get(i))
-            .and_then(|text| text.split([' ', ';', '-']).next())
-            .and_then(|first| first.parse().ok());
-        Ok((time, tokens(self.input)?, tokens(self.output)?, block))
+        let blocks = match self.blocks.and_then(|i| cells.get(i)) {
+            Some(text) => block_list(text)?,
+            None => Vec::new(),
+        };
+        Ok((time, tokens(self.input)?, tokens(self.output)?, blocks))
     }
+}
+
+/// Most blocks of a prompt: those of the longest one that can be read.
+const MOST_BLOCKS: u64 = (1 << 24) / BLOCK as u64;
+
+/// Identities of blocks as `0 14-27`: numbers and ranges, both ends included.
+fn block_list(text: &str) -> Result<Vec<u64>, String> {
+    let mut out = Vec::new();
+    for part in text.split([' ', ';']).filter(|part| !part.is_empty()) {
+        let number =
+            |t: &str| t.parse::<u64>().map_err(|_| format!("`{part}` is no block or range of blocks"));
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(part)?, number(part)?),
+        };
+        if last < first || last - first >= MOST_BLOCKS || out.len() as u64 > MOST_BLOCKS {
+            return Err(format!("`{part}` is no range of at most {MOST_BLOCKS} blocks"));
+        }
+        out.extend(first..=last);
+    }
+    Ok(out)
 }
 
 /// Seconds since 1970 of `2023-11-16 18:15:46.6805900` (Azure), or a plain number.
@@ -191,7 +213,7 @@ fn date_seconds(text: &str) -> Result<f64, String> {
     Ok(days as f64 * 86_400.0 + hour as f64 * 3600.0 + minute as f64 * 60.0 + second)
 }
 
-fn json_row(line: &str) -> Result<(f64, u32, u32, Option<u64>), String> {
+fn json_row(line: &str) -> Result<Row, String> {
     let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("not JSON: {e}"))?;
     let number = |names: [&str; 2]| names.iter().find_map(|n| value.get(*n)?.as_f64());
     let input =
@@ -206,8 +228,15 @@ fn json_row(line: &str) -> Result<(f64, u32, u32, Option<u64>), String> {
     if !(0.0..=16_777_216.0).contains(&input) || !(0.0..=16_777_216.0).contains(&output) {
         return Err("a length is out of range".to_owned());
     }
-    let block = value.get("hash_ids").and_then(|ids| ids.get(0)).and_then(serde_json::Value::as_u64);
-    Ok((time, input as u32, output as u32, block))
+    let blocks = match value.get("hash_ids") {
+        None => Vec::new(),
+        Some(ids) => {
+            let list = ids.as_array().ok_or("hash_ids is not a list")?;
+            let whole = |id: &serde_json::Value| id.as_u64().ok_or("a hash id is not a whole number");
+            list.iter().map(whole).collect::<Result<_, _>>()?
+        }
+    };
+    Ok((time, input as u32, output as u32, blocks))
 }
 
 #[cfg(test)]
@@ -231,6 +260,33 @@ mod tests {
             "{\"timestamp\":100,\"input_length\":10,\"output_length\":3,\"hash_ids\":[4]}\n{\"timestamp\":1600,\"input_length\":20,\"output_length\":4,\"hash_ids\":[4,5]}\n",
         ] {
             assert_eq!(summary(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn requests_share_all_leading_blocks() {
+        let json = "{\"timestamp\":0,\"input_length\":1600,\"output_length\":6,\"hash_ids\":[0,1,2,3]}\n\
+                    {\"timestamp\":9,\"input_length\":2100,\"output_length\":8,\"hash_ids\":[0,1,2,3,4]}\n\
+                    {\"timestamp\":18,\"input_length\":700,\"output_length\":3,\"hash_ids\":[0,9]}\n\
+                    {\"timestamp\":19,\"input_length\":500,\"output_length\":3,\"hash_ids\":[0]}\n";
+        let csv = "arrival_s,input_tokens,output_tokens,prefix_blocks_512\n0,1600,6,0-3\n0.009,2100,8,0-4\n\
+                   0.018,700,3,0 9\n0.019,500,3,0\n";
+        for text in [json, csv] {
+            let trace = parse_trace("t", text).unwrap();
+            // Of whole blocks: three, four, one, none.
+            let prefixes: Vec<u32> = trace.requests.iter().map(|r| r.prefix).collect();
+            assert_eq!(prefixes, [1536, 2048, 512, 0], "{text}");
+            let ends = |i: usize| -> Vec<u32> {
+                trace.prefixes.upwards(trace.requests[i].prefix_group).map(|(_, end)| end).collect()
+            };
+            assert_eq!(
+                (ends(0), ends(1), ends(2), ends(3)),
+                (vec![1536, 512], vec![2048, 1536, 512], vec![512], vec![])
+            );
+        }
+        for bad in ["3-1", "x", "0-99999999", "1-2-3"] {
+            let text = format!("arrival_s,input_tokens,output_tokens,prefix_blocks_512\n0,1600,6,{bad}\n");
+            assert_eq!(parse_trace("t", &text).unwrap_err().line, 2, "{bad}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::lengths::MAX_LENGTH;
 use super::rng::Rng;
+use super::shared::SharedPrefixes;
 use super::workload::{Arrival, ServingWorkload, Sessions, Tenant};
 use psim_hardware::{Seconds, Time};
 use serde::Serialize;
@@ -41,6 +42,8 @@ pub struct Traffic {
     pub requests: Vec<Request>,
     /// Closed loop: so many clients, each sending its next request when the last one is answered.
     pub clients: Option<u32>,
+    /// Which leading tokens they share, where their prefixes branch.
+    pub prefixes: SharedPrefixes,
 }
 
 impl Traffic {
@@ -52,7 +55,7 @@ impl Traffic {
         }
         // Stable: equal times keep the order of tenants and numbers, and turns stay together.
         requests.sort_by_key(|r: &Request| r.arrival);
-        Self { requests, clients: clients(workload) }
+        Self { requests, clients: clients(workload), prefixes: prefixes(workload) }
     }
 
     /// The same requests one by one, in the same order, without holding them: for runs of many millions. Traces must be
@@ -100,8 +103,26 @@ pub fn clients(workload: &ServingWorkload) -> Option<u32> {
     sum
 }
 
+/// The trees of prefixes of all tenants.
+pub fn prefixes(workload: &ServingWorkload) -> SharedPrefixes {
+    let trees: Vec<&SharedPrefixes> = workload.tenants.iter().filter_map(tree).collect();
+    SharedPrefixes::beside(&trees)
+}
+
+fn tree(tenant: &Tenant) -> Option<&SharedPrefixes> {
+    match &tenant.arrival {
+        Arrival::Trace(rows) => Some(&rows.prefixes),
+        _ => None,
+    }
+}
+
 fn streams(workload: &ServingWorkload, seed: u64) -> impl Iterator<Item = TenantStream<'_>> {
-    workload.tenants.iter().enumerate().map(move |(index, t)| TenantStream::new(t, index as u16, seed))
+    let mut places = 0;
+    workload.tenants.iter().enumerate().map(move |(index, t)| {
+        let before = places;
+        places += tree(t).map_or(0, SharedPrefixes::len) as u32;
+        TenantStream { places: before, ..TenantStream::new(t, index as u16, seed) }
+    })
 }
 
 /// Draws the requests of one tenant in the order of their arrival.
@@ -116,6 +137,8 @@ pub(super) struct TenantStream<'a> {
     popularity: Vec<f64>,
     now: f64,
     row: usize,
+    /// Places of the trees of tenants before this one.
+    places: u32,
     left: u64,
     conversations: u32,
     /// Later turns of the conversation that was begun.
@@ -131,9 +154,10 @@ impl Iterator for TenantStream<'_> {
             return Some(turn);
         }
         if let Arrival::Trace(rows) = &self.tenant.arrival {
-            let row = rows.get(self.row)?;
+            let row = rows.requests.get(self.row)?;
             self.row += 1;
-            return Some(Request { tenant: self.index, ..*row });
+            let prefix_group = SharedPrefixes::moved(row.prefix_group, self.places);
+            return Some(Request { tenant: self.index, prefix_group, ..*row });
         }
         let horizon = self.tenant.duration_s.unwrap_or(f64::INFINITY);
         self.now = next_arrival(&self.tenant.arrival, self.now, &mut self.times).filter(|t| *t < horizon)?;
@@ -182,9 +206,11 @@ impl<'a> TenantStream<'a> {
             popularity: tenant.adapters.map(super::workload::Adapters::cumulative).unwrap_or_default(),
             now: 0.0,
             row: 0,
+            places: 0,
             left: match (&tenant.arrival, tenant.requests) {
                 (Arrival::Trace(rows), limit) => {
-                    limit.map_or(rows.len() as u64, |n| u64::from(n).min(rows.len() as u64))
+                    let all = rows.requests.len() as u64;
+                    limit.map_or(all, |n| u64::from(n).min(all))
                 }
                 (_, limit) => u64::from(limit.unwrap_or(u32::MAX)),
             },

@@ -33,7 +33,7 @@ mod file;
 #[cfg(test)]
 mod tests;
 
-pub use arrival::Arrival;
+pub use arrival::{Arrival, Replay};
 pub use file::parse_workload;
 
 use super::lengths::Lengths;
@@ -142,7 +142,7 @@ impl Tenant {
         };
         let prefix = self.prefix.map_or(0.0, |p| f64::from(p.tokens));
         match (&self.pairs, &self.arrival) {
-            (_, Arrival::Trace(rows)) => mean(&mut rows.iter().map(|r| (r.input, r.output))),
+            (_, Arrival::Trace(rows)) => mean(&mut rows.requests.iter().map(|r| (r.input, r.output))),
             _ if self.sessions.is_some() => mean(&mut self.sample().iter().map(|r| (r.input, r.output))),
             (Some(pairs), _) => {
                 let (input, output) = mean(&mut pairs.iter().copied());

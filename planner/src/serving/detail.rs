@@ -36,6 +36,9 @@ pub enum DetailError {
         /// Why.
         error: StepCostError,
     },
+    /// The nodes have no room for what lives outside the accelerators.
+    #[error("{0}")]
+    Crowded(String),
     /// Two things that are not simulated together.
     #[error("{what}")]
     Together {
@@ -191,7 +194,12 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
             return together("expert_offload", fault);
         }
         if let Some(copies) = outside.copies(request.model, deployment) {
-            outside_engine = outside.on(request.engine, &copies);
+            let caches = served.options.tiers[0].map_or(0.0, |t| t.capacity.as_f64());
+            let node = request.node(served.group);
+            if let Some(what) = outside.crowded(deployment, node, &copies, caches) {
+                return Err(DetailError::Crowded(what));
+            }
+            outside_engine = outside.on(request.engine, deployment, &copies);
             request.engine = &outside_engine;
             copied = served.clone();
             copied.options.expert_offload = Some(copies);

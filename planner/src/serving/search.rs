@@ -169,7 +169,13 @@ fn best_budget(request: &ServingRequest<'_>, cost: &StepCost, floor: f64) -> Opt
 fn bound(request: &ServingRequest<'_>, cost: &StepCost) -> f64 {
     let decode = decode_rate(cost, request.engine, request.workload);
     // Prompts that are found cached are not computed.
-    if request.workload.tenants.iter().any(|t| t.prefix.is_some() || t.sessions.is_some()) {
+    let branches = |a: &Arrival| matches!(a, Arrival::Trace(rows) if !rows.prefixes.is_empty());
+    if request
+        .workload
+        .tenants
+        .iter()
+        .any(|t| t.prefix.is_some() || t.sessions.is_some() || branches(&t.arrival))
+    {
         return decode;
     }
     let (input, _) = request.workload.mean_lengths();

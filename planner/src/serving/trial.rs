@@ -1,6 +1,6 @@
 //! The traffic of one trial of a search: the workload at some rate, as long as it must be to show how it is carried.
 
-use psim_models::serving::{Arrival, ServingWorkload};
+use psim_models::serving::{Arrival, Replay, ServingWorkload};
 use psim_sim::serving::ServingReport;
 
 /// Fewest requests of a tenant: below, its percentiles are noise.
@@ -52,8 +52,9 @@ pub(super) fn at_rate(workload: &ServingWorkload, rate: f64, requests: u32) -> S
             Arrival::Diurnal { mean, peak_ratio, .. } => Arrival::Poisson { rate: mean * peak_ratio },
             Arrival::Ramp { from, to, .. } => Arrival::Poisson { rate: from.max(*to) },
             // The first rows alone, at the rate asked for, whatever theirs was in the whole trace.
-            Arrival::Trace(rows) if rows.len() > wanted as usize => {
-                let first = Arrival::Trace(rows[..wanted as usize].to_vec());
+            Arrival::Trace(rows) if rows.requests.len() > wanted as usize => {
+                let requests = rows.requests[..wanted as usize].to_vec();
+                let first = Arrival::Trace(Replay { requests, prefixes: rows.prefixes.clone() });
                 let arrival_rate = own;
                 if first.rate().is_some() { first.at_rate(arrival_rate) } else { first }
             }

@@ -16,7 +16,7 @@ use super::store::{Live, Store};
 use super::{Extra, Histogram, Outcome, Sample, ServingRun};
 use psim_cost_models::serving::{EngineProfile, KINDS, StepCost};
 use psim_hardware::Time;
-use psim_models::serving::{Request, Traffic};
+use psim_models::serving::{Request, SharedPrefixes, Traffic};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -64,6 +64,8 @@ pub struct StreamInput<'a> {
     pub engine: &'a EngineProfile,
     /// Clients of a closed loop.
     pub clients: Option<u32>,
+    /// Which leading tokens requests share, where their prefixes branch.
+    pub prefixes: Option<&'a SharedPrefixes>,
     /// Replicas.
     pub replicas: u32,
     /// Options.
@@ -83,6 +85,7 @@ pub fn simulate(input: &ServingInput<'_>) -> Result<ServingRun, ServingError> {
         cost: input.cost,
         engine: input.engine,
         clients: input.traffic.clients,
+        prefixes: Some(&input.traffic.prefixes),
         replicas: input.replicas,
         options: input.options,
     };
@@ -103,13 +106,13 @@ pub fn simulate_stream(
     sink: &mut dyn Sink,
 ) -> Result<ServingRun, ServingError> {
     let one = ReplicaGroup { cost: input.cost, engine: input.engine, replicas: input.replicas, weight: 1.0 };
-    serve(&[one], input.clients, input.options, requests, sink)
+    serve(&[one], (input.clients, input.prefixes), input.options, requests, sink)
 }
 
 /// Serves requests on replicas of one or several kinds.
 fn serve(
     groups: &[ReplicaGroup<'_>],
-    clients: Option<u32>,
+    (clients, prefixes): (Option<u32>, Option<&SharedPrefixes>),
     options: FleetOptions,
     requests: &mut dyn Iterator<Item = Request>,
     sink: &mut dyn Sink,
@@ -124,7 +127,8 @@ fn serve(
     if let Some(fault) = options.autoscale.and_then(|a| a.fault(replicas)) {
         return Err(ServingError::Autoscale(fault));
     }
-    let mut fleet = Fleet::new(groups, (clients, options), requests, sink);
+    let mut fleet =
+        Fleet::new(groups, (clients, options), prefixes.cloned().unwrap_or_default(), requests, sink);
     if fleet.clients.none_left() {
         return Err(ServingError::NoRequests);
     }
@@ -178,6 +182,7 @@ pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOpt
         tiers: options.tiers,
         expert_offload: options.expert_offload,
         pace: options.pace.filter(|span| *span > 0),
+        prefixes: SharedPrefixes::default(),
         fed: false,
     }
 }
@@ -188,6 +193,7 @@ struct Fleet<'a> {
     group_of: Vec<u32>,
     clients: Clients<'a>,
     options: FleetOptions,
+    prefixes: SharedPrefixes,
     sink: &'a mut dyn Sink,
     store: Store,
     replicas: Vec<Replica>,
@@ -214,6 +220,7 @@ impl<'a> Fleet<'a> {
     fn new(
         groups: &'a [ReplicaGroup<'a>],
         (clients, options): (Option<u32>, FleetOptions),
+        prefixes: SharedPrefixes,
         requests: &'a mut dyn Iterator<Item = Request>,
         sink: &'a mut dyn Sink,
     ) -> Self {
@@ -221,6 +228,7 @@ impl<'a> Fleet<'a> {
         for (index, group) in groups.iter().enumerate() {
             let shape = cache_shape(group.cost, group.engine);
             let limits = limits(group.cost, group.engine, &options);
+            let limits = Limits { prefixes: prefixes.clone(), ..limits };
             for _ in 0..group.replicas {
                 let number = replicas.len() as u32;
                 replicas.push(Replica::new(number, group.cost.lanes(), &shape, limits.clone()));
@@ -236,6 +244,7 @@ impl<'a> Fleet<'a> {
             group_of,
             clients: Clients::new(requests, clients, front, &mut store),
             options,
+            prefixes,
             ahead: vec![0; replicas.len()],
             sink,
             store,

@@ -204,6 +204,8 @@ pub struct ExpertOffload {
     pub layers: u32,
     /// Experts of a layer.
     pub experts: f64,
+    /// Those of them that this accelerator computes.
+    pub local: f64,
     /// Experts that a token chooses.
     pub top_k: f64,
     /// Bytes of one expert on one accelerator.
@@ -213,10 +215,12 @@ pub struct ExpertOffload {
 }
 
 impl ExpertOffload {
-    /// A layer of a step of so many tokens.
+    /// A layer of a step of so many tokens of all ranks that share the experts; this accelerator has its share of those
+    /// that are chosen.
     pub fn block(&self, tokens: u32) -> OffloadBlock {
-        let chosen = OffloadBlock::distinct(self.experts, self.top_k, f64::from(tokens));
-        let (experts, expert_bytes) = (self.experts, self.expert_bytes);
+        let share = (self.local / self.experts.max(1.0)).min(1.0);
+        let chosen = share * OffloadBlock::distinct(self.experts, self.top_k, f64::from(tokens));
+        let (experts, expert_bytes) = (self.local, self.expert_bytes);
         OffloadBlock { execute: 0.0, experts, chosen, expert_bytes, link: self.link.0.max(1.0) }
     }
 
@@ -228,7 +232,7 @@ impl ExpertOffload {
 
     /// Bytes of all experts, and of those that the policy keeps on an accelerator for steps of at most so many tokens.
     pub fn bytes(&self, most_tokens: u32) -> (f64, f64) {
-        let all = f64::from(self.layers) * self.experts * self.expert_bytes;
+        let all = f64::from(self.layers) * self.local * self.expert_bytes;
         (all, self.block(most_tokens).peak_bytes(self.policy, self.layers).min(all))
     }
 }
@@ -277,6 +281,29 @@ mod tests {
         // On demand 1.7 times slower: 0.7 ms of execution and 1.05 ms of copying.
         let ratio = b.steady(OffloadPolicy::OnDemand) / b.steady(OffloadPolicy::PreGated);
         assert!((ratio / 1.7 - 1.0).abs() < 0.05, "{ratio}");
+    }
+
+    #[test]
+    fn ranks_copy_their_own_experts_only() {
+        let one = ExpertOffload {
+            policy: OffloadPolicy::OnDemand,
+            layers: 10,
+            experts: 64.0,
+            local: 64.0,
+            top_k: 2.0,
+            expert_bytes: 1e6,
+            link: BytesPerSec(1e9),
+        };
+        let eighth = ExpertOffload { local: 8.0, ..one };
+        let (all, kept) = one.bytes(4);
+        assert_eq!((all, eighth.bytes(4).0), (640e6, 80e6));
+        assert!((eighth.bytes(4).1 / (kept / 8.0) - 1.0).abs() < 1e-12);
+        // Ten milliseconds of computing; 64 (1 - (62/64)^4) = 7.63 experts of a layer are chosen, ten layers long.
+        let chosen = 64.0 * (1.0 - (62.0f64 / 64.0).powi(4));
+        for (offload, share) in [(one, 1.0), (eighth, 0.125)] {
+            let seconds = offload.seconds(&offload.block(4), 0.01);
+            assert!((seconds - 0.01 - 10.0 * share * chosen * 1e-3).abs() < 1e-9, "{seconds}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! et al. 2024, section 3), to the next tier below where there is one (host memory, then disk), else for good.
 
 use super::store::NONE;
-use psim_models::serving::Request;
+use psim_models::serving::{Request, SharedPrefixes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Device, host memory, disk.
@@ -18,13 +18,34 @@ pub(super) struct Stretch {
     end: u32,
 }
 
-/// The path of a request whose first `tokens` tokens are looked at: at most two stretches.
-pub(super) fn path(request: &Request, tokens: u32) -> impl Iterator<Item = Stretch> + Clone {
-    let group = (request.prefix > 0)
-        .then_some(Stretch { label: u64::from(request.prefix_group), end: request.prefix.min(tokens) });
+/// The stretches that a request's group shares, of its first `tokens` tokens: one, or the places of a tree of prefixes.
+pub(super) fn shared(
+    prefixes: &SharedPrefixes,
+    request: &Request,
+    tokens: u32,
+) -> impl Iterator<Item = Stretch> + Clone + use<> {
+    let most = request.prefix.min(tokens);
+    let listed = prefixes.has(request.prefix_group);
+    let one = (request.prefix > 0 && !listed)
+        .then_some(Stretch { label: u64::from(request.prefix_group), end: most });
+    let mut places: Vec<Stretch> = prefixes
+        .upwards(request.prefix_group)
+        .map(|(group, end)| Stretch { label: u64::from(group), end: end.min(most) })
+        .collect();
+    places.reverse();
+    one.into_iter().chain(places)
+}
+
+/// The path of a request whose first `tokens` tokens are looked at: what its group shares, then its conversation.
+pub(super) fn path(
+    prefixes: &SharedPrefixes,
+    request: &Request,
+    tokens: u32,
+) -> impl Iterator<Item = Stretch> + Clone + use<> {
+    let group = shared(prefixes, request, tokens);
     let session = (request.session > 0)
         .then_some(Stretch { label: (1 << 32) | u64::from(request.session), end: tokens });
-    group.into_iter().chain(session)
+    group.chain(session)
 }
 
 /// What the tree has of a prompt.
@@ -274,6 +295,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn one_path(request: &Request, tokens: u32) -> impl Iterator<Item = Stretch> + Clone + use<> {
+        path(&SharedPrefixes::default(), request, tokens)
+    }
+
     fn turn(group: u32, prefix: u32, session: u32) -> Request {
         Request { prefix, prefix_group: group, session, ..Request::default() }
     }
@@ -283,14 +308,14 @@ mod tests {
         let mut tree = PrefixTree::new(16);
         let (a, b) = (turn(1, 100, 7), turn(1, 100, 8));
         // 100 tokens are 6 whole blocks, 1,000 are 62.
-        let (added, node) = tree.insert(path(&a, 1000), 1000, 1);
+        let (added, node) = tree.insert(one_path(&a, 1000), 1000, 1);
         assert_eq!(added, 992);
-        assert_eq!(tree.find(path(&a, 2000), 2000), Found { tokens: 992, node, below: [0; 2] });
+        assert_eq!(tree.find(one_path(&a, 2000), 2000), Found { tokens: 992, node, below: [0; 2] });
         // The other conversation finds what the group shares.
-        assert_eq!(tree.find(path(&b, 2000), 2000).tokens, 96);
-        assert_eq!(tree.insert(path(&b, 500), 500, 2).0, 496 - 96);
+        assert_eq!(tree.find(one_path(&b, 2000), 2000).tokens, 96);
+        assert_eq!(tree.insert(one_path(&b, 500), 500, 2).0, 496 - 96);
         // A longer turn extends its own node.
-        assert_eq!(tree.insert(path(&a, 1500), 1500, 3).0, 1488 - 992);
+        assert_eq!(tree.insert(one_path(&a, 1500), 1500, 3).0, 1488 - 992);
         assert_eq!(tree.tokens[0], 1488 + 400);
         // Leaves go first, oldest first; the shared part last.
         assert_eq!(tree.evict(0, None), Some((96, 496)));
@@ -303,12 +328,12 @@ mod tests {
     fn a_held_node_stays_and_tiers_give_back() {
         let mut tree = PrefixTree::new(1);
         let a = turn(0, 0, 3);
-        let (_, node) = tree.insert(path(&a, 10), 10, 1);
+        let (_, node) = tree.insert(one_path(&a, 10), 10, 1);
         tree.hold(node);
         assert_eq!(tree.evict(0, Some(1)), None);
         tree.release(node, 5);
         assert_eq!(tree.evict(0, Some(1)), Some((0, 10)));
-        assert_eq!(tree.find(path(&a, 9), 9), Found { tokens: 9, node, below: [9, 0] });
+        assert_eq!(tree.find(one_path(&a, 9), 9), Found { tokens: 9, node, below: [9, 0] });
         assert_eq!((tree.promote(node), tree.tokens), (10, [10, 0, 0]));
     }
 
@@ -328,7 +353,7 @@ mod tests {
                         prop_assert_eq!(before - tree.tokens[0], u64::from(end - start));
                         // Whatever went, it is what the tree no longer finds.
                         list.retain(|(g, s), most| {
-                            let found = tree.find(path(&turn(*g, 8, *s), 1000), 1000).tokens;
+                            let found = tree.find(one_path(&turn(*g, 8, *s), 1000), 1000).tokens;
                             *most = found.min(*most);
                             found > if *s == 0 { 0 } else { 8 }
                         });
@@ -337,7 +362,7 @@ mod tests {
                 }
                 let request = turn(group, 8, session);
                 let upto = if session == 0 { tokens.min(8) } else { tokens };
-                let (added, node) = tree.insert(path(&request, upto), upto, now as u64);
+                let (added, node) = tree.insert(one_path(&request, upto), upto, now as u64);
                 let whole = upto / 4 * 4;
                 let had = list.get(&(group, session)).copied().unwrap_or(0);
                 let shared = list.get(&(group, 0)).copied().unwrap_or(0);
@@ -357,7 +382,7 @@ mod tests {
                 }
             }
             for ((group, session), most) in &list {
-                let found = tree.find(path(&turn(*group, 8, *session), *most), *most).tokens;
+                let found = tree.find(one_path(&turn(*group, 8, *session), *most), *most).tokens;
                 prop_assert_eq!(found, *most, "group {} session {}", group, session);
             }
             while tree.evict(0, None).is_some() {}

@@ -9,7 +9,7 @@ use super::prefix::PrefixTree;
 use super::rules::Rules;
 use super::store::Store;
 use psim_cost_models::serving::{KINDS, Lane as LaneWork, PromptChunk, StepCost};
-use psim_models::serving::Request;
+use psim_models::serving::{Request, SharedPrefixes};
 use std::collections::VecDeque;
 
 mod admission;
@@ -49,6 +49,8 @@ pub(super) struct Limits {
     pub(super) expert_offload: Option<ExpertOffload>,
     /// Span of the exponential mean of gaps that is followed.
     pub(super) pace: Option<u32>,
+    /// Which leading tokens requests share, where their prefixes branch.
+    pub(super) prefixes: SharedPrefixes,
     /// Sequences come with their cache from another pool, whose events wake the engine.
     pub(super) fed: bool,
 }

@@ -343,7 +343,8 @@ fn a_streamed_run_is_the_held_run_in_less_memory() {
     let options = FleetOptions::default();
     let kept = serve(&cost, &engine, &held, options);
     let report = ServingReport::new(&kept, &held, &[w.tenants[0].slo.clone()]);
-    let input = StreamInput { cost: &cost, engine: &engine, clients: None, replicas: 2, options };
+    let input =
+        StreamInput { cost: &cost, engine: &engine, clients: None, prefixes: None, replicas: 2, options };
     let mut sums = Summary::new(vec![w.tenants[0].slo.clone()]);
     let run = simulate_stream(&input, &mut Traffic::stream(&w, 5), &mut sums).unwrap();
     let figures = sums.figures(&run);
@@ -570,4 +571,66 @@ fn a_front_end_serves_prompts_one_after_another() {
     // the wait lies behind them.
     let last = busy.max - quick.max;
     assert!((10.0..67.0).contains(&last), "{last} ms: {quick:?} {busy:?}");
+}
+
+#[test]
+fn requests_of_a_trace_share_their_leading_blocks() {
+    use psim_models::serving::trace::parse_trace;
+    use psim_models::serving::{Replay, ServingWorkload};
+    // Eight seconds apart, then four at once; what each finds is added up by hand.
+    let rows: [(u32, u32, &str); 7] = [
+        (0, 1600, "0-3"),
+        // Three whole blocks of the first one: 1,536.
+        (8, 2100, "0-4"),
+        // The first block: 512.
+        (16, 700, "0 9"),
+        // Four whole blocks of the second one, and one token at least is computed: 2,032 of 2,048.
+        (24, 2048, "0-3"),
+        // A branch of its own behind two blocks of which 512 end a place: 512; then two that come with it find the same.
+        (32, 5000, "0 20-28"),
+        (40, 5000, "0 20-28"),
+        (48, 900, "50-51"),
+    ];
+    let lines: Vec<String> =
+        rows.iter().map(|(at, input, blocks)| format!("{at},{input},4,{blocks}")).collect();
+    let text = format!("arrival_s,input_tokens,output_tokens,prefix_blocks_512\n{}\n", lines.join("\n"));
+    let trace = parse_trace("t", &text).unwrap();
+    let engine = engine(Policy::ChunkedPrefill);
+    let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), &engine);
+    let mut w = ServingWorkload::fixed("w", Arrival::Burst, 7, 1, 1);
+    w.tenants[0].arrival = Arrival::Trace(Replay { requests: trace.requests, prefixes: trace.prefixes });
+    let traffic = Traffic::generate(&w, 1);
+    let run = serve(&cost, &engine, &traffic, FleetOptions::default());
+    let input = ServingInput {
+        cost: &cost,
+        engine: &engine,
+        traffic: &traffic,
+        replicas: 1,
+        options: FleetOptions::default(),
+    };
+    let one = simulate(&input).unwrap();
+    // Nine whole blocks of 5,000 tokens: 4,608.
+    assert_eq!(one.cached_prompt_tokens, 1536 + 512 + 2032 + 512 + 4608);
+    let all: u64 = rows.iter().map(|r| u64::from(r.1)).sum();
+    assert_eq!(one.cached_prompt_tokens + one.computed_prompt_tokens, all);
+    assert_eq!((one.extra.leaked_bytes, run.extra.leaked_bytes), (0, 0));
+    // All at once: whoever computes a block that another one has put there meanwhile gives its copy back.
+    let crowd = Traffic {
+        requests: traffic
+            .requests
+            .iter()
+            .map(|r| psim_models::serving::Request { arrival: Time(0), ..*r })
+            .collect(),
+        ..traffic.clone()
+    };
+    for coalesce in [true, false] {
+        let options = FleetOptions { coalesce, ..FleetOptions::default() };
+        let run = simulate(&ServingInput { traffic: &crowd, options, ..input }).unwrap();
+        assert_eq!((run.extra.leaked_bytes, run.extra.unfinished, run.generated_tokens), (0, 0, 28));
+        assert_eq!(run.cached_prompt_tokens + run.computed_prompt_tokens, all);
+    }
+    // A router that looks at prefixes sends a branch to where its trunk is.
+    let options = FleetOptions { router: Router::PrefixAware, ..FleetOptions::default() };
+    let two = simulate(&ServingInput { replicas: 2, options, ..input }).unwrap();
+    assert!(two.cached_prompt_tokens >= one.cached_prompt_tokens, "{}", two.cached_prompt_tokens);
 }

@@ -109,7 +109,7 @@ pub(super) fn outside(deployed: &Deployed, job: &ServingJob) -> Result<Option<Ex
             return wrong("tier", message, "add `gb_per_s`");
         }
     };
-    Ok(Some(ExpertsOutside { policy, link: BytesPerSec(link) }))
+    Ok(Some(ExpertsOutside { policy, link: BytesPerSec(link), on_disk: file.tier != "host" }))
 }
 
 /// Most micro-batches in flight.

@@ -1,5 +1,6 @@
 //! When requests arrive.
 
+use crate::serving::shared::SharedPrefixes;
 use crate::serving::traffic::Request;
 
 /// When requests arrive.
@@ -48,7 +49,22 @@ pub enum Arrival {
         period_s: f64,
     },
     /// These requests.
-    Trace(Vec<Request>),
+    Trace(Replay),
+}
+
+/// Requests of a trace, by arrival.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Replay {
+    /// The requests.
+    pub requests: Vec<Request>,
+    /// Which leading tokens they share.
+    pub prefixes: SharedPrefixes,
+}
+
+impl From<Vec<Request>> for Replay {
+    fn from(requests: Vec<Request>) -> Self {
+        Self { requests, prefixes: SharedPrefixes::default() }
+    }
 }
 
 impl Arrival {
@@ -59,6 +75,7 @@ impl Arrival {
             Self::Ramp { to, .. } => Some(*to),
             Self::Diurnal { mean, .. } => Some(*mean),
             Self::Trace(rows) => {
+                let rows = &rows.requests;
                 let last = rows.last()?.arrival.seconds().0;
                 (last > 0.0).then(|| rows.len() as f64 / last)
             }
@@ -79,7 +96,7 @@ impl Arrival {
             }
             Self::Diurnal { mean, .. } => *mean = wanted,
             Self::Trace(rows) => {
-                for row in rows {
+                for row in &mut rows.requests {
                     row.arrival.0 = (row.arrival.0 as f64 / factor) as u64;
                 }
             }

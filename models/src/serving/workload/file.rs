@@ -1,7 +1,7 @@
 //! Reads a workload file: every key checked, none ignored.
 
 use super::{
-    Adapters, Arrival, MAX_REQUESTS, ServingWorkload, Sessions, SharedPrefix, Tenant, WORKLOAD_SCHEMA,
+    Adapters, Arrival, MAX_REQUESTS, Replay, ServingWorkload, Sessions, SharedPrefix, Tenant, WORKLOAD_SCHEMA,
 };
 use crate::serving::lengths::Lengths;
 use crate::serving::slo::ServiceLevel;
@@ -303,7 +303,7 @@ impl Reader<'_> {
             let end = Time::from(Seconds(self.need(t.duration_s.as_ref(), &whole, "duration_s")?));
             trace.requests.retain(|r| r.arrival < end);
         }
-        let replayed = Arrival::Trace(trace.requests);
+        let replayed = Arrival::Trace(Replay { requests: trace.requests, prefixes: trace.prefixes });
         match &t.rate {
             None => Ok(replayed),
             Some(_) if replayed.rate().is_none() => Err(self.at(

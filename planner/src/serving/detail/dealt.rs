@@ -25,6 +25,7 @@ pub(super) fn shared(traffic: &Traffic, replicas: u32) -> Vec<Traffic> {
     let n = (n as usize).min(traffic.requests.len());
     (0..n)
         .map(|i| Traffic {
+            prefixes: traffic.prefixes.clone(),
             requests: traffic.requests.iter().skip(i).step_by(n).copied().collect(),
             clients: traffic.clients.map(|c| (c / n as u32) + u32::from((i as u32) < c % n as u32)),
         })

@@ -126,7 +126,7 @@ fn experts_outside_by_hand() {
     };
     let run = |deployment, policy: Option<OffloadPolicy>| {
         let link = psim_hardware::BytesPerSec(50e9);
-        let experts_outside = policy.map(|policy| ExpertsOutside { policy, link });
+        let experts_outside = policy.map(|policy| ExpertsOutside { policy, link, on_disk: false });
         detail(&request, &Served { experts_outside, ..Served::replicas(deployment, FleetOptions::default()) })
     };
     assert!(matches!(run(deployment, None), Err(DetailError::Cost(StepCostError::Memory { .. }))));
@@ -152,8 +152,18 @@ fn experts_outside_by_hand() {
     assert!(demand.cache_bytes > gated.cache_bytes && gated.cache_bytes >= all.cache_bytes);
     assert!(demand.cache_bytes < 80e9 - attention, "{}", demand.cache_bytes);
     let spread = Deployment { attention_dp: 2, ep: 2, ..deployment };
-    assert!(matches!(
-        run(spread, Some(OffloadPolicy::PreGated)),
-        Err(DetailError::Together { key: "expert_offload", .. })
-    ));
+    // Each of two ranks has four of the eight and copies one of a layer's two on average: half of the copies' time.
+    let spread = run(spread, Some(OffloadPolicy::OnDemand)).unwrap();
+    assert!(((tpot(&demand) - tpot(&spread)) / (0.5 * copies) - 1.0).abs() < 0.05, "{}", tpot(&spread));
+    assert_eq!((spread.run.generated_tokens, spread.run.extra.leaked_bytes), (99, 0));
+    let staged = run(Deployment { pp: 2, ..deployment }, Some(OffloadPolicy::PreGated));
+    assert!(matches!(staged, Err(DetailError::Together { key: "expert_offload", .. })));
+    let mut small = cluster.clone();
+    small.groups[0].node.host_memory = psim_hardware::Bytes(80_000_000_000);
+    let request = ServingRequest { cluster: &small, ..request };
+    let link = psim_hardware::BytesPerSec(50e9);
+    let outside = ExpertsOutside { policy: OffloadPolicy::OnDemand, link, on_disk: false };
+    let served =
+        Served { experts_outside: Some(outside), ..Served::replicas(deployment, FleetOptions::default()) };
+    assert!(matches!(detail(&request, &served), Err(DetailError::Crowded(_))));
 }

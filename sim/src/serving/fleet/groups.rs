@@ -74,7 +74,13 @@ pub fn simulate_mixed(input: &MixedInput<'_>) -> Result<ServingRun, ServingError
     }
     let mut outcomes = Outcomes::of(requests.len());
     let mut source = requests.iter().copied();
-    let mut run = serve(input.groups, input.traffic.clients, input.options, &mut source, &mut outcomes)?;
+    let mut run = serve(
+        input.groups,
+        (input.traffic.clients, Some(&input.traffic.prefixes)),
+        input.options,
+        &mut source,
+        &mut outcomes,
+    )?;
     run.outcomes = outcomes.0;
     Ok(run)
 }

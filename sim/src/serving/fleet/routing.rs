@@ -94,6 +94,8 @@ impl Fleet<'_> {
         let shares = request.prefix > 0 || request.session > 0;
         let group = u64::from(request.prefix_group);
         let home = self.homes.get(&key).or_else(|| self.homes.get(&group)).copied();
+        let passed = |(group, _): (u32, u32)| self.homes.get(&u64::from(group)).copied();
+        let home = home.or_else(|| self.prefixes.upwards(request.prefix_group).find_map(passed));
         let home = home.filter(|_| shares);
         let total: u64 = u64::from(self.clients.in_system());
         let all = self.replicas.len() as u64;
@@ -104,6 +106,10 @@ impl Fleet<'_> {
             self.homes.insert(key, chosen);
             if request.prefix > 0 && home != Some(chosen) {
                 self.homes.insert(group, chosen);
+            }
+            // Others that pass the same places find them where they came first.
+            for (group, _) in self.prefixes.upwards(request.prefix_group) {
+                self.homes.entry(u64::from(group)).or_insert(chosen);
             }
         }
         Some(chosen)

@@ -3,7 +3,7 @@ use crate::serving::tests::{bf16, cost, engine, workload};
 use crate::serving::{FleetOptions, ServingInput, ServingReport, simulate};
 use psim_cost_models::serving::Policy;
 use psim_hardware::Seconds;
-use psim_models::serving::{Arrival, Deployment, Lengths};
+use psim_models::serving::{Arrival, Deployment, Lengths, SharedPrefixes};
 
 fn laws(out: &PartitionRun, traffic: &Traffic) {
     crate::serving::tests::check_laws(&out.run, traffic);
@@ -114,6 +114,6 @@ fn wrong_questions_are_refused() {
     let base = PartitionInput { cost: &single, ..base };
     let wide = Partition { prompts: 1.0, ..partition };
     assert!(simulate_partitioned(&PartitionInput { partition: wide, ..base }).is_err());
-    let none = Traffic { requests: Vec::new(), clients: None };
+    let none = Traffic { requests: Vec::new(), clients: None, prefixes: SharedPrefixes::default() };
     assert!(simulate_partitioned(&PartitionInput { traffic: &none, ..base }).is_err());
 }

@@ -4,7 +4,7 @@ use crate::serving::{
 };
 use psim_cost_models::serving::{EngineProfile, Lane, Policy, PromptChunk, StepCost};
 use psim_hardware::{Bytes, BytesPerSec, Seconds, Time};
-use psim_models::serving::{Arrival, Lengths, Request, Traffic};
+use psim_models::serving::{Arrival, Lengths, Request, SharedPrefixes, Traffic};
 
 const GPU: &str = "H100-SXM-80GB";
 
@@ -37,7 +37,7 @@ fn requests(rows: &[(u64, u32, u32)]) -> Traffic {
         output,
         ..Request::default()
     };
-    Traffic { requests: rows.iter().map(one).collect(), clients: None }
+    Traffic { requests: rows.iter().map(one).collect(), clients: None, prefixes: SharedPrefixes::default() }
 }
 
 fn burst(n: u32, input: u64, output: u64) -> Traffic {

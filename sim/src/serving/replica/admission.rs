@@ -164,7 +164,7 @@ impl Replica {
         if !self.limits.rules.prefix_cache || (request.prefix == 0 && request.session == 0) {
             return Found::NOTHING;
         }
-        self.prefixes[lane].find(path(request, target), target - 1)
+        self.prefixes[lane].find(path(&self.limits.prefixes, request, target), target - 1)
     }
 
     /// Sets aside the cache of a request; false where there is no room.

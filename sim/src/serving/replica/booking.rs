@@ -3,7 +3,7 @@
 use super::{Pending, Replica};
 use crate::serving::histogram::Histogram;
 use crate::serving::lane::Prompt;
-use crate::serving::prefix::path;
+use crate::serving::prefix::{path, shared};
 use crate::serving::store::{NONE, Store};
 
 impl Replica {
@@ -119,10 +119,16 @@ impl Replica {
         let request = *store.request(prompt.id);
         let block = self.lanes[index].shape().block;
         let tokens = request.prefix.min(prompt.target) / block * block;
-        if !self.limits.rules.prefix_cache || prompt.reserved || tokens == 0 || prompt.shared > 0 {
+        if !self.limits.rules.prefix_cache || prompt.reserved || tokens <= prompt.shared {
             return;
         }
-        let stretch = path(&request, request.prefix).take(1);
+        if self.limits.prefixes.has(request.prefix_group) {
+            return self.keep_places(index, prompt, tokens, store, now);
+        }
+        if prompt.shared > 0 {
+            return;
+        }
+        let stretch = shared(&self.limits.prefixes, &request, request.prefix);
         // Another request has put it there meanwhile: this one keeps its own.
         if self.prefixes[index].find(stretch.clone(), tokens).tokens > 0 {
             return;
@@ -136,13 +142,39 @@ impl Replica {
         store.progress(prompt.id).holds = node;
     }
 
+    /// The same where prefixes branch: places that are not there yet take over the sequence's blocks; of those that
+    /// another request has put there meanwhile the sequence gives its own copy back.
+    fn keep_places(&mut self, index: usize, prompt: &mut Prompt, tokens: u32, store: &mut Store, now: u64) {
+        let request = *store.request(prompt.id);
+        let places = shared(&self.limits.prefixes, &request, tokens);
+        let tree = &mut self.prefixes[index];
+        let (added, node) = tree.insert(places.clone(), tokens, now);
+        let there = tree.find(places, tokens).tokens;
+        if node == NONE || there <= prompt.shared {
+            return;
+        }
+        let held = std::mem::replace(&mut store.progress(prompt.id).holds, node);
+        tree.hold(node);
+        if held != NONE {
+            tree.release(held, now);
+        }
+        let lane = &mut self.lanes[index];
+        let shape = lane.shape();
+        let own = shape.blocks(there) - shape.blocks(prompt.shared);
+        let block = u64::from(shape.block);
+        let gained = u64::from(added) / block * shape.block_bytes;
+        lane.used = lane.used + gained - own;
+        prompt.shared = there;
+    }
+
     /// What a conversation has said so far stays for its next turn. The sequence has just given its blocks back.
     fn keep_conversation(&mut self, index: usize, id: u32, tokens: u32, store: &mut Store, now: u64) {
         let live = store.live(id);
         if !self.limits.rules.prefix_cache || self.limits.rules.reserve_whole || live.next == NONE {
             return;
         }
-        let (added, _) = self.prefixes[index].insert(path(&live.request, tokens), tokens, now);
+        let (added, _) =
+            self.prefixes[index].insert(path(&self.limits.prefixes, &live.request, tokens), tokens, now);
         let lane = &mut self.lanes[index];
         lane.used += u64::from(added) / u64::from(lane.shape().block) * lane.shape().block_bytes;
     }
