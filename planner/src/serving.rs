@@ -16,6 +16,7 @@ mod experts_outside;
 mod layout;
 mod rank;
 mod search;
+mod search_speculative;
 pub mod size;
 pub mod steps;
 mod trial;
@@ -29,6 +30,7 @@ pub use experts_outside::ExpertsOutside;
 pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
 pub use rank::{Needed, mark_pareto};
 pub use search::{plan_serving, plan_serving_priced};
+pub use search_speculative::{SpeculativePlan, plan_speculative};
 pub use size::{PoolSizes, ServingSize, size_all};
 pub use steps::{Steps, steps, steps_apart};
 

@@ -71,6 +71,7 @@ fn winner(arguments: &Arguments, host: &Host<'_>) -> Result<(Job, Plan, StepPred
         job: arguments.job.clone(),
         objective: Some(Goal::Time),
         top: 1,
+        speculation: None,
         common: arguments.common.clone(),
     };
     let (job, report) = answer(&search, host)?;

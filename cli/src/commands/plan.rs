@@ -53,6 +53,10 @@ pub(crate) struct SearchArguments {
     /// Plans shown
     #[arg(long, value_name = "K", default_value_t = DEFAULT_TOP as u32, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) top: u32,
+    /// Serving: search with drafted tokens too; a file with a [speculation] table as in a deployment file, whose `tokens`
+    /// are found where it does not give them
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) speculation: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: CommonArguments,
 }
@@ -74,6 +78,12 @@ pub(crate) struct Arguments {
 
 /// Loads the job and searches.
 pub(crate) fn answer(arguments: &SearchArguments, host: &Host<'_>) -> Result<(Job, PlanReport), Failure> {
+    if arguments.speculation.is_some() {
+        return Err(Failure::input(
+            "--speculation belongs to serving, and the workload is training",
+            "give a --workload of requests",
+        ));
+    }
     let job = arguments.job.load(&arguments.common, host)?;
     let report = search(&job, arguments, host)?;
     Ok((job, report))

@@ -31,7 +31,7 @@ use psim_hardware::device::{Device, find as find_device};
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key, parse_toml_body};
 use psim_hardware::{Cluster, DType, SourceError};
 use psim_models::serving::{Deployment, NumberFormat, Quantization};
-use psim_planner::serving::{Layout, Served, Split};
+use psim_planner::serving::{Layout, Served, Speculation, Split};
 use psim_sim::serving::{Placement, Router, TransferMode};
 use std::path::Path;
 
@@ -310,6 +310,19 @@ impl Deployed {
     fn replicas(&self) -> Deployment {
         let [replicas, tp, pp, attention_dp, ep] = self.sizes().map(|(_, v)| v.unwrap_or(1));
         Deployment { replicas, tp, pp, attention_dp, ep, quantization: self.quantization }
+    }
+
+    /// The speculation that a search is to try; the file has a [speculation] table and nothing else that it would not use.
+    pub(crate) fn searched(&self, job: &ServingJob, host: &Host<'_>) -> Result<Speculation, Failure> {
+        let bare = File { speculation: self.file.speculation.clone(), ..File::default() };
+        if self.file != bare {
+            let message =
+                "`--speculation` takes a file with a [speculation] table and nothing else".to_owned();
+            return Err(self.at("schema", message, "layouts are searched; `psim simulate --plan` runs one"));
+        }
+        let layout = Layout::Replicas(Deployment { quantization: job.quantization, ..self.replicas() });
+        let found = speculation::searched(self, job, &layout, host)?;
+        found.ok_or_else(|| self.at("schema", "there is no [speculation] table".to_owned(), "add one"))
     }
 
     /// What is served, on the job's cluster.

@@ -1,6 +1,6 @@
 //! `psim plan` and `psim report` with a serving workload: the deployments that keep the promises, best first.
 
-use super::{ServingJob, emit, render};
+use super::{ServingJob, deployment, emit, render};
 use crate::Host;
 use crate::commands::plan::{Goal, SearchArguments};
 use crate::failure::Failure;
@@ -9,7 +9,7 @@ use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
 use psim_planner::serving::{
     DisaggregatedReport, Served, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail,
-    mark_pareto, plan_disaggregated, plan_serving,
+    mark_pareto, plan_disaggregated, plan_serving, plan_speculative,
 };
 use psim_planner::{Assumption, Objective};
 use psim_reports::{ServingPage, serving_page};
@@ -92,6 +92,13 @@ pub(crate) fn run(
                 .to_owned(),
         });
     }
+    let speculation = match &arguments.speculation {
+        Some(path) => {
+            let file = deployment::read(host, path)?;
+            Some((file.searched(&job, host)?, file))
+        }
+        None => None,
+    };
     let (found, split) = arguments.common.on_threads(|| {
         let request = job.request();
         let found = plan_serving(&request);
@@ -101,6 +108,18 @@ pub(crate) fn run(
         (found, split)
     })?;
     let mut report = found.map_err(|e| failure(&e))?;
+    let drafted = match &speculation {
+        Some((speculation, file)) => {
+            let found = arguments
+                .common
+                .on_threads(|| plan_speculative(&job.request(), speculation, &report.plans))?;
+            let mut found =
+                found.map_err(|e| file.at("speculation", e.to_string(), "plan without --speculation"))?;
+            found.truncate(arguments.top as usize);
+            Some(found)
+        }
+        None => None,
+    };
     let rate = job.workload.rate();
     let mut split = split;
     mark_pareto(&mut report.plans, split.as_mut().map_or(&mut [][..], |s| s.plans.as_mut_slice()));
@@ -141,6 +160,7 @@ pub(crate) fn run(
             "plans": plans,
             "best_at_the_workloads_rate": own.as_ref().map(|d| render::json::report(&d.report)),
             "split": split.as_ref().map(|s| s.plans.iter().map(render::json::split).collect::<Vec<_>>()),
+            "speculation": drafted,
             "rejected": rejected,
             "searched": report.searched,
             "pruned": report.pruned,
@@ -155,6 +175,10 @@ pub(crate) fn run(
         }
         if let Some(split) = &split {
             host.print(render::split(split, report.plans.first()))?;
+        }
+        if let (Some((speculation, _)), Some(plans)) = (&speculation, &drafted) {
+            host.line(format!("\nwith speculation {}:", speculation.name))?;
+            host.print(render::speculative_table(plans))?;
         }
         if let Some(own) = &own {
             host.line("\nthe best one under the workload's own traffic, all replicas, least-load router:")?;

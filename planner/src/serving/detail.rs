@@ -3,7 +3,7 @@
 mod dealt;
 mod partitioned;
 mod pools;
-mod speculative;
+pub(in crate::serving) mod speculative;
 #[cfg(test)]
 mod tests;
 

@@ -120,7 +120,7 @@ pub struct Speculation {
     pub name: String,
     /// Source of drafts.
     pub drafts: Drafts,
-    /// Drafted tokens of a round; candidates of a tree.
+    /// Drafted tokens of a round; candidates of a tree. 0 where a search is to find the number.
     pub tokens: u32,
     /// Chances that drafts are taken; a tree brings its own.
     pub acceptance: Acceptance,

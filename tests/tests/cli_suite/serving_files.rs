@@ -426,3 +426,32 @@ fn what_shares_an_accelerator_is_said() {
         insta::assert_snapshot!(format!("arrangement_{name}"), squeezed);
     }
 }
+
+#[test]
+fn a_search_drafts_tokens_and_finds_how_many() {
+    let traffic = TRAFFIC.replace("requests = 200", "requests = 60").replace("tpot<50ms", "tpot<9ms");
+    let drafts = b"schema = 1\n[speculation]\nmethod = \"mtp\"\nacceptance = 0.9\n";
+    let beside = b"schema = 1\ntp = 2\n[speculation]\nmethod = \"mtp\"\nacceptance = 0.9\n";
+    let files = directory(&[("w.toml", traffic.as_bytes()), ("s.toml", drafts), ("b.toml", beside)]);
+    let ask = "plan --model 8b --cluster h100x2 --workload w.toml --speculation";
+    let run = psim_in(&files, &format!("{ask} s.toml --json"));
+    assert_eq!(run.code, 0, "{}", run.transcript());
+    let value = json(&run.out);
+    let best = &value["speculation"][0];
+    assert!(
+        best["tokens"].as_u64().unwrap() >= 1 && best["tokens_per_round"].as_f64().unwrap() > 1.5,
+        "{best}"
+    );
+    assert!(best["rate"].as_f64().unwrap() > best["rate_without"].as_f64().unwrap(), "{best}");
+    let shown = psim_in(&files, &format!("{ask} s.toml"));
+    assert!(shown.out.contains("with speculation mtp:"), "{}", shown.transcript());
+    for (command, words) in [
+        (format!("{ask} b.toml"), "a [speculation] table and nothing else"),
+        (format!("{ask} w.toml"), "unknown field"),
+        ("plan --model 8b --cluster h100x8 --speculation s.toml".to_owned(), "belongs to serving"),
+    ] {
+        let run = psim_in(&files, &command);
+        assert_eq!(run.code, 2, "{command}: {}", run.transcript());
+        assert!(run.err.contains(words) && run.err.contains("hint:"), "{command}: {}", run.err);
+    }
+}

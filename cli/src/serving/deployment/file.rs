@@ -90,11 +90,11 @@ pub(super) struct File {
     pub(super) attention_ffn: Option<AttentionFfnFile>,
 }
 
-impl File {
-    /// A file of formats and an engine, and nothing else.
-    pub(super) fn of(q: Quantization, engine: &str) -> Self {
-        let differs = |f: psim_models::serving::NumberFormat| (f != q.dense).then(|| f.name().to_owned());
+impl Default for File {
+    /// A file that says nothing.
+    fn default() -> Self {
         Self {
+            kv: half(),
             accelerator: None,
             device: None,
             replicas: None,
@@ -102,11 +102,6 @@ impl File {
             pp: None,
             attention_dp: None,
             ep: None,
-            weights: Some(q.dense.name().to_owned()),
-            attention: differs(q.attention),
-            experts: differs(q.experts),
-            kv: q.kv.name().to_owned(),
-            engine: Some(engine.to_owned()),
             router: None,
             preemption: None,
             swap_gb_per_s: None,
@@ -129,6 +124,25 @@ impl File {
             redundant_experts: None,
             expert_offload: None,
             attention_ffn: None,
+            weights: None,
+            attention: None,
+            experts: None,
+            engine: None,
+        }
+    }
+}
+
+impl File {
+    /// A file of formats and an engine, and nothing else.
+    pub(super) fn of(q: Quantization, engine: &str) -> Self {
+        let differs = |f: psim_models::serving::NumberFormat| (f != q.dense).then(|| f.name().to_owned());
+        Self {
+            weights: Some(q.dense.name().to_owned()),
+            attention: differs(q.attention),
+            experts: differs(q.experts),
+            kv: q.kv.name().to_owned(),
+            engine: Some(engine.to_owned()),
+            ..Self::default()
         }
     }
 }

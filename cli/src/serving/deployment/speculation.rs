@@ -21,6 +21,28 @@ pub(super) fn read(
     layout: &Layout,
     host: &Host<'_>,
 ) -> Result<Option<Speculation>, Failure> {
+    let found = searched(deployed, job, layout, host)?;
+    match found {
+        // One head, one token.
+        Some(s @ Speculation { tokens: 0, drafts: Drafts::Heads { .. }, .. }) => {
+            Ok(Some(Speculation { tokens: 1, ..s }))
+        }
+        Some(Speculation { tokens: 0, name, .. }) => {
+            let message = format!("speculation `{name}` needs `tokens` of a round");
+            let hint = "usual: 4 (draft model, pearl), 3 (prompt-lookup), 32 (tree); `psim plan --speculation` finds it";
+            Err(deployed.inside(TABLE, "method", message, hint))
+        }
+        found => Ok(found),
+    }
+}
+
+/// The same for a search: without `tokens` their number is 0, and the search finds it.
+pub(super) fn searched(
+    deployed: &Deployed,
+    job: &ServingJob,
+    layout: &Layout,
+    host: &Host<'_>,
+) -> Result<Option<Speculation>, Failure> {
     let Some(file) = &deployed.file.speculation else { return Ok(None) };
     let at = |key: &str, message: String, hint: &str| deployed.inside(TABLE, key, message, hint);
     let form = parse_drafter(&file.method).map_err(|m| {
@@ -38,11 +60,7 @@ pub(super) fn read(
             let message = format!("{n} drafted tokens of a round must lie between 1 and {MOST}");
             return Err(at("tokens", message, "usual: 1 (mtp), 3 to 8 (draft model), 16 to 64 (tree)"));
         }
-        None if form == "heads" => 1,
-        None => {
-            let message = format!("speculation `{}` needs `tokens` of a round", file.method);
-            return Err(at("method", message, "usual: 4 (draft model, pearl), 3 (prompt-lookup), 32 (tree)"));
-        }
+        None => 0,
     };
     let acceptance = acceptance(deployed, file, form)?;
     let draft = |host: &Host<'_>| -> Result<Box<Model>, Failure> {

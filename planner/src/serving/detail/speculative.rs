@@ -11,7 +11,7 @@ use psim_sim::serving::speculation::{Drafter, SpeculativeInput, SpeculativeRun, 
 use psim_sim::serving::{FleetOptions, ServingError};
 
 /// What is not simulated together with speculation.
-fn conflicts(
+pub(in crate::serving) fn conflicts(
     request: &ServingRequest<'_>,
     deployment: &Deployment,
     options: &FleetOptions,
@@ -28,6 +28,55 @@ fn conflicts(
     }
 }
 
+/// Step costs of a target and of its draft model, if there is one.
+#[derive(Debug)]
+pub(in crate::serving) struct Priced {
+    pub(in crate::serving) target: StepCost,
+    draft: Option<StepCost>,
+}
+
+impl Priced {
+    /// The source of drafts.
+    pub(in crate::serving) fn drafter(&self, speculation: &Speculation) -> Drafter<'_> {
+        let tokens = speculation.tokens;
+        match (&speculation.drafts, &self.draft) {
+            (Drafts::Model(_), Some(cost)) => Drafter::Model { cost, tokens, exchange: 0.0 },
+            (Drafts::Parallel { .. }, Some(cost)) => Drafter::Parallel { cost, tokens },
+            (Drafts::LayerParallel { group, .. }, Some(cost)) => {
+                Drafter::LayerParallel { cost, tokens, group: *group }
+            }
+            (Drafts::Heads { layers }, _) => Drafter::Heads { tokens, layers: *layers },
+            (Drafts::Tree(chances), _) => Drafter::Tree(chances.best_tree(tokens as usize)),
+            _ => Drafter::Copy { tokens },
+        }
+    }
+}
+
+/// Prices a target on the nodes of a group, and its draft model.
+pub(in crate::serving) fn priced(
+    request: &ServingRequest<'_>,
+    deployment: &Deployment,
+    group: usize,
+    speculation: &Speculation,
+) -> Result<Priced, DetailError> {
+    let node = request.node(group);
+    let price = |model: &Model, deployment: &Deployment| {
+        StepCost::new(model, deployment, request.cluster, node, request.engine, request.library)
+    };
+    let target = price(request.model, deployment)?;
+    let draft = |model: &Model, tp: u32| {
+        price(model, &Deployment { replicas: 1, tp, pp: 1, attention_dp: 1, ep: 1, ..*deployment })
+            .map_err(|error| DetailError::Draft { name: model.name.clone(), error })
+    };
+    let draft = match &speculation.drafts {
+        Drafts::Model(model) => Some(draft(model, deployment.tp)?),
+        Drafts::Parallel { model, tp } => Some(draft(model, *tp)?),
+        Drafts::LayerParallel { model, .. } => Some(draft(model, 1)?),
+        Drafts::Heads { .. } | Drafts::Tree(_) | Drafts::Copy => None,
+    };
+    Ok(Priced { target, draft })
+}
+
 /// Serves the workload as it is.
 pub(super) fn detail(
     request: &ServingRequest<'_>,
@@ -40,36 +89,13 @@ pub(super) fn detail(
         return Err(DetailError::Together { key: "speculation", what });
     }
     let node = request.node(served.group);
-    let price = |model: &Model, deployment: &Deployment| {
-        StepCost::new(model, deployment, request.cluster, node, request.engine, request.library)
-    };
-    let target = price(request.model, deployment)?;
-    let draft = |model: &Model, tp: u32| {
-        price(model, &Deployment { replicas: 1, tp, pp: 1, attention_dp: 1, ep: 1, ..*deployment })
-            .map_err(|error| DetailError::Draft { name: model.name.clone(), error })
-    };
-    let cost = match &speculation.drafts {
-        Drafts::Model(model) => Some(draft(model, deployment.tp)?),
-        Drafts::Parallel { model, tp } => Some(draft(model, *tp)?),
-        Drafts::LayerParallel { model, .. } => Some(draft(model, 1)?),
-        Drafts::Heads { .. } | Drafts::Tree(_) | Drafts::Copy => None,
-    };
-    let tokens = speculation.tokens;
-    let drafter = match (&speculation.drafts, &cost) {
-        (Drafts::Model(_), Some(cost)) => Drafter::Model { cost, tokens, exchange: 0.0 },
-        (Drafts::Parallel { .. }, Some(cost)) => Drafter::Parallel { cost, tokens },
-        (Drafts::LayerParallel { group, .. }, Some(cost)) => {
-            Drafter::LayerParallel { cost, tokens, group: *group }
-        }
-        (Drafts::Heads { layers }, _) => Drafter::Heads { tokens, layers: *layers },
-        (Drafts::Tree(chances), _) => Drafter::Tree(chances.best_tree(tokens as usize)),
-        _ => Drafter::Copy { tokens },
-    };
+    let prices = priced(request, deployment, served.group, speculation)?;
+    let (target, drafter) = (&prices.target, prices.drafter(speculation));
     let traffic = Traffic::generate(request.workload, request.seed);
     let shares = shared(&traffic, deployment.replicas);
     let runs = map_long(&shares, |share| {
         simulate_speculative(&SpeculativeInput {
-            target: &target,
+            target,
             engine: request.engine,
             drafter: drafter.clone(),
             acceptance: speculation.acceptance.clone(),
@@ -82,7 +108,7 @@ pub(super) fn detail(
     let uncut: u64 = runs.iter().map(|r| r.uncut_tokens).sum();
     let each: Vec<_> = runs.iter().map(|r| &r.run).collect();
     let run = together(&each, traffic.requests.len(), deployment.replicas).ok_or(ServingError::NoRequests)?;
-    let mut found = finish(request, (deployment, served.group), &target, run, traffic);
+    let mut found = finish(request, (deployment, served.group), target, run, traffic);
     let extra = f64::from(speculation.extra_accelerators() * deployment.replicas);
     found.usd_per_hour += extra * node.price_per_gpu_hour;
     found.speculation =
