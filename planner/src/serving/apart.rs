@@ -226,9 +226,9 @@ mod tests {
             let step = cost.to_and_fro(&lanes).unwrap();
             let bandwidth = cluster.first_node().accelerator.memory_bandwidth.0;
             // One expert of 3 · 6,144 · 16,384 numbers of two bytes is read for every micro-batch; 8 copies of 16
-            // sequences bring it 128 · 2 / 8 = 32 rows, far from arithmetic; the measured kernels reach two thirds of the rate.
+            // sequences bring it 128 · 2 / 8 = 32 rows, far from arithmetic; kernels under the engine reach three fifths of the rate.
             let expert = 3.0 * 6144.0 * 16384.0 * 2.0 / bandwidth;
-            assert!(step.feed_forward > expert && step.feed_forward < 1.6 * expert, "{step:?} {expert}");
+            assert!(step.feed_forward > expert && step.feed_forward < 1.7 * expert, "{step:?} {expert}");
             // Attention: query, key, value and output of 6,144 · (6,144 + 2 · 1,024 + 6,144), 16 caches of 1,000
             // tokens of 2 · 1,024 numbers.
             let attention =
