@@ -12,6 +12,7 @@ use psim_models::serving::{
 };
 use serde_json::Value;
 
+mod dynamo;
 mod harness;
 
 /// A row made ready.
@@ -183,7 +184,8 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
     };
     let speculative = text(config.get("speculative"));
     let experts = model.is_moe().then_some(quantization.experts);
-    let deltas = release(&engine_text).and_then(|version| profile.deltas(version, experts, gpu));
+    let version = dynamo::engine_release(&engine_text, release(&engine_text));
+    let deltas = version.and_then(|version| profile.deltas(version, experts, gpu));
     let release = deltas.map(|d| d.parameters.clone().into_iter().collect()).unwrap_or_default();
     Ok(Mapped {
         release,
@@ -229,15 +231,13 @@ fn machine(gpu: &str, gpus: u32) -> Result<Cluster, String> {
 pub fn engine_for(text: &str, gpu: &str) -> (&'static str, Option<String>) {
     let amd = gpu.starts_with("MI");
     let text = text.to_lowercase();
-    let version = release(&text);
+    let version = dynamo::engine_release(&text, release(&text));
     let has = |words: &[&str]| words.iter().any(|w| text.contains(w));
     let year_2024 = has(&["(2024)", "may 2024", "2023"]);
     if has(&["llama.cpp", "llamacpp", "llama-bench"]) {
         return ("llama.cpp-2024", None);
     }
     if has(&["trtllm", "tensorrt", "trt"]) {
-        // The release of Dynamo is not that of the engine in it, which is of 2025.
-        let version = version.filter(|_| !text.starts_with("dynamo"));
         let name = match version {
             _ if year_2024 => "trtllm-static-2024",
             Some((0, minor)) if minor < 10 => "trtllm-static",
