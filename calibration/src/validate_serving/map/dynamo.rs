@@ -1,8 +1,11 @@
 //! Releases of engines inside Dynamo's containers, whose tags are Dynamo's own.
 
+/// Major and minor number.
+type Release = (u32, u32);
+
 /// TensorRT-LLM in `tensorrtllm-runtime` of each release of Dynamo (support matrix of Dynamo 0.9.1 and 1.0.0,
 /// docs.nvidia.com/dynamo; 0.5 as 0.6).
-const TENSORRT_LLM: &[((u32, u32), (u32, u32))] = &[
+const TENSORRT_LLM: &[(Release, Release)] = &[
     ((0, 5), (1, 1)),
     ((0, 6), (1, 1)),
     ((0, 7), (1, 2)),
@@ -16,7 +19,7 @@ const CONTAINER: &str = "tensorrtllm-runtime:";
 
 /// The engine's release where `printed`, the first of `text`, is that of a container of Dynamo; else `printed`. Newer
 /// containers than the table's hold newer engines.
-pub(super) fn engine_release(text: &str, printed: Option<(u32, u32)>) -> Option<(u32, u32)> {
+pub(super) fn engine_release(text: &str, printed: Option<Release>) -> Option<Release> {
     let Some((_, tag)) = text.split_once(CONTAINER) else { return printed };
     let tag = super::release(tag)?;
     if printed != Some(tag) {
