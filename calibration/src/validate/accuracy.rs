@@ -309,8 +309,14 @@ fn parameters(out: &mut String, problem: &Problem) {
     );
     *out += HAND_SET;
     for slot in moved {
-        let _ = writeln!(out, "| {} | {:.4} | {:.4} |", slot.name(), slot.value(&state), slot.default);
+        let (value, default) = (readable(slot.value(&state)), readable(slot.default));
+        let _ = writeln!(out, "| {} | {value} | {default} |", slot.name());
     }
+}
+
+/// Four decimals, or the power of ten of what would be lost by them.
+fn readable(value: f64) -> String {
+    if value.abs() < 0.01 && value != 0.0 { format!("{value:.2e}") } else { format!("{value:.4}") }
 }
 
 fn percent(value: Option<f64>) -> String {
@@ -324,6 +330,11 @@ fn plain(value: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn microseconds_are_not_rounded_away() {
+        assert_eq!(["0.8120", "1.50e-5", "0.0000"].map(str::to_owned), [0.812, 15e-6, 0.0].map(readable));
+    }
 
     #[test]
     fn markers() {
