@@ -13,6 +13,11 @@ use psim_models::Model;
 use psim_models::serving::lower::{AttentionCore, ServingShape};
 use psim_models::serving::{Deployment, NumberFormat, lower};
 
+/// Rate of permutations and casts beside which the engines' numbers were fitted: that of Megatron-Bridge's stack at the
+/// time, on training rows. It stays as it was, so that a refit of training does not move serving; a refit of the engines
+/// may set it to 1.
+const PERMUTE: f64 = 1.212;
+
 /// Tables of one deployment before an engine's efficiencies.
 #[derive(Debug, Clone)]
 pub struct StepPieces {
@@ -131,9 +136,9 @@ impl StepPieces {
         ] {
             *factor = 1.0;
         }
-        // Engines run all experts in one kernel; their numbers were fitted beside this rate of permutations and casts.
+        // Engines run all experts in one kernel.
         stack.host.expert_launches = 0.0;
-        stack.efficiency.permute = 1.212;
+        stack.efficiency.permute = PERMUTE;
         let costs = CostModel::new(cluster, node, &stack, library);
         let half = accelerator.peak(DType::Bf16).or(accelerator.peak(DType::Fp16)).map_or(1e12, |f| f.0);
         let rates = Datasheet { half, peak: half, bandwidth: accelerator.memory_bandwidth.0 };

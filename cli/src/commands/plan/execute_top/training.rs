@@ -19,6 +19,7 @@ use psim_calibration::measure::journal::crc32;
 use psim_executor::execute::{ExecuteRequest, RankMode, execute};
 use psim_executor::network::Network;
 use psim_executor::predict::{Basis, predict};
+use psim_hardware::Cluster;
 use psim_models::Plan;
 use psim_reports::plan_label;
 use psim_sim::residual::{Observation, PhaseFactors, Residuals};
@@ -65,16 +66,16 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// What a prediction on this machine stands on.
+    fn basis<'b>(&'b self, cluster: &'b Cluster, factors: PhaseFactors) -> Basis<'b> {
+        let Place { stack, library, sharing, .. } = self.place;
+        Basis { cluster, stack, library, sharing, factors }
+    }
+
     /// Seconds of a step with the given factors.
     fn predict(&self, plan: &Plan, factors: PhaseFactors) -> Result<f64, Failure> {
         let cluster = self.place.cluster(plan.world());
-        let basis = Basis {
-            cluster: &cluster,
-            stack: &self.place.stack,
-            library: &self.place.library,
-            sharing: &self.place.sharing,
-            factors,
-        };
+        let basis = self.basis(&cluster, factors);
         let defect = "this is a defect of psim: the planner chose the plan";
         let program = StepProgram::new(plan).map_err(|e| hinted(&e.to_string(), defect))?;
         predict(&self.job.model, plan, &self.job.workload, &program, basis)
@@ -99,13 +100,7 @@ impl Bench<'_> {
     /// Runs a plan; the observation is relative to the prediction without residuals.
     fn run(&self, plan: &Plan, residuals: &Residuals, question: u32) -> Result<Ran, Failure> {
         let cluster = self.place.cluster(plan.world());
-        let basis = Basis {
-            cluster: &cluster,
-            stack: &self.place.stack,
-            library: &self.place.library,
-            sharing: &self.place.sharing,
-            factors: PhaseFactors::default(),
-        };
+        let basis = self.basis(&cluster, PhaseFactors::default());
         let request = ExecuteRequest {
             model: &self.job.model,
             plan,
