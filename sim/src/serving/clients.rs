@@ -33,10 +33,8 @@ impl FrontEnd {
     }
 
     /// It does.
-    fn pass(&mut self, at: u64) -> u64 {
-        let there = self.reaches(at);
+    fn pass(&mut self, at: u64) {
         self.free = at.max(self.free) + self.busy;
-        there
     }
 }
 
@@ -70,7 +68,8 @@ pub(super) struct Clients<'a> {
     closed: bool,
     /// Place in the traffic of the next request that is taken.
     next: u64,
-    /// Sent by clients of a closed loop or of a conversation and not arrived yet: (arrival, sequence, request).
+    /// Of clients of a closed loop or of a conversation, not at a front end yet: (when it leaves its client, sequence,
+    /// request). A turn that is thought about for a while keeps no front end from others.
     sent: BinaryHeap<Reverse<(u64, u64, u32)>>,
     sequence: u64,
     front: FrontEnd,
@@ -122,7 +121,7 @@ impl<'a> Clients<'a> {
     /// A request leaves its client at `at`.
     fn send(&mut self, store: &mut Store, id: u32, at: u64) {
         store.progress(id).sent = at;
-        self.sent.push(Reverse((self.front.pass(at), self.sequence, id)));
+        self.sent.push(Reverse((at, self.sequence, id)));
         self.sequence += 1;
     }
 
@@ -134,13 +133,13 @@ impl<'a> Clients<'a> {
         }
     }
 
-    /// When the next request arrives, and whether a client of a loop or a conversation has sent it.
+    /// When the next request leaves its client, and whether that is one of a loop or a conversation.
     fn next(&mut self) -> Option<(u64, bool)> {
         let sent = self.sent.peek().map(|Reverse((at, ..))| (*at, true));
         if self.closed {
             return sent;
         }
-        let open = self.source.peek().map(|r| (self.front.reaches(r.arrival.0), false));
+        let open = self.source.peek().map(|r| (r.arrival.0, false));
         match (sent, open) {
             (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
             (a, b) => a.or(b),
@@ -149,21 +148,20 @@ impl<'a> Clients<'a> {
 
     /// When the next request arrives at an engine.
     pub(super) fn arrival(&mut self) -> Option<u64> {
-        self.next().map(|(at, _)| at)
+        self.next().map(|(at, _)| self.front.reaches(at))
     }
 
     /// The next request that arrives at `now`.
     pub(super) fn arrive(&mut self, store: &mut Store, now: u64) -> Option<u32> {
-        let (_, sent) = self.next().filter(|(at, _)| *at == now)?;
+        let (at, sent) = self.next().filter(|(at, _)| self.front.reaches(*at) == now)?;
         let id = if sent {
             self.sent.pop().map(|Reverse((.., id))| id)?
         } else {
             let id = self.take(store)?;
-            let at = store.request(id).arrival.0;
             store.progress(id).sent = at;
-            self.front.pass(at);
             id
         };
+        self.front.pass(at);
         self.population.change(store.live(id).progress.sent, 1);
         Some(id)
     }
@@ -243,5 +241,32 @@ mod tests {
         // Left at 35, seen only now.
         p.change(35, -1);
         assert_eq!((p.now, p.integral), (1, 60 - 5));
+    }
+
+    #[test]
+    fn a_turn_that_is_thought_about_keeps_no_front_end_from_others() {
+        let at = |arrival: u64, session: u32, turn: u16| Request {
+            arrival: psim_hardware::Time(arrival),
+            think: psim_hardware::Time(if turn > 0 { 1_000_000 } else { 0 }),
+            session,
+            turn,
+            input: 1,
+            output: 1,
+            ..Request::default()
+        };
+        let mut source = [at(0, 1, 0), at(0, 1, 1), at(2_000, 2, 0)].into_iter();
+        let mut store = Store::default();
+        let front = FrontEnd { delay: 7, one: 3, busy: 3, free: 0 };
+        let mut clients = Clients::new(&mut source, None, front, &mut store);
+        assert_eq!(clients.arrival(), Some(10));
+        let first = clients.arrive(&mut store, 10).unwrap();
+        let next = store.live(first).next;
+        // Answered at 1,000; the next turn leaves its client at 1,001,000. Meanwhile another conversation begins.
+        clients.answered(&mut store, next, 1_000);
+        assert_eq!(clients.arrival(), Some(2_010));
+        assert!(clients.arrive(&mut store, 2_010).is_some());
+        assert_eq!(clients.arrival(), Some(1_001_010));
+        assert_eq!(clients.arrive(&mut store, 1_001_010), Some(next));
+        assert_eq!(clients.arrival(), None);
     }
 }

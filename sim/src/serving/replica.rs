@@ -237,6 +237,8 @@ impl Replica {
             // Nothing but copies on their way: the engine waits for the first of them.
             match self.next_ready(store, now) {
                 Some(ready) if !self.limits.fed => now = ready,
+                // With no step to run beside, an engine that schedules ahead takes what came during the last one at once.
+                _ if self.flowing && !self.waiting.is_empty() => self.flowing = false,
                 _ => break,
             }
         }

@@ -92,3 +92,39 @@ impl Replica {
         self.flowing = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::serving::tests::{bf16, check_laws, cost, single};
+    use psim_cost_models::serving::engine::find;
+    use psim_hardware::{Seconds, Time};
+    use psim_models::serving::{Arrival, Request, ServingWorkload, Traffic};
+
+    #[test]
+    fn a_request_of_the_last_step_does_not_wait_for_the_next_arrival() {
+        let engine = find("vllm-v1").unwrap();
+        assert!(engine.lookahead);
+        let cost = cost("llama3-8b", "H100-SXM-80GB", bf16(1), engine);
+        let workload = ServingWorkload::fixed("w", Arrival::Burst, 3, 500, 20);
+        let mut traffic = Traffic::generate(&workload, 1);
+        let alone = {
+            let mut one = traffic.clone();
+            one.requests.truncate(1);
+            single(&cost, engine, &one).outcomes[0]
+        };
+        let (first, whole) = ((alone.first_token - alone.sent).0, (alone.finish - alone.sent).0);
+        let step = (whole - first) / 19;
+        // The second reaches the engine in the middle of the first one's last step, the third comes a minute later.
+        let delay = (cost.parameters().ttft_ms * 1e9 + cost.parameters().front_us * 1e6) as u64;
+        let later = Time(whole - delay.min(whole) - step / 2);
+        traffic.requests[1] = Request { arrival: later, ..traffic.requests[1] };
+        traffic.requests[2] = Request { arrival: Seconds(60.0).into(), ..traffic.requests[2] };
+        for requests in [3, 2] {
+            traffic.requests.truncate(requests);
+            let run = single(&cost, engine, &traffic);
+            check_laws(&run, &traffic);
+            let waited = (run.outcomes[1].first_token - run.outcomes[1].sent).0;
+            assert!(waited <= first + step, "{waited} for {first} and a step of {step}");
+        }
+    }
+}
