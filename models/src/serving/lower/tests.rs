@@ -10,9 +10,7 @@ fn shape(name: &str, d: &Deployment) -> ServingShape {
 
 #[test]
 fn weights_agree_with_the_parameter_count() {
-    for name in
-        ["llama3-8b", "llama3-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "qwen3-30b-a3b"]
-    {
+    for name in ["llama3-8b", "llama3-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "qwen3-30b-a3b"] {
         let model = presets::find(name).unwrap();
         let one = Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::Bf16));
         let total = shape(name, &one).total_weight_bytes / 2.0;
@@ -59,10 +57,7 @@ fn halves_together_hold_the_whole_model() {
         assert!(a.experts.is_empty() && a.exchanges == 0.0 && f.attention.is_empty());
         // Two ranks of a copy halve its matrices and sum once a layer; caches are those of the copy.
         assert!(a.weight_bytes < 0.55 * one.weight_bytes, "{name}");
-        assert_eq!(
-            a.kv_bytes_per_token,
-            shape(name, &Deployment::tensor_parallel(2, q)).kv_bytes_per_token
-        );
+        assert_eq!(a.kv_bytes_per_token, shape(name, &Deployment::tensor_parallel(2, q)).kv_bytes_per_token);
     }
     // Eight instances of one of Mixtral's experts each; a ninth has none.
     let model = presets::find("mixtral-8x22b").unwrap();
