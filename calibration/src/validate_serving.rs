@@ -20,6 +20,7 @@
 
 pub mod accuracy;
 pub mod fit;
+pub mod groups;
 pub mod map;
 pub mod predict;
 pub mod report;

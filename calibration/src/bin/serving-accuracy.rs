@@ -1,12 +1,13 @@
 //! `serving-accuracy ROWS.jsonl [DUMP.csv [HALF [ENGINES]]]`: predicts published serving rows and prints the errors per
 //! source; `HALF` is `held-out`, `fitting` (residuals may be studied there) or `all`. With `--write FOLDER` also the
-//! accuracy page.
+//! accuracy page; with `--groups` the errors by model, engine and accelerator, those that lean to one side marked.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;
-use psim_calibration::validate::score::Status;
+use psim_calibration::validate::score::{RowResult, Status};
 use psim_calibration::validate_serving::accuracy::{Class, FAMILIES, class, coverage, macro_median, scores};
 use psim_calibration::validate_serving::fit::is_training;
+use psim_calibration::validate_serving::groups::{Group, groups};
 use psim_calibration::validate_serving::predict::ServingPredictor;
 use rayon::prelude::*;
 use std::fmt::Write;
@@ -20,9 +21,11 @@ fn main() -> ExitCode {
         arguments.remove(i);
         folder
     });
+    let grouped = arguments.iter().position(|a| a == "--groups").map(|i| arguments.remove(i)).is_some();
     let Some(path) = arguments.first() else {
         eprintln!(
-            "usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out|fitting|all [ENGINES]]] [--write FOLDER]"
+            "usage: serving-accuracy ROWS.jsonl [DUMP.csv [held-out|fitting|all [ENGINES]]] [--write FOLDER] \
+             [--groups]"
         );
         return ExitCode::from(2);
     };
@@ -92,6 +95,9 @@ fn main() -> ExitCode {
             }
         }
     }
+    if grouped {
+        print_groups(&rows, &results);
+    }
     if let Some(dump) = arguments.get(1) {
         let mut text = String::from("id,class,weak,engine,gpu,metric,measured,predicted,error,status\n");
         for (row, r) in rows.iter().zip(&results) {
@@ -124,4 +130,17 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Groups that weigh most, per family of metrics.
+fn print_groups(rows: &[row::Row], results: &[RowResult]) {
+    const MOST: usize = 40;
+    for (family, _) in FAMILIES {
+        println!("{family}: rows, median %, bias %, scatter, leaning, group");
+        for g in groups(rows, results, family).iter().take(MOST) {
+            let mark = if g.leans() { "leans" } else { "" };
+            let Group { rows, median, bias, scatter, .. } = g;
+            println!("{rows:5} {median:6.1} {bias:+7.1} {scatter:6.1} {mark:5}  {}", g.key.join(" | "));
+        }
+    }
 }

@@ -32,7 +32,7 @@ struct Sample {
 
 impl Sample {
     fn figures(&self, predictor: &ServingPredictor, p: EngineParameters) -> Option<Figures> {
-        let p = self.mapped.released(p);
+        let p = self.mapped.released(&self.mapped.engine, p);
         let ready = self.pieces.read().ok()?.clone().filter(|pieces| pieces.fits(&p));
         let pieces = match ready {
             Some(pieces) => pieces,

@@ -40,19 +40,19 @@ pub struct Mapped {
     pub disaggregated: Option<Disaggregated>,
     /// Only prompts are measured (`osl` 0).
     pub prompt_only: bool,
-    /// Numbers of the engine's release that differ from its era's.
-    pub release: Vec<(String, f64)>,
     /// Remarks.
     pub notes: Vec<String>,
 }
 
 impl Mapped {
-    /// Numbers of the engine's era as the row's release has them.
-    pub fn released(&self, mut numbers: EngineParameters) -> EngineParameters {
-        for (name, value) in &self.release {
-            numbers.set(name, *value);
-        }
-        numbers
+    /// Format of the experts, where the model has any.
+    pub fn experts(&self) -> Option<NumberFormat> {
+        self.model.is_moe().then_some(self.deployment.quantization.experts)
+    }
+
+    /// Numbers of an era of `engine` as the row's release has them.
+    pub fn released(&self, engine: &EngineProfile, numbers: EngineParameters) -> EngineParameters {
+        engine.released(numbers, &self.cluster.first_node().accelerator.name, self.experts())
     }
 }
 
@@ -183,12 +183,9 @@ pub fn map(row: &Row) -> Result<Mapped, Reason> {
         p => Some(p.trim_start_matches('p').parse().unwrap_or(50.0)),
     };
     let speculative = text(config.get("speculative"));
-    let experts = model.is_moe().then_some(quantization.experts);
-    let version = dynamo::engine_release(&engine_text, release(&engine_text));
-    let deltas = version.and_then(|version| profile.deltas(version, experts, gpu));
-    let release = deltas.map(|d| d.parameters.clone().into_iter().collect()).unwrap_or_default();
+    profile.version =
+        dynamo::engine_release(&engine_text, release(&engine_text)).map(|(major, minor)| [major, minor]);
     Ok(Mapped {
-        release,
         model,
         cluster,
         deployment,

@@ -112,10 +112,12 @@ impl ServingPredictor {
     /// The numbers of a row's engine on its accelerator.
     pub fn numbers(&self, mapped: &Mapped) -> EngineParameters {
         let engine = self.engine.as_ref().unwrap_or(&mapped.engine);
-        let engine = self.tuned.get(&engine.name).unwrap_or(engine);
+        let tuned =
+            self.tuned.get(&engine.name).map(|t| EngineProfile { version: engine.version, ..t.clone() });
+        let engine = tuned.as_ref().unwrap_or(engine);
         let numbers =
             self.parameters.unwrap_or_else(|| engine.on(&mapped.cluster.first_node().accelerator.name).0);
-        mapped.released(numbers)
+        mapped.released(engine, numbers)
     }
 
     /// Prices of a deployment.

@@ -133,7 +133,7 @@ fn names_engine(host: &Host<'_>, name: &str) -> bool {
         let text = read_text(host, path, "profile", 1 << 20).unwrap_or_default();
         return toml::from_str::<toml::Table>(&text).is_ok_and(|t| t.contains_key("policy"));
     }
-    engine::find(name).is_some()
+    !matches!(engine::named(name), Err(engine::VersionError::Engine(_)))
 }
 
 /// Scores of one class of serving rows and one family of metrics, per source.

@@ -6,7 +6,7 @@
 //! tp = 8
 //! weights = "bf16"
 //! kv = "bf16"
-//! engine = "vllm-v1"
+//! engine = "vllm-v1"         # or a release: "vllm@0.12"
 //! router = "least-load"
 //! ```
 //!

@@ -8,7 +8,7 @@ use crate::files::read_text;
 use crate::inputs::{CommonArguments, JobArguments, cluster, model, settings};
 use crate::number::{seconds, three};
 use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::engine::{DEFAULT_ENGINE, engines, find};
+use psim_cost_models::serving::engine::{DEFAULT_ENGINE, VersionError, engines, find, named};
 use psim_cost_models::serving::{EngineProfile, Policy};
 use psim_hardware::source_error::{MAX_FILE_BYTES, parse_toml};
 use psim_hardware::suggest::closest;
@@ -59,7 +59,10 @@ fn policy_engine(name: &str) -> Option<EngineProfile> {
     Some(EngineProfile { name: format!("{name} (numbers of {})", base.name), policy, ..base.clone() })
 }
 
-/// An engine profile by name or file.
+/// What to do about a release that is not known.
+const UNVERSIONED: &str = "a name without `@` and a release takes the newest that is known";
+
+/// An engine profile by name, with or without a release (`vllm@0.12`), or by file.
 pub(crate) fn load_engine(host: &Host<'_>, given: &str) -> Result<EngineProfile, Failure> {
     let path = Path::new(given);
     if host.path(path).is_file() {
@@ -67,8 +70,10 @@ pub(crate) fn load_engine(host: &Host<'_>, given: &str) -> Result<EngineProfile,
         let hint = "`psim show engines NAME` prints a built-in one to start from";
         return Ok(parse_toml(&path.display().to_string(), &text, "engine profile", 1, hint)?);
     }
-    if let Some(engine) = find(given) {
-        return Ok(engine.clone());
+    match named(given) {
+        Ok(engine) => return Ok(engine),
+        Err(VersionError::Engine(_)) => {}
+        Err(refused) => return Err(Failure::input(refused.to_string(), UNVERSIONED)),
     }
     if let Some(engine) = policy_engine(given) {
         return Ok(engine);
@@ -97,8 +102,13 @@ fn with_settings(
     let mut changed =
         EngineProfile { parameters: engine.on(accelerator).0, accelerator: Vec::new(), ..engine.clone() };
     for setting in list {
+        let before = changed.parameters;
         changed =
             settings::apply_to(&changed, setting, "`psim show engines NAME` prints the present values")?;
+        // What is set holds, whatever the release said of it.
+        for table in &mut changed.release {
+            table.parameters.retain(|name, _| before.get(name) == changed.parameters.get(name));
+        }
         let p = &changed.parameters;
         for (name, low, high) in psim_cost_models::serving::EngineParameters::BOUNDS {
             if let Some(value) = p.get(name).filter(|v| !(low..=high).contains(v)) {

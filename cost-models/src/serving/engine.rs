@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+pub mod version;
+
+pub use version::{Releases, Version, VersionError, named};
+
 /// Batching policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -299,7 +303,7 @@ pub struct AcceleratorOverride {
 #[serde(deny_unknown_fields)]
 pub struct Release {
     /// Holds for releases before this one: major and minor number.
-    pub before: [u32; 2],
+    pub before: Version,
     /// Holds for models whose experts have this format.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<NumberFormat>,
@@ -354,6 +358,12 @@ pub struct EngineProfile {
     /// Prompts run in batches of so many tokens, which follow one another through pipeline stages (llama.cpp).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_micro_batch: Option<u32>,
+    /// Releases of the engine that it stands for; none where its numbers belong to a time or a paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub releases: Option<Releases>,
+    /// The release in use (`[[release]]` tables hold for it); none is the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
     /// Numbers on any accelerator.
     #[serde(default)]
     pub parameters: EngineParameters,

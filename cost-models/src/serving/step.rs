@@ -128,7 +128,8 @@ impl StepCost {
         engine: &EngineProfile,
         library: &ProfileLibrary,
     ) -> Result<Self, StepCostError> {
-        let (parameters, _) = engine.on(&node.accelerator.name);
+        let experts = model.is_moe().then_some(deployment.quantization.experts);
+        let parameters = engine.numbers(&node.accelerator.name, experts);
         Self::with_parameters(model, deployment, cluster, node, engine, parameters, library)
     }
 

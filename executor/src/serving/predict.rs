@@ -446,6 +446,8 @@ pub fn engine_profile(settings: &ServeSettings) -> EngineProfile {
         lookahead: false,
         receive_steps: None,
         prompt_micro_batch: None,
+        releases: None,
+        version: None,
         parameters,
         accelerator: Vec::new(),
         release: Vec::new(),

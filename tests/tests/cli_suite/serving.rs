@@ -292,3 +292,24 @@ fn listed_workloads_and_engines_are_files_to_start_from() {
         psim_in(&files, "simulate --model 70b --cluster h100x8 --workload chat --plan d.toml --json");
     assert_eq!(json(&own.out)["report"], json(&built_in.out)["report"]);
 }
+
+#[test]
+fn a_release_of_an_engine_is_named_and_an_unknown_one_refused_with_the_known() {
+    let deployment = String::from_utf8_lossy(DEPLOYMENT).replace("vllm-v1", "vllm@0.12");
+    let files = directory(&[("d.toml", deployment.as_bytes())]);
+    let run = |stack: &str| {
+        let given =
+            format!("simulate --model 70b --cluster h100x8 --workload chat --plan d.toml {stack} --json");
+        psim_in(&files, &given)
+    };
+    let own = run("");
+    assert_eq!(own.code, 0, "{}", own.transcript());
+    let given = run("--stack vllm-v1@0.12");
+    assert_eq!(json(&own.out)["report"], json(&given.out)["report"]);
+    let unknown = run("--stack vllm@9.9");
+    assert_eq!(unknown.code, 2, "{}", unknown.transcript());
+    for part in ["release 9.9 of vllm is not known", "0.3 to 0.7 (vllm-2024)", "takes the newest"] {
+        assert!(unknown.transcript().contains(part), "{}", unknown.transcript());
+    }
+    assert!(psim("show engines").out.contains("vllm 0.1 to 0.19"));
+}

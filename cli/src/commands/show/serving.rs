@@ -4,9 +4,10 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::serving::load_engine;
 use crate::table::{Align::Left, Align::Right, Table};
-use psim_cost_models::serving::engine;
+use psim_cost_models::serving::engine::{self, Version, version::dotted};
 use psim_models::serving::builtin;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Engine profiles, or one as the file to start from.
 pub(super) fn engines(name: Option<&str>, as_json: bool, host: &mut Host<'_>) -> Result<(), Failure> {
@@ -40,7 +41,20 @@ pub(super) fn engines(name: Option<&str>, as_json: bool, host: &mut Host<'_>) ->
             if era.len() < e.era.len() { format!("{era}…") } else { era },
         ]);
     }
-    host.print(table.render_within(100))
+    host.print(table.render_within(100))?;
+    let mut spans: BTreeMap<&str, (Version, Version)> = BTreeMap::new();
+    for r in all.iter().filter_map(|e| e.releases.as_ref()) {
+        let span = spans.entry(&r.engine).or_insert((r.first, r.last));
+        *span = (span.0.min(r.first), span.1.max(r.last));
+    }
+    let spans: Vec<String> = spans
+        .iter()
+        .map(|(name, (first, last))| format!("{name} {} to {}", dotted(*first), dotted(*last)))
+        .collect();
+    host.print(format!(
+        "\nENGINE@RELEASE (`vllm@0.12`) names a release, its era and numbers: {}. Without one, the newest.\n",
+        spans.join(", ")
+    ))
 }
 
 /// Built-in workloads, or one as the file to start from.

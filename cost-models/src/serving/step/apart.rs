@@ -100,8 +100,9 @@ impl StepCost {
         library: &ProfileLibrary,
     ) -> Result<Self, StepCostError> {
         let (front, behind) = lower_apart(model, attention, (instances, ranks))?;
+        let experts = model.is_moe().then_some(attention.quantization.experts);
         let side = |shape, node: &Node| {
-            let parameters = engine.on(&node.accelerator.name).0;
+            let parameters = engine.numbers(&node.accelerator.name, experts);
             let pieces = StepPieces::of_shape(shape, cluster, node, engine, parameters, library)?;
             Ok::<_, StepCostError>(Self::from_pieces(Arc::new(pieces), parameters))
         };
