@@ -1,4 +1,4 @@
-//! `fit-engines ROWS.jsonl OUT [ENGINE,…]`: fits engine profiles to half of the serving rows and writes `OUT/*.toml`.
+//! `fit-engines ROWS.jsonl OUT [ENGINE,… [releases]]`: fits engine profiles to half of the serving rows and writes `OUT/*.toml`.
 //! A run that was cut off goes on where it was: engines with a file are done, of the one in work `ENGINE.part` is kept.
 //!
 //! The same rows and built-in profiles give the same files, byte for byte, whatever the number of threads. The profiles
@@ -14,12 +14,13 @@
 //! put back one by one; with that the accelerators of `vllm-v1` were fitted again on the engine's numbers of the second run
 //! (its `.part` with nothing done). A run from the present files starts nearer and may end elsewhere by rounding.
 //!
-//! Tables `[[release]]` are not fitted: they pass through. `vllm-2023` and `distserve-2024` have no rows here; their numbers
+//! Numbers of `[[release]]` tables come last, each over the rows of its releases with all others held; those that are counted
+//! in an engine's code (`expert_rows`) pass through. With `releases` as the last argument nothing else is fitted. `vllm-2023` and `distserve-2024` have no rows here; their numbers
 //! come from laws that their files name.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use psim_calibration::validate::row;
-use psim_calibration::validate_serving::fit::{Progress, fit};
+use psim_calibration::validate_serving::fit::{Progress, fit, fit_releases};
 use psim_calibration::validate_serving::predict::ServingPredictor;
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,15 +28,16 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (rows, out, only) = match arguments.as_slice() {
-        [rows, out] => (rows, out, None),
-        [rows, out, only] => (rows, out, Some(only.as_str())),
+    let (rows, out, only, part) = match arguments.as_slice() {
+        [rows, out] => (rows, out, None, None),
+        [rows, out, only] => (rows, out, Some(only.as_str()), None),
+        [rows, out, only, part] if part == "releases" => (rows, out, Some(only.as_str()), Some(())),
         _ => {
-            eprintln!("usage: fit-engines ROWS.jsonl OUT [ENGINE,ENGINE…]");
+            eprintln!("usage: fit-engines ROWS.jsonl OUT [ENGINE,ENGINE… [releases]]");
             return ExitCode::from(2);
         }
     };
-    match run(rows, Path::new(out), only) {
+    match run(rows, Path::new(out), only, part.is_some()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(rows: &str, out: &Path, only: Option<&str>) -> Result<(), String> {
+fn run(rows: &str, out: &Path, only: Option<&str>, releases: bool) -> Result<(), String> {
     let text = std::fs::read_to_string(rows).map_err(|e| format!("{rows}: {e}"))?;
     let rows = row::read(&text).map_err(|e| e.to_string())?;
     let predictor = ServingPredictor::built_in();
@@ -58,11 +60,16 @@ fn run(rows: &str, out: &Path, only: Option<&str>) -> Result<(), String> {
         let so_far: Option<Progress> =
             std::fs::read_to_string(&part).ok().and_then(|text| serde_json::from_str(&text).ok());
         let mut lost = None;
-        let fitted = fit(&rows, &predictor, &engine.name, so_far, &mut |progress, line| {
+        let keep = &mut |progress: &Progress, line: &str| {
             println!("{:6.0} s  {line}", start.elapsed().as_secs_f64());
             let kept = serde_json::to_string(progress).map_err(|e| e.to_string());
             lost = kept.and_then(|text| replace(&part, &text)).err().or(lost.take());
-        });
+        };
+        let fitted = if releases {
+            fit_releases(&rows, &predictor, &engine.name, keep)
+        } else {
+            fit(&rows, &predictor, &engine.name, so_far, keep)
+        };
         if let Some(why) = lost {
             return Err(why);
         }

@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 mod newton;
+mod releases;
+
+pub use releases::fit_releases;
 
 use newton::Problem;
 
@@ -31,8 +34,13 @@ struct Sample {
 }
 
 impl Sample {
+    /// Figures under numbers of the newest release.
     fn figures(&self, predictor: &ServingPredictor, p: EngineParameters) -> Option<Figures> {
-        let p = self.mapped.released(&self.mapped.engine, p);
+        self.exactly(predictor, self.mapped.released(&self.mapped.engine, p))
+    }
+
+    /// Figures under numbers of the row's own release.
+    fn exactly(&self, predictor: &ServingPredictor, p: EngineParameters) -> Option<Figures> {
         let ready = self.pieces.read().ok()?.clone().filter(|pieces| pieces.fits(&p));
         let pieces = match ready {
             Some(pieces) => pieces,
@@ -242,7 +250,7 @@ fn fit_engine(
         progress
     });
     if by_gpu.len() < 2 {
-        return Some(progress.profile);
+        return Some(releases::refit(progress.profile, samples, predictor, keep));
     }
     let base = progress.profile.parameters;
     for (gpu, samples) in by_gpu.into_iter().filter(|(_, s)| s.len() >= FEW_ROWS) {
@@ -277,7 +285,7 @@ fn fit_engine(
         progress.done.push(gpu.to_owned());
         keep(&progress, &line);
     }
-    Some(progress.profile)
+    Some(releases::refit(progress.profile, samples, predictor, keep))
 }
 
 /// Those of the numbers that any of the rows can tell.

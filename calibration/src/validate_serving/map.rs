@@ -50,9 +50,14 @@ impl Mapped {
         self.model.is_moe().then_some(self.deployment.quantization.experts)
     }
 
+    /// The accelerator's name.
+    pub fn accelerator(&self) -> &str {
+        &self.cluster.first_node().accelerator.name
+    }
+
     /// Numbers of an era of `engine` as the row's release has them.
     pub fn released(&self, engine: &EngineProfile, numbers: EngineParameters) -> EngineParameters {
-        engine.released(numbers, &self.cluster.first_node().accelerator.name, self.experts())
+        engine.released(self.engine.version, numbers, self.accelerator(), self.experts())
     }
 }
 

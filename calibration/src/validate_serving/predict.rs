@@ -111,13 +111,12 @@ impl ServingPredictor {
 
     /// The numbers of a row's engine on its accelerator.
     pub fn numbers(&self, mapped: &Mapped) -> EngineParameters {
+        let (gpu, experts) = (mapped.accelerator(), mapped.experts());
         let engine = self.engine.as_ref().unwrap_or(&mapped.engine);
-        let tuned =
-            self.tuned.get(&engine.name).map(|t| EngineProfile { version: engine.version, ..t.clone() });
-        let engine = tuned.as_ref().unwrap_or(engine);
-        let numbers =
-            self.parameters.unwrap_or_else(|| engine.on(&mapped.cluster.first_node().accelerator.name).0);
-        mapped.released(engine, numbers)
+        let version = engine.version;
+        let engine = self.tuned.get(&engine.name).unwrap_or(engine);
+        let numbers = self.parameters.unwrap_or_else(|| engine.on(gpu).0);
+        engine.released(version, numbers, gpu, experts)
     }
 
     /// Prices of a deployment.

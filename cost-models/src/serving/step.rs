@@ -28,6 +28,7 @@ mod parts;
 mod pieces;
 mod pricing;
 mod resources;
+mod sparse;
 mod table;
 
 pub use apart::Crossing;
@@ -113,6 +114,11 @@ pub struct StepCost {
 /// half.
 fn overlapped(gpu: f64, overlap: f64) -> f64 {
     (gpu - overlap).max(0.5 * gpu)
+}
+
+/// Tokens of the longest chunk.
+fn longest(chunks: &[PromptChunk]) -> f64 {
+    f64::from(chunks.iter().map(|c| c.tokens).max().unwrap_or(0))
 }
 
 impl StepCost {
@@ -236,7 +242,8 @@ impl StepCost {
             0.0
         } else {
             let scanned = prompt_tokens + verified - lane.decoding;
-            self.state_seconds(f64::from(lane.decoding) + lane.chunks.len() as f64, f64::from(scanned))
+            let sequences = f64::from(lane.decoding) + lane.chunks.len() as f64;
+            self.state_seconds(sequences, f64::from(scanned), longest(lane.chunks))
         };
         let decode_roofline: f64 = self
             .pieces

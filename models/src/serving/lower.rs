@@ -215,6 +215,7 @@ impl<'a> Builder<'a> {
             reads_at_most: selected.or(a.window),
             keeps_at_most: keeps,
             indexer_elements: a.variant.indexer.as_ref().map_or(0, |i| i.head_dim),
+            indexer_heads: a.variant.indexer.as_ref().map_or(0, |i| i.heads),
         });
         if let Some(i) = &a.variant.indexer {
             self.indexer(i, layers, h);
@@ -256,9 +257,10 @@ impl<'a> Builder<'a> {
         }
         self.small(layers, 4.0, (2 * heads * query + 2 * latent) as f64);
         self.cache(layers, latent as f64, None);
-        let (selected, index) = match &m.indexer {
-            Some(i) => (Some(i.top_k), i.head_dim),
-            None => (None, 0),
+        let selected = m.indexer.as_ref().map(|i| i.top_k);
+        let (index, index_heads) = match &m.indexer {
+            Some(i) if !m.indexer_shared => (i.head_dim, i.heads),
+            _ => (0, 0),
         };
         self.out.attention.push(AttentionCore {
             layers,
@@ -270,7 +272,8 @@ impl<'a> Builder<'a> {
             latent: true,
             reads_at_most: selected,
             keeps_at_most: None,
-            indexer_elements: if m.indexer_shared { 0 } else { index },
+            indexer_elements: index,
+            indexer_heads: index_heads,
         });
         if let (Some(i), false) = (&m.indexer, m.indexer_shared) {
             self.indexer(i, layers, m.q_lora_rank.unwrap_or(h));
@@ -284,7 +287,7 @@ impl<'a> Builder<'a> {
         let groups = (2 * m.groups * m.state).div_ceil(self.tp);
         self.linear("in", layers, 2 * inner + groups + m.heads.div_ceil(self.tp), h, format);
         self.linear("out", layers, h, inner, format);
-        self.state(layers, (inner * m.state) as f64, 6.0 * (inner * m.state) as f64, inner);
+        self.state(layers, (inner * m.state) as f64, 6.0 * (inner * m.state) as f64, inner, 0);
     }
 
     fn linear_attention(&mut self, l: &LinearAttention, layers: f64) {
@@ -296,14 +299,15 @@ impl<'a> Builder<'a> {
         let extra = l.gate_rank.map_or(2 * l.value_heads, |r| 2 * r).div_ceil(self.tp);
         self.linear("in", layers, 2 * keys + values + gate + extra, h, format);
         self.linear("out", layers, h, values, format);
-        let state = (l.value_heads.div_ceil(self.tp) * l.key_head_dim * l.value_head_dim) as f64;
-        self.state(layers, state, 8.0 * state, values);
+        let heads = l.value_heads.div_ceil(self.tp);
+        let state = (heads * l.key_head_dim * l.value_head_dim) as f64;
+        self.state(layers, state, 8.0 * state, values, heads);
     }
 
-    fn state(&mut self, layers: f64, elements: f64, flops_per_token: f64, width: u64) {
+    fn state(&mut self, layers: f64, elements: f64, flops_per_token: f64, width: u64, delta_heads: u64) {
         let state_bytes = 4.0 * elements;
         self.out.state_bytes_per_sequence += layers * state_bytes;
-        self.out.states.push(StateCore { layers, state_bytes, flops_per_token });
+        self.out.states.push(StateCore { layers, state_bytes, flops_per_token, delta_heads });
         self.small(layers, 4.0, 8.0 * width as f64);
     }
 

@@ -295,7 +295,7 @@ fn listed_workloads_and_engines_are_files_to_start_from() {
 
 #[test]
 fn a_release_of_an_engine_is_named_and_an_unknown_one_refused_with_the_known() {
-    let deployment = String::from_utf8_lossy(DEPLOYMENT).replace("vllm-v1", "vllm@0.12");
+    let deployment = format!("{}engine = \"vllm@0.12\"\n", String::from_utf8_lossy(DEPLOYMENT));
     let files = directory(&[("d.toml", deployment.as_bytes())]);
     let run = |stack: &str| {
         let given =

@@ -3,7 +3,7 @@
 //! only one moves.
 
 use super::{FITTED, Sample};
-use crate::validate_serving::predict::{ServingPredictor, restate};
+use crate::validate_serving::predict::{Figures, ServingPredictor, restate};
 use psim_cost_models::serving::EngineParameters;
 use rayon::prelude::*;
 
@@ -25,10 +25,10 @@ pub(super) struct Problem<'a> {
 }
 
 /// Weight and signed error of each metric of each sample, in a fixed order.
-type Errors = Vec<(f64, f64)>;
+pub(super) type Errors = Vec<(f64, f64)>;
 
 /// Parameters that may be zero move on their own scale, the others on a logarithmic one.
-fn coordinate(name: &str, value: f64) -> f64 {
+pub(super) fn coordinate(name: &str, value: f64) -> f64 {
     match name {
         "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => value,
         "reduce_us" => 0.2 * value,
@@ -38,7 +38,7 @@ fn coordinate(name: &str, value: f64) -> f64 {
     }
 }
 
-fn value(name: &str, coordinate: f64) -> f64 {
+pub(super) fn value(name: &str, coordinate: f64) -> f64 {
     match name {
         "kv_reuse" | "pipeline" | "worker" | "cast" | "arithmetic" | "moe_arithmetic" => coordinate,
         "reduce_us" => 5.0 * coordinate,
@@ -56,28 +56,27 @@ fn moved(p: EngineParameters, name: &str, by: f64) -> EngineParameters {
     next
 }
 
+/// Weight and signed logarithmic error of each metric of a sample.
+pub(super) fn errors(s: &Sample, figures: Option<&Figures>) -> Errors {
+    let weight = |metric: &str| FITTED.iter().find(|f| f.0 == metric).map_or(0.0, |f| f.1);
+    let all: f64 = s.measured.iter().map(|(m, _)| weight(m)).sum();
+    s.measured
+        .iter()
+        .map(|(metric, measured)| {
+            let predicted = figures.and_then(|f| restate(metric, &s.mapped, f));
+            let error = predicted.map_or(CLIP, |[v, ..]| (v / measured).ln());
+            let error = if error.is_finite() { error.clamp(-3.0, 3.0) } else { CLIP };
+            (weight(metric) / all.max(1e-9), error)
+        })
+        .collect()
+}
+
 impl Problem<'_> {
     fn errors(&self, p: EngineParameters) -> Errors {
         let mut with = self.predictor.clone();
         with.parameters = Some(p);
-        let parts: Vec<Errors> = self
-            .samples
-            .par_iter()
-            .map(|s| {
-                let figures = s.figures(&with, p);
-                let weight = |metric: &str| FITTED.iter().find(|f| f.0 == metric).map_or(0.0, |f| f.1);
-                let all: f64 = s.measured.iter().map(|(m, _)| weight(m)).sum();
-                s.measured
-                    .iter()
-                    .map(|(metric, measured)| {
-                        let predicted = figures.as_ref().and_then(|f| restate(metric, &s.mapped, f));
-                        let error = predicted.map_or(CLIP, |[v, ..]| (v / measured).ln());
-                        let error = if error.is_finite() { error.clamp(-3.0, 3.0) } else { CLIP };
-                        (weight(metric) / all.max(1e-9), error)
-                    })
-                    .collect()
-            })
-            .collect();
+        let parts: Vec<Errors> =
+            self.samples.par_iter().map(|s| errors(s, s.figures(&with, p).as_ref())).collect();
         parts.into_iter().flatten().collect()
     }
 

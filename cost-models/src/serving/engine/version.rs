@@ -113,17 +113,18 @@ fn known(spans: &[(&EngineProfile, &Releases)]) -> String {
 impl EngineProfile {
     /// The numbers on an accelerator with experts of a format (`None`: no experts), as the profile's release has them.
     pub fn numbers(&self, accelerator: &str, experts: Option<NumberFormat>) -> EngineParameters {
-        self.released(self.on(accelerator).0, accelerator, experts)
+        self.released(self.version, self.on(accelerator).0, accelerator, experts)
     }
 
-    /// `numbers` of the era as the profile's release has them.
+    /// `numbers` of the era as a release has them; `None` is the newest.
     pub fn released(
         &self,
+        version: Option<Version>,
         mut numbers: EngineParameters,
         accelerator: &str,
         experts: Option<NumberFormat>,
     ) -> EngineParameters {
-        let table = self.version.and_then(|[major, minor]| self.deltas((major, minor), experts, accelerator));
+        let table = version.and_then(|[major, minor]| self.deltas((major, minor), experts, accelerator));
         for (name, value) in table.iter().flat_map(|t| &t.parameters) {
             numbers.set(name, *value);
         }

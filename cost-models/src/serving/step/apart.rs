@@ -170,7 +170,11 @@ impl StepCost {
                 0.0
             } else {
                 let scanned: u32 = chunks.iter().map(|c| c.tokens).sum();
-                self.state_seconds(f64::from(decoding) + chunks.len() as f64, f64::from(scanned))
+                self.state_seconds(
+                    f64::from(decoding) + chunks.len() as f64,
+                    f64::from(scanned),
+                    super::longest(&chunks),
+                )
             };
             let gpu = self.local.at(n) + self.decode_seconds(&micro) + prompt + states;
             attention = attention.max(overlapped(gpu + idle(self, apart.gaps[0]), self.overlap()));

@@ -3,9 +3,19 @@
 use super::super::kernels::{Datasheet, DecodeLaw, PromptLaw};
 use super::decode_table::DecodeTable;
 use super::pricing::Pricing;
+use super::sparse::Sparse;
 use super::{Lane, PromptChunk, StepCost};
+use crate::gemm::overlap;
 use crate::grid::Residual;
 use psim_models::serving::lower::AttentionCore;
+
+/// Seconds a token by which the chunks of one prompt follow one another under the delta rule, however few the heads: 0.338
+/// ms for 8,192 tokens of 8 heads, 0.424 of 16 (Triton kernels of flash-linear-attention on B200; flashinfer-ai/flashinfer
+/// pull request 3001).
+const DELTA_TOKEN: f64 = 40e-9;
+/// Bytes at the full rate of the memory that a token of one head stands for in those kernels: 0.653 ms for 8,192 tokens of
+/// 48 heads, 3.27 ms for 65,536 in eight prompts of 32, at 8 TB/s (the same, and pull request 3902).
+const DELTA_BYTES: f64 = 12_800.0;
 
 /// One kind of attention of the model under an engine's kernels.
 #[derive(Debug, Clone)]
@@ -21,6 +31,8 @@ pub(super) struct Kind {
     /// Query heads of a group.
     group: f64,
     pub(super) kv_size: f64,
+    /// Kernels for chosen tokens.
+    sparse: Option<Sparse>,
 }
 
 impl Kind {
@@ -40,6 +52,7 @@ impl Kind {
             index_bytes: 0.0,
             group: 1.0,
             kv_size,
+            sparse: None,
         }
     }
 
@@ -113,25 +126,32 @@ impl StepCost {
         }
         let (mut total, mut roofline) = (0.0, 0.0);
         for kind in &self.pieces.kinds {
-            let (mut work, mut launch) = (0.0, 0.0f64);
+            let (mut work, mut launch, mut chosen) = (0.0, 0.0f64, 0.0);
             for chunk in chunks {
                 let (flops, bytes) = kind.chunk(chunk);
+                roofline += kind.core.layers
+                    * (flops / kind.prompt_rates.peak).max(bytes / kind.prompt_rates.bandwidth);
+                if let Some(seconds) = kind.sparse.as_ref().and_then(|s| s.prompt(chunk)) {
+                    chosen += seconds;
+                    launch = launch.max(kind.prompt.launch_us * 1e-6);
+                    continue;
+                }
                 let length = f64::from(chunk.tokens + chunk.before);
                 let heads = kind.core.q_heads as f64 * chunks.len() as f64;
                 let factor = kind.prompt_residual.at(PromptLaw::coordinates(length, heads, kind.group)).exp();
                 work += factor * kind.prompt.work_seconds(kind.prompt_rates, flops, length, bytes);
                 // One launch holds all chunks.
                 launch = launch.max(factor * kind.prompt.launch_us * 1e-6);
-                roofline += kind.core.layers
-                    * (flops / kind.prompt_rates.peak).max(bytes / kind.prompt_rates.bandwidth);
             }
-            total += kind.core.layers * (work + launch) / self.parameters.prompt;
+            // Rates of kernels for chosen tokens are those of the engine's own library.
+            total += kind.core.layers * ((work + launch) / self.parameters.prompt + chosen);
         }
         (total, roofline)
     }
 
     /// Bytes of state read and written by sequences of constant-state layers, as time.
-    pub(super) fn state_seconds(&self, sequences: f64, prompt_tokens: f64) -> f64 {
+    /// `longest` are the tokens of the longest prompt.
+    pub(super) fn state_seconds(&self, sequences: f64, prompt_tokens: f64, longest: f64) -> f64 {
         let rates = self.pieces.rates;
         self.pieces
             .shape
@@ -139,7 +159,14 @@ impl StepCost {
             .iter()
             .map(|s| {
                 let traffic = 2.0 * sequences * s.state_bytes / (0.6 * rates.bandwidth);
-                let scan = prompt_tokens * s.flops_per_token / (0.2 * rates.half);
+                let scan = if s.delta_heads > 0 {
+                    // A head of the measured kernels has a state of 128 by 128.
+                    let heads = s.state_bytes / (4.0 * 128.0 * 128.0);
+                    let moved = prompt_tokens * heads * DELTA_BYTES / rates.bandwidth;
+                    overlap(moved, longest * DELTA_TOKEN)
+                } else {
+                    prompt_tokens * s.flops_per_token / (0.2 * rates.half)
+                };
                 s.layers * (traffic + scan)
             })
             .sum()
@@ -171,12 +198,16 @@ impl Pricing<'_> {
         let residual = Residual::new(decode.residual);
         let shared = if core.latent { q_heads } else { group };
         let least = core.cache_elements as f64 * kv_size / self.rates.bandwidth;
+        let sparse = Sparse::new(core, self.library, &self.part, self.rates);
+        // Caches in 16 bits are read by other kernels, without padding.
+        let padded = sparse.filter(|_| kv.bits() <= 8);
         let decode = DecodeTable::new(|sequences, length| {
             let read = sequences * length;
             let law: DecodeLaw = decode.law;
             let seconds = law.seconds(self.rates, sequences * blocks, read * bytes, read * flops);
             let point = DecodeLaw::coordinates(sequences * blocks, length, shared);
-            (seconds * residual.at(point).exp()).max(read * least)
+            let seconds = (seconds * residual.at(point).exp()).max(read * least);
+            seconds.max(padded.map_or(0.0, |s| s.decode(sequences)))
         });
         Kind {
             core: *core,
@@ -187,6 +218,7 @@ impl Pricing<'_> {
             index_bytes: core.indexer_elements as f64,
             group,
             kv_size,
+            sparse,
         }
     }
 }

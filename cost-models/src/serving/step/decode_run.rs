@@ -79,7 +79,7 @@ impl StepCost {
         let states = if pieces.shape.states.is_empty() {
             0.0
         } else {
-            self.state_seconds(f64::from(decoding), f64::from(tokens - decoding))
+            self.state_seconds(f64::from(decoding), f64::from(tokens - decoding), 0.0)
         };
         DecodeRun {
             kinds,

@@ -41,7 +41,9 @@ impl Pricing<'_> {
         // Zero stands for what spread popularity makes of it.
         let [more_rows, more_touched] = match (self.d.ep, self.p.expert_imbalance) {
             (0..=1, _) => [1.0; 2],
-            (ranks, 0.0) => MoeCall::busiest(local, ranks, touched / local.max(1.0)),
+            (ranks, 0.0) => {
+                MoeCall::busiest(local, e.experts as f64, ranks, touched / local.max(1.0), draws * spread)
+            }
             (_, given) => [given; 2],
         };
         MoeCall {

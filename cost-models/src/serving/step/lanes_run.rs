@@ -72,7 +72,7 @@ impl StepCost {
                 let states = if pieces.shape.states.is_empty() {
                     0.0
                 } else {
-                    self.state_seconds(f64::from(n), f64::from(tokens - n))
+                    self.state_seconds(f64::from(n), f64::from(tokens - n), 0.0)
                 };
                 let linear = self.local.at(tokens) + self.head.at(tokens) + self.draft_seconds(n, copies);
                 let roofline = [pieces.roofline_local.at(tokens), pieces.roofline_head.at(tokens)];

@@ -59,7 +59,7 @@ impl StepCost {
         let states = if pieces.shape.states.is_empty() {
             0.0
         } else {
-            self.state_seconds(f64::from(sequences), f64::from(tokens))
+            self.state_seconds(f64::from(sequences), f64::from(tokens), 0.0)
         };
         let gpu = self.local.at(tokens)
             + self.head.at(tokens)

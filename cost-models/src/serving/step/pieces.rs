@@ -2,6 +2,7 @@
 
 use super::attention::Kind;
 use super::pricing::{Pricing, peak};
+use super::sparse::Part;
 use super::table::Table;
 use super::{KINDS, StepCostError};
 use crate::serving::engine::{EngineParameters, EngineProfile};
@@ -12,11 +13,6 @@ use psim_hardware::{Accelerator, Cluster, DType, GroupShape, Node};
 use psim_models::Model;
 use psim_models::serving::lower::{AttentionCore, ServingShape};
 use psim_models::serving::{Deployment, NumberFormat, lower};
-
-/// Rate of permutations and casts beside which the engines' numbers were fitted: that of Megatron-Bridge's stack at the
-/// time, on training rows. It stays as it was, so that a refit of training does not move serving; a refit of the engines
-/// may set it to 1.
-const PERMUTE: f64 = 1.212;
 
 /// Tables of one deployment before an engine's efficiencies.
 #[derive(Debug, Clone)]
@@ -133,23 +129,26 @@ impl StepPieces {
             &mut stack.efficiency.memory,
             &mut stack.efficiency.network,
             &mut stack.efficiency.grouped_gemm,
+            &mut stack.efficiency.permute,
         ] {
             *factor = 1.0;
         }
         // Engines run all experts in one kernel.
         stack.host.expert_launches = 0.0;
-        stack.efficiency.permute = PERMUTE;
         let costs = CostModel::new(cluster, node, &stack, library);
         let half = accelerator.peak(DType::Bf16).or(accelerator.peak(DType::Fp16)).map_or(1e12, |f| f.0);
         let rates = Datasheet { half, peak: half, bandwidth: accelerator.memory_bandwidth.0 };
+        let (four_bit, eight_bit) =
+            (accelerator.peak(DType::Fp4).map(|f| f.0), accelerator.peak(DType::Fp8).map(|f| f.0));
         let pricing = Pricing {
             costs: &costs,
             lookup: &lookup,
             library: &engine.library,
             rates,
             p: parameters,
-            four_bit: accelerator.peak(DType::Fp4).map(|f| f.0),
-            eight_bit: accelerator.peak(DType::Fp8).map(|f| f.0),
+            four_bit,
+            eight_bit,
+            part: Part::new(accelerator, four_bit.is_some(), eight_bit),
             d: *deployment,
             tp: GroupShape::place(cluster, node, deployment.tp, 1),
             all: GroupShape::place(cluster, node, deployment.tp * deployment.attention_dp, 1),

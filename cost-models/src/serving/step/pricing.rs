@@ -3,6 +3,7 @@
 use super::super::engine::EngineParameters;
 use super::super::kernels::Datasheet;
 use super::super::tables::Lookup;
+use super::sparse::Part;
 use crate::CostModel;
 use psim_hardware::GroupShape;
 use psim_models::serving::{Deployment, NumberFormat};
@@ -16,6 +17,7 @@ pub(super) struct Pricing<'a> {
     pub(super) p: EngineParameters,
     pub(super) four_bit: Option<f64>,
     pub(super) eight_bit: Option<f64>,
+    pub(super) part: Part,
     pub(super) d: Deployment,
     pub(super) tp: GroupShape,
     pub(super) all: GroupShape,

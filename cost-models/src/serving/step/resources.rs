@@ -136,7 +136,11 @@ impl StepCost {
         let states = if pieces.shape.states.is_empty() {
             0.0
         } else {
-            self.state_seconds(f64::from(lane.decoding) + lane.chunks.len() as f64, f64::from(prompt_tokens))
+            self.state_seconds(
+                f64::from(lane.decoding) + lane.chunks.len() as f64,
+                f64::from(prompt_tokens),
+                super::longest(lane.chunks),
+            )
         };
         let eager = prompt_tokens > 0 || tokens > p.graph_tokens;
         let host =

@@ -44,6 +44,8 @@ pub struct AttentionCore {
     pub keeps_at_most: Option<u64>,
     /// Extra elements read per cached token by the indexer of sparse attention, whatever is selected.
     pub indexer_elements: u64,
+    /// Heads of that indexer, on every rank; each scores every pair of tokens of a prompt.
+    pub indexer_heads: u64,
 }
 
 /// A mixer with a state of constant size (state space, linear attention), on one rank.
@@ -55,6 +57,8 @@ pub struct StateCore {
     pub state_bytes: f64,
     /// Flops per token in prompts.
     pub flops_per_token: f64,
+    /// Value heads on this rank of a layer with the delta rule, whose chunks follow one another; 0 of other mixers.
+    pub delta_heads: u64,
 }
 
 /// Routed experts of a layer, on one rank.
