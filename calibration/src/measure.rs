@@ -11,6 +11,7 @@ pub mod host;
 pub mod journal;
 pub mod machine;
 pub mod point;
+pub mod stream;
 pub mod sweep;
 
 pub use machine::{cpu_accelerator, threads_cluster, threads_stack};

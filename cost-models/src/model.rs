@@ -10,6 +10,7 @@ use crate::memory::{CLASS_NAMES, CLASSES, MemoryLaw};
 use crate::power::PowerModel;
 use crate::{Bound, Cost, ProfileLibrary, defaults};
 use psim_hardware::profile::accelerator::{AcceleratorProfile, AttentionPass, AttentionTable};
+use psim_hardware::profile::machine::MachineFacts;
 use psim_hardware::profile::stack::{AttentionKernel, Efficiency};
 use psim_hardware::profile::sustained::Sustained;
 use psim_hardware::profile::{Provenance, StackProfile};
@@ -42,8 +43,13 @@ pub struct CostModel {
     apart: bool,
     sustained: [f64; FORMATS],
     sustained_attention: f64,
+    /// Seconds that a byte of weights takes longer than in the tables of products (a processor's memory behind its caches).
+    weight_seconds: f64,
     provenance: Provenance,
 }
+
+/// Rows up to which reading the weights is most of a product's time on a processor.
+const FEW_ROWS: u64 = 64;
 
 /// Units of a machine whose datasheet names none.
 const UNKNOWN_UNITS: f64 = 128.0;
@@ -82,8 +88,24 @@ impl CostModel {
             apart: stack.host.expert_launches > 0.0,
             sustained: sustained_rates(&shares),
             sustained_attention: shares.attention,
+            weight_seconds: profile.machine.as_ref().map_or(0.0, |m| m.weight_seconds(None)),
             provenance: found.provenance,
         }
+    }
+
+    /// Prices for a step that reads `bytes` of weights in turn: on a processor they may fit in a cache. Without this they
+    /// come from the memory.
+    pub fn with_weights(mut self, machine: &MachineFacts, bytes: f64) -> Self {
+        self.weight_seconds = machine.weight_seconds(Some(bytes));
+        self
+    }
+
+    /// What weights that no cache holds add to `batch` products.
+    fn far_weights(&self, m: u64, n: u64, k: u64, batch: u64, dtype: DType, role: GemmRole) -> f64 {
+        if self.weight_seconds == 0.0 || m > FEW_ROWS || role == GemmRole::WeightGradient {
+            return 0.0;
+        }
+        self.weight_seconds * dtype.size() * n as f64 * k as f64 * batch as f64
     }
 
     /// Price of any operator, collectives included.
@@ -122,7 +144,8 @@ impl CostModel {
         let (seconds, inside) =
             table.sustained_seconds(rates, [m as f64, n as f64, k as f64], batch as f64, bytes, role);
         let efficiency = self.efficiency.gemm * self.sustained[dtype as usize];
-        let seconds = seconds * crate::gemm::misalignment(dtype, n, k, batch);
+        let seconds = seconds * crate::gemm::misalignment(dtype, n, k, batch)
+            + self.far_weights(m, n, k, batch, dtype, role);
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }
 
@@ -152,7 +175,9 @@ impl CostModel {
         // A stack that runs one product per expert pays the floor of a product for each, whatever fused kernels reached.
         let dense = &self.gemm[usize::from(self.gemm_of[dtype as usize][scaling as usize])];
         let each = if self.apart && table.is_fused() { dense.launch() } else { 0.0 };
-        let seconds = seconds + each * groups as f64;
+        let seconds = seconds
+            + each * groups as f64
+            + self.far_weights(rows.div_ceil(groups.max(1)), n, k, groups, dtype, role);
         let efficiency = self.efficiency.gemm * self.efficiency.grouped_gemm * self.sustained[dtype as usize];
         self.finish(seconds / efficiency, op.flops() / rates.peak, bytes, inside, table.sigma)
     }

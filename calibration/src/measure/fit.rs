@@ -392,6 +392,7 @@ fn machine_facts(accelerator: &Accelerator, records: &[Record], notes: &mut Vec<
         host_copies: Vec::new(),
         engine_steps: Vec::new(),
         transposed: transposed(records),
+        streams: super::stream::streams(records),
         datasheet: accelerator.clone(),
     };
     let mut threads: BTreeMap<u32, f64> = BTreeMap::new();

@@ -12,7 +12,9 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// Format of the journal.
-const SCHEMA: u32 = 1;
+///
+/// 2: products of few rows were measured with weights in the last cache.
+const SCHEMA: u32 = 2;
 
 /// What a journal belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 
 mod run;
 
+pub(super) use run::ROTATE;
 pub use run::{measure, memory_traffic};
 
 use psim_models::operator::GemmRole;
@@ -98,6 +99,11 @@ pub enum Point {
         /// Vocabulary.
         vocab: u32,
     },
+    /// A product of few rows whose weights are read from a working set of many, in turn.
+    Stream {
+        /// Working set.
+        bytes: u64,
+    },
     /// Dependent loads in a working set.
     Chase {
         /// Working set.
@@ -145,6 +151,7 @@ impl fmt::Display for Point {
             }
             Self::Memory { class, rows, width } => write!(f, "{class} {rows}x{width}"),
             Self::Collective { operation, ranks, bytes } => write!(f, "{operation} {ranks} ranks {bytes} B"),
+            Self::Stream { bytes } => write!(f, "weights out of {} KiB", bytes >> 10),
             Self::Chase { bytes } => write!(f, "load latency in {} KiB", bytes >> 10),
             Self::Shared => write!(f, "load latency in shared memory"),
             Self::Launch { graph } => {

@@ -36,6 +36,8 @@ pub struct Limits {
     pub engine: Vec<[u32; 3]>,
     /// Working sets of the pointer chase.
     pub chase: Vec<u64>,
+    /// Working sets of weights that are read in turn; empty where the tables are measured beyond the caches.
+    pub stream: Vec<u64>,
     /// Numbers of threads that compute at once.
     pub together: Vec<u32>,
     /// Milliseconds of uninterrupted work; 0: none.
@@ -62,6 +64,7 @@ impl Limits {
                 collective: Vec::new(),
                 engine: Vec::new(),
                 chase: powers(14, 29, 1),
+                stream: Vec::new(),
                 together: Vec::new(),
                 sustained: 0,
                 host_copy: powers(12, 28, 4),
@@ -86,6 +89,7 @@ impl Limits {
                 Vec::new()
             },
             chase: (13..=27).map(|p| 1_u64 << p).filter(|&b| budget >= 10.0 || b <= 16 << 20).collect(),
+            stream: super::stream::working_sets(&super::host::caches(), budget),
             together: threads(super::machine::cores()),
             // Power management reacts within seconds; a short budget sees at most its first reaction.
             sustained: (budget * 1e3 * 0.03).clamp(20.0, 20_000.0) as u64,
@@ -131,6 +135,7 @@ fn coordinates(point: &Point) -> [f64; 3] {
             [log(*bytes), 50.0 * f64::from(*ranks), 1000.0 * class_number(operation)]
         }
         Point::Chase { bytes } => [log(*bytes), 0.0, 0.0],
+        Point::Stream { bytes } => [log(*bytes), 700.0, 0.0],
         Point::Shared => [0.0, 300.0, 0.0],
         Point::Launch { graph } => [f64::from(u8::from(*graph)), 400.0, 0.0],
         Point::HostCopy { bytes, to_device } => [log(*bytes), 500.0, 100.0 * f64::from(u8::from(*to_device))],
@@ -317,6 +322,9 @@ fn candidates(limits: &Limits) -> (Vec<Vec<Point>>, Vec<usize>) {
     }
     for &[layers, sequences, vocab] in &limits.engine {
         lists[6].0.push(Point::EngineStep { layers, sequences, vocab });
+    }
+    for &bytes in &limits.stream {
+        lists[6].0.push(Point::Stream { bytes });
     }
     for &bytes in &limits.chase {
         let point = Point::Chase { bytes };

@@ -187,6 +187,13 @@ fn text(c: &Calibration) -> String {
             out.push_str(&crate::table::wrap(&format!("load latency: {}", latency.join(", ")), 100, "  "));
             out.push('\n');
         }
+        if let Some(far) = machine.streams.last().filter(|s| s.picoseconds > 0.0) {
+            out.push_str(&format!(
+                "weights that no cache holds: {} ns longer for each KiB (out of {} MiB)\n",
+                three(far.picoseconds * 1.024),
+                far.bytes >> 20
+            ));
+        }
         if machine.sustained > 0.0 {
             out.push_str(&format!("sustained against first clocks: {:.2}\n", machine.sustained));
         }

@@ -292,6 +292,13 @@ impl Priced<'_> {
     }
 }
 
+/// Bytes of weights that a step reads one after the other, over all ranks; of an embedding it reads a few rows.
+fn weights_in_turn(model: &Model) -> f64 {
+    let count = model.parameters();
+    let looked_up = if model.tied_embeddings { 0 } else { count.embedding };
+    SIZE * (count.total - looked_up) as f64
+}
+
 fn with_prices<R>(
     model: &Model,
     settings: &ServeSettings,
@@ -302,6 +309,8 @@ fn with_prices<R>(
     super::check(&network, &[], settings)?;
     let node = basis.cluster.first_node();
     let costs = CostModel::new(basis.cluster, node, basis.stack, basis.library);
+    let loops = costs.clone().with_weights(basis.facts, 0.0);
+    let costs = costs.with_weights(basis.facts, weights_in_turn(model) * settings.replicas as f64);
     let tp = settings.tp as u32;
     let group = GroupShape::place(basis.cluster, node, tp, 1);
     let prices = Prices {
@@ -311,7 +320,7 @@ fn with_prices<R>(
         group,
         transposed: transposed(basis.facts),
         unseen: if settings.clock == Clock::Processor && tp > 1 { hand_over() } else { 0.0 },
-        around: loop_cost(&costs, group, basis.facts)?,
+        around: loop_cost(&loops, group, basis.facts)?,
     };
     // Ranks that compute at once slow each other down, and take turns where cores are short.
     let ranks = tp * settings.replicas as u32;

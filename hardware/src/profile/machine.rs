@@ -37,8 +37,44 @@ pub struct MachineFacts {
     /// relative to the usual layout; 0 when it was not measured.
     #[serde(default)]
     pub transposed: f64,
+    /// What reading weights costs beyond the nearest caches, by the bytes that are read in turn, smallest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
     /// What the profile's factors are relative to.
     pub datasheet: Accelerator,
+}
+
+/// Weights of many products of few rows that are read one after the other, again and again.
+///
+/// While they fit in the last cache a product costs what the profile's tables say; beyond it, every byte of a weight takes
+/// longer by the same time, whatever the rows: the memory's time is not hidden behind the arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Bytes of all weights together.
+    pub bytes: u64,
+    /// Picoseconds that a byte takes longer than where the tables were measured.
+    pub picoseconds: f64,
+}
+
+impl MachineFacts {
+    /// Seconds that a byte of weights takes longer than in the tables where `bytes` of weights are read in turn (`None`:
+    /// far more than the caches hold): between measured sizes along their logarithm, outside as at the ends.
+    pub fn weight_seconds(&self, bytes: Option<f64>) -> f64 {
+        let Some(last) = self.streams.last() else { return 0.0 };
+        let at = bytes.unwrap_or(f64::INFINITY);
+        let above = self.streams.partition_point(|s| (s.bytes as f64) < at);
+        let picoseconds =
+            match (above.checked_sub(1).and_then(|i| self.streams.get(i)), self.streams.get(above)) {
+                (None, Some(first)) => first.picoseconds,
+                (Some(low), Some(high)) => {
+                    let share = (at / low.bytes as f64).ln() / (high.bytes as f64 / low.bytes as f64).ln();
+                    low.picoseconds + share * (high.picoseconds - low.picoseconds)
+                }
+                _ => last.picoseconds,
+            };
+        picoseconds * 1e-12
+    }
 }
 
 /// A measured step of a serving engine with a network of next to no arithmetic.
@@ -141,6 +177,35 @@ impl Sharing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_beyond_the_caches_take_longer() {
+        let datasheet = crate::catalogue::accelerator("h100-sxm").unwrap().clone();
+        let stream = |mib: u64, picoseconds| Stream { bytes: mib << 20, picoseconds };
+        let none = MachineFacts {
+            sharing: Sharing::default(),
+            sustained: 0.0,
+            caches: Vec::new(),
+            latency: Vec::new(),
+            shared_nanoseconds: None,
+            launch_us: None,
+            graph_launch_us: None,
+            host_copies: Vec::new(),
+            engine_steps: Vec::new(),
+            transposed: 0.0,
+            streams: Vec::new(),
+            datasheet,
+        };
+        assert_eq!((none.weight_seconds(None), none.weight_seconds(Some(1e9))), (0.0, 0.0));
+        let measured =
+            MachineFacts { streams: vec![stream(4, 0.0), stream(16, 20.0), stream(64, 100.0)], ..none };
+        let picoseconds = |mib: f64| measured.weight_seconds(Some(mib * 1048576.0)) * 1e12;
+        assert!(picoseconds(1.0) == 0.0 && picoseconds(4.0) == 0.0);
+        // Half way between on the logarithmic axis.
+        assert!((picoseconds(8.0) - 10.0).abs() < 1e-9 && (picoseconds(32.0) - 60.0).abs() < 1e-9);
+        assert!((picoseconds(500.0) - 100.0).abs() < 1e-9);
+        assert!((measured.weight_seconds(None) * 1e12 - 100.0).abs() < 1e-9);
+    }
 
     #[test]
     fn threads_take_turns_beyond_the_cores() {

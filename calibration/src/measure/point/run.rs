@@ -3,7 +3,7 @@
 //! Inputs are random and rotate among several sets when they would fit in a cache; the first call is a warm-up.
 
 use super::{Point, Role};
-use crate::measure::{MeasureError, Runners, host};
+use crate::measure::{MeasureError, Runners, host, stream};
 use psim_hardware::DType;
 use psim_kernels::{
     Activation, Adam, Attention, CrossEntropy, Device, Gemm, Micro, Norm, PagedAttention, Rope, Strided,
@@ -13,13 +13,9 @@ use std::time::Instant;
 
 /// Bytes that rotating inputs should exceed where the device does not tell the size of its last cache, so that repeats do
 /// not find everything in the nearest one.
-const ROTATE: u64 = 4 << 20;
+pub(in crate::measure) const ROTATE: u64 = 4 << 20;
 /// Sets of inputs at most: small calls need many to exceed a cache.
 const SETS: (u64, u64) = (8, 4096);
-/// The same of products with so few rows that reading the weights is most of their time on a processor.
-const STREAM: u64 = 16 << 20;
-/// Rows up to which that is so.
-const STREAMING_ROWS: usize = 64;
 /// Most repeats, and fewest where a call fits the allowance (one is kept of a call that does not).
 const REPEATS: (usize, usize) = (15, 3);
 
@@ -139,6 +135,7 @@ pub fn measure<D: Micro>(
             let runners = runners.ok_or_else(no_runner)?;
             (runners.engine)(*layers, *sequences, *vocab).map_err(MeasureError::Collective)
         }
+        Point::Stream { bytes } => stream::product(device, *bytes, allowance),
         // Enough hops that the clock does not matter, and one lap at least.
         Point::Chase { bytes } => micro(|| device.load_latency(*bytes as usize, 50_000).map(Some)),
         Point::Shared => micro(|| device.shared_latency(50_000)),
@@ -212,8 +209,8 @@ fn gemm<D: Device>(
     };
     let bytes: f64 = lens.iter().zip(far).filter(|(_, far)| *far).map(|(&len, _)| size * len as f64).sum();
     let count = if dtype == DType::Fp32 {
-        let enough = if m <= STREAMING_ROWS { STREAM } else { ROTATE };
-        enough.div_ceil((bytes as u64).max(1)).clamp(1, 64) as usize
+        // What weights cost that no cache holds is measured apart.
+        ROTATE.div_ceil((bytes as u64).max(1)).clamp(1, 64) as usize
     } else {
         setup.sets(bytes as u64)
     };
