@@ -1,5 +1,6 @@
 //! The speed of serving plans: Llama-3-70B on 64 H100 under the built-in chat workload, with and without pools for
-//! prompts and for answers. Runs on one thread, so that wall-clock seconds are CPU-seconds.
+//! prompts and for answers, and with drafted tokens; how many of three kinds of accelerators carry a rate. Runs on one
+//! thread, so that wall-clock seconds are CPU-seconds.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use psim_cost_models::ProfileLibrary;
@@ -8,7 +9,10 @@ use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::workload::parse_workload;
 use psim_models::serving::{NumberFormat, Quantization, ServingWorkload, builtin};
-use psim_planner::serving::{ServingRequest, plan_disaggregated, plan_serving};
+use psim_planner::serving::{
+    Drafts, ServingRequest, Speculation, plan_disaggregated, plan_serving, plan_speculative, size_all,
+};
+use psim_sim::serving::speculation::Acceptance;
 use std::hint::black_box;
 
 fn chat() -> ServingWorkload {
@@ -41,8 +45,43 @@ fn plans(criterion: &mut Criterion) {
     group.bench_function("splits", |b| {
         b.iter(|| threads.install(|| black_box(plan_disaggregated(&request))));
     });
+    let heads = Speculation {
+        name: "mtp".to_owned(),
+        drafts: Drafts::Heads { layers: 1 },
+        tokens: 0,
+        acceptance: Acceptance::Rate(0.8),
+    };
+    let plans = threads.install(|| plan_serving(&request)).expect("layouts run").plans;
+    group.bench_function("prediction heads, six numbers of drafts a layout", |b| {
+        b.iter(|| threads.install(|| black_box(plan_speculative(&request, &heads, &plans))));
+    });
     group.finish();
 }
 
-criterion_group!(benches, plans);
+/// How many of which accelerator carry 50 requests a second.
+fn capacity(criterion: &mut Criterion) {
+    let model = presets::find("llama3-70b").expect("built in");
+    let (workload, library) = (chat(), ProfileLibrary::built_in());
+    let kinds = ["H100-SXM-80GB", "H200-SXM-141GB", "B200-SXM"];
+    let clusters = kinds.map(|kind| homogeneous(kind, 64, &HomogeneousOptions::default()).expect("built in"));
+    let requests = [0, 1, 2].map(|i: usize| ServingRequest {
+        model: &model,
+        cluster: &clusters[i],
+        engine: find("vllm-v1").expect("built in"),
+        workload: &workload,
+        quantization: Quantization::uniform(NumberFormat::Bf16),
+        library: &library,
+        requests: 400,
+        seed: 0,
+    });
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let mut group = criterion.benchmark_group("capacity, chat");
+    group.sample_size(10);
+    group.bench_function("70B at 50 requests a second on H100, H200 and B200", |b| {
+        b.iter(|| threads.install(|| black_box(size_all(&requests, 50.0, 0.999))));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, plans, capacity);
 criterion_main!(benches);

@@ -8,9 +8,13 @@ use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
 use psim_models::serving::trace::parse_trace;
 use psim_models::serving::{
-    Arrival, Deployment, Lengths, NumberFormat, Quantization, ServingWorkload, Traffic,
+    Arrival, Deployment, Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload, Traffic,
 };
-use psim_sim::serving::{FleetOptions, ServingInput, StreamInput, Summary, simulate, simulate_stream};
+use psim_sim::serving::speculation::{Acceptance, Drafter, Speculating};
+use psim_sim::serving::{
+    Beside, FleetOptions, ServingInput, StopWhenLost, StreamInput, Summary, simulate, simulate_stream,
+    simulate_with,
+};
 use std::hint::black_box;
 
 fn deployed(model: &str, tp: u32) -> (EngineProfile, StepCost) {
@@ -76,6 +80,32 @@ fn held(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A trial of a search at a rate that breaks its promises: to the end, and until they are lost; and rounds of drafts.
+fn trials(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a trial of 400 conversations on 70B/TP4");
+    let (engine, cost) = deployed("llama3-70b", 4);
+    let levels = [ServiceLevel::parse("ttft<2000ms@p95,tpot<50ms@p95").expect("it reads")];
+    for rate in [2.0, 6.0, 24.0] {
+        let mut w = ServingWorkload::fixed("w", Arrival::Poisson { rate }, 400, 1, 1);
+        w.tenants[0].input = Lengths::Lognormal { mean: 1155.0, cv: 1.0 };
+        w.tenants[0].output = Lengths::Lognormal { mean: 211.0, cv: 0.8 };
+        let traffic = Traffic::generate(&w, 1);
+        let options = FleetOptions::default();
+        let input = ServingInput { cost: &cost, engine: &engine, traffic: &traffic, replicas: 1, options };
+        let lost = Beside { stop: Some(StopWhenLost { levels: &levels, slack: 1.0 }), ..Beside::default() };
+        let heads = Drafter::Heads { tokens: 1, layers: 1 };
+        let heads = Speculating::new(&cost, heads, Acceptance::Rate(0.8), 1);
+        let drafts = Beside { speculation: Some(&heads), ..Beside::default() };
+        let cases = [("to the end", Beside::default()), ("until lost", lost), ("with one head", drafts)];
+        for (how, beside) in cases {
+            group.bench_function(format!("{rate} a second, {how}"), |b| {
+                b.iter(|| black_box(simulate_with(black_box(&input), beside)));
+            });
+        }
+    }
+    group.finish();
+}
+
 /// One replica in a hundred of a day of ten million requests, for a hundredth of the day.
 fn slice_of_a_day(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("serving");
@@ -103,5 +133,5 @@ fn slice_of_a_day(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, held, slice_of_a_day);
+criterion_group!(benches, held, trials, slice_of_a_day);
 criterion_main!(benches);
