@@ -13,8 +13,13 @@ mod device_steps;
 mod disaggregated;
 pub mod energy;
 mod experts_outside;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod laws;
 mod layout;
 mod rank;
+mod replica;
 mod search;
 mod search_speculative;
 pub mod size;
@@ -30,7 +35,7 @@ pub use experts_outside::ExpertsOutside;
 pub use layout::{Drafts, Layout, PoolLayout, Served, Speculation, Split};
 pub use rank::{Needed, mark_pareto};
 pub use search::{plan_serving, plan_serving_priced};
-pub use search_speculative::{SpeculativePlan, plan_speculative};
+pub use search_speculative::{SpeculativePlan, SpeculativeSplit, plan_speculative, plan_speculative_splits};
 pub use size::{PoolSizes, ServingSize, size_all};
 pub use steps::{Steps, steps, steps_apart};
 

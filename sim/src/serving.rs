@@ -8,6 +8,7 @@
 mod adapters;
 pub mod autoscale;
 pub mod balance;
+mod beside;
 mod clients;
 pub mod devices;
 pub mod disaggregated;
@@ -33,14 +34,17 @@ mod store;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+mod watch;
 
 pub use autoscale::Autoscale;
+pub use beside::{Beside, StopWhenLost};
 pub use disaggregated::{
     DisaggregatedError, DisaggregatedInput, DisaggregatedRun, Pool, simulate_disaggregated,
+    simulate_disaggregated_with,
 };
 pub use fleet::{
     MixedInput, ReplicaGroup, ServingError, ServingInput, StreamInput, simulate, simulate_mixed,
-    simulate_stream,
+    simulate_stream, simulate_with,
 };
 pub use histogram::Histogram;
 pub use options::{
@@ -159,6 +163,10 @@ pub struct Extra {
     pub moved_bytes: u64,
     /// Tokens of fine-tuning done beside the requests.
     pub tuned_tokens: f64,
+    /// Rounds of speculation, summed over sequences.
+    pub rounds: u64,
+    /// Tokens of those rounds, not cut where answers end.
+    pub round_tokens: u64,
     /// Requests that were in the system at once, at most.
     pub most_alive: u64,
     /// Requests that were never answered nor refused: 0.

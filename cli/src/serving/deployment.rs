@@ -321,7 +321,7 @@ impl Deployed {
             return Err(self.at("schema", message, "layouts are searched; `psim simulate --plan` runs one"));
         }
         let layout = Layout::Replicas(Deployment { quantization: job.quantization, ..self.replicas() });
-        let found = speculation::searched(self, job, &layout, host)?;
+        let found = speculation::searched(self, &layout, host)?;
         found.ok_or_else(|| self.at("schema", "there is no [speculation] table".to_owned(), "add one"))
     }
 
@@ -343,7 +343,7 @@ impl Deployed {
         let served = Served {
             group: job.group,
             options: beside::options(self, job, &layout)?,
-            speculation: speculation::read(self, job, &layout, host)?,
+            speculation: speculation::read(self, &layout, host)?,
             arrangement: arrangement::read(self)?,
             redundant: arrangement::redundant(self)?,
             experts_outside: arrangement::outside(self, job)?,

@@ -9,7 +9,7 @@ use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
 use psim_planner::serving::{
     DisaggregatedReport, Served, ServingDetail, ServingPlanError, ServingPlanReport, ServingRequest, detail,
-    mark_pareto, plan_disaggregated, plan_serving, plan_speculative,
+    mark_pareto, plan_disaggregated, plan_serving, plan_speculative, plan_speculative_splits,
 };
 use psim_planner::{Assumption, Objective};
 use psim_reports::{ServingPage, serving_page};
@@ -116,7 +116,15 @@ pub(crate) fn run(
             let mut found =
                 found.map_err(|e| file.at("speculation", e.to_string(), "plan without --speculation"))?;
             found.truncate(arguments.top as usize);
-            Some(found)
+            let plans = split.as_ref().map_or(&[][..], |s| s.plans.as_slice());
+            let splits = arguments
+                .common
+                .on_threads(|| plan_speculative_splits(&job.request(), speculation, plans))?;
+            let splits = splits.map(|mut found| {
+                found.truncate(arguments.top as usize);
+                found
+            });
+            Some((found, splits))
         }
         None => None,
     };
@@ -160,7 +168,8 @@ pub(crate) fn run(
             "plans": plans,
             "best_at_the_workloads_rate": own.as_ref().map(|d| render::json::report(&d.report)),
             "split": split.as_ref().map(|s| s.plans.iter().map(render::json::split).collect::<Vec<_>>()),
-            "speculation": drafted,
+            "speculation": drafted.as_ref().map(|(plans, _)| plans),
+            "speculation_split": drafted.as_ref().and_then(|(_, splits)| splits.as_ref().ok()),
             "rejected": rejected,
             "searched": report.searched,
             "pruned": report.pruned,
@@ -176,9 +185,17 @@ pub(crate) fn run(
         if let Some(split) = &split {
             host.print(render::split(split, report.plans.first()))?;
         }
-        if let (Some((speculation, _)), Some(plans)) = (&speculation, &drafted) {
+        if let (Some((speculation, _)), Some((plans, splits))) = (&speculation, &drafted) {
             host.line(format!("\nwith speculation {}:", speculation.name))?;
             host.print(render::speculative_table(plans))?;
+            match splits {
+                Ok(splits) if split.is_some() => {
+                    host.line(format!("\npools with speculation {}:", speculation.name))?;
+                    host.print(render::speculative_split_table(splits))?;
+                }
+                Ok(_) => {}
+                Err(why) => host.line(format!("\npools: {why}"))?,
+            }
         }
         if let Some(own) = &own {
             host.line("\nthe best one under the workload's own traffic, all replicas, least-load router:")?;

@@ -11,7 +11,8 @@ use psim_hardware::Cluster;
 use psim_models::serving::{Arrival, Deployment, Tenant};
 use psim_planner::Objective;
 use psim_planner::serving::{
-    DeviceSteps, DisaggregatedReport, Layout, Served, ServingDetail, ServingPlan, SpeculativePlan, Steps,
+    DeviceSteps, DisaggregatedReport, Layout, Served, ServingDetail, ServingPlan, SpeculativePlan,
+    SpeculativeSplit, Steps,
 };
 use psim_reports::{layout_label, serving_label};
 use psim_sim::serving::{Flowing, ServingReport};
@@ -416,6 +417,36 @@ pub(crate) fn speculative_table(plans: &[SpeculativePlan]) -> String {
     for p in plans {
         table.row([
             serving_label(&p.deployment),
+            p.tokens.to_string(),
+            three(p.rate),
+            three(p.rate_without),
+            three(p.tokens_per_round),
+            three(p.tokens_per_s_per_user),
+            grouped(u64::from(p.accelerators)),
+        ]);
+    }
+    table.render()
+}
+
+/// Splits into pools with the number of drafted tokens that carries the most.
+pub(crate) fn speculative_split_table(plans: &[SpeculativeSplit]) -> String {
+    if plans.is_empty() {
+        return "no split keeps the promises with it\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("prefill", Left),
+        ("decode", Left),
+        ("drafted", Right),
+        ("req/s", Right),
+        ("without", Right),
+        ("tokens a round", Right),
+        ("tok/s/user", Right),
+        ("GPUs", Right),
+    ]);
+    for p in plans {
+        table.row([
+            serving_label(&p.prefill),
+            serving_label(&p.decode),
             p.tokens.to_string(),
             three(p.rate),
             three(p.rate_without),

@@ -106,6 +106,8 @@ pub struct StepCost {
     arrangement: Arrangement,
     /// Drafts of the model's own extra layers.
     drafting: Option<Drafting>,
+    /// The drafts come from elsewhere: steps verify them and run no passes that draft.
+    given: bool,
     /// Feed-forward layers on accelerators of their own.
     apart: Option<Arc<apart::Apart>>,
 }
@@ -187,6 +189,7 @@ impl StepCost {
             head,
             arrangement: Arrangement::Plain,
             drafting: None,
+            given: false,
             apart: None,
         }
     }

@@ -169,9 +169,8 @@ impl FeedForwardApart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::fixture::Asked;
     use crate::serving::{Served, detail, steps_apart};
-    use psim_cost_models::ProfileLibrary;
-    use psim_cost_models::serving::engine::find;
     use psim_cost_models::serving::{EngineParameters, EngineProfile, PromptChunk, StepCostError};
     use psim_hardware::Cluster;
     use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
@@ -190,16 +189,8 @@ mod tests {
         ask: impl Fn(&ServingRequest<'_>) -> R,
     ) -> R {
         let workload = ServingWorkload::fixed("w", arrival, 64, 512, 64);
-        ask(&ServingRequest {
-            model,
-            cluster,
-            engine: find("vllm-v1").unwrap(),
-            workload: &workload,
-            quantization: Quantization::uniform(NumberFormat::Bf16),
-            library: &ProfileLibrary::built_in(),
-            requests: 64,
-            seed: 3,
-        })
+        let asked = Asked { seed: 3, ..Asked::new("llama3-8b", 8, workload).on(cluster.clone()) };
+        ask(&ServingRequest { model, ..asked.request() })
     }
 
     const EIGHT: FeedForwardApart = FeedForwardApart { instances: 8, tp: 1, micro_batches: 3, group: 0 };

@@ -10,7 +10,7 @@ mod tests;
 use super::energy::{Activity, Energy, joules};
 use super::{ApartFigures, Arrangement, ArrangementFigures, Layout, Served, ServingRequest};
 use psim_cost_models::serving::{StepCost, StepCostError};
-use psim_models::serving::{Deployment, ServiceLevel, Traffic};
+use psim_models::serving::{Deployment, ServiceLevel, ServingShape, Traffic};
 use psim_sim::serving::{
     DisaggregatedError, Sample, ServingError, ServingInput, ServingReport, ServingRun, simulate,
 };
@@ -116,13 +116,13 @@ impl ServingDetail {
     }
 }
 
-/// Tokens of the cache of one instance.
-pub(super) fn cache_tokens(cost: &StepCost, deployment: &Deployment) -> f64 {
+/// Tokens of the cache of one instance: `bytes` on an accelerator for sequences of this shape.
+pub(super) fn cache_tokens(bytes: f64, shape: &ServingShape) -> f64 {
     // Bytes of a long sequence over its length: windows and states make short ones dearer.
     const LONG: u64 = 4096;
-    let per_token = cost.shape().sequence_bytes(LONG) / LONG as f64;
-    let copies = f64::from(deployment.attention_dp);
-    if per_token > 0.0 { cost.cache_bytes() / per_token * copies } else { f64::INFINITY }
+    let per_token = shape.sequence_bytes(LONG) / LONG as f64;
+    let copies = f64::from(shape.deployment.attention_dp);
+    if per_token > 0.0 { bytes / per_token * copies } else { f64::INFINITY }
 }
 
 /// The service level of every tenant.
@@ -140,9 +140,6 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
     let key = served.arrangement.key();
     let shared = served.arrangement != Arrangement::InTurn;
     let deployment = match &served.layout {
-        Layout::Pools(_) if served.speculation.is_some() => {
-            return together("speculation", "speculation in pools of their own is not built".to_owned());
-        }
         Layout::Pools(_) if served.experts_outside.is_some() => {
             let what = "experts outside the accelerators in pools of their own is not built";
             return together("expert_offload", what.to_owned());
@@ -154,7 +151,7 @@ pub fn detail(request: &ServingRequest<'_>, served: &Served) -> Result<ServingDe
         Layout::Pools(_) if shared => {
             return together(key, format!("`{key}` in pools of their own is not built"));
         }
-        Layout::Pools(split) => return pools::detail(request, split, served.redundant.as_ref()),
+        Layout::Pools(split) => return pools::detail(request, split, served),
         Layout::Replicas(deployment) => deployment,
     };
     let outside = served.experts_outside.as_ref();
@@ -286,7 +283,7 @@ fn finish(
         energy: Energy::of(spent, report.seconds, run.generated_tokens as f64),
         usd_per_hour: mean_replicas * each * node.price_per_gpu_hour,
         cache_bytes: cost.cache_bytes(),
-        cache_tokens: cache_tokens(cost, deployment),
+        cache_tokens: cache_tokens(cost.cache_bytes(), cost.shape()),
         measured: cost.own_laws(),
         report,
         run,

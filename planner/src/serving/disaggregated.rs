@@ -18,8 +18,10 @@ use psim_cost_models::serving::StepCost;
 use psim_models::serving::{Arrival, Deployment, Metric};
 use psim_sim::serving::{Placement, ServingReport, TransferMode};
 use serde::Serialize;
-use trials::{highest_rate, joule_per_token};
-use units::{Side, Unit, placed, units};
+pub(super) use trials::UnitTrial;
+use trials::highest_rate;
+pub(super) use units::Side;
+use units::{Unit, placed, units};
 
 /// Units simulated side by side; fixed, so that the result does not depend on threads.
 const SIDE_BY_SIDE: usize = 4;
@@ -162,7 +164,7 @@ pub fn plan_disaggregated(request: &ServingRequest<'_>) -> Result<DisaggregatedR
                 size * request.node(side.group).price_per_gpu_hour
             };
             let usd_per_hour = f64::from(unit.units) * (price(p, unit.prefills) + price(d, unit.decodes));
-            let joule_per_token = joule_per_token(request, &sides, unit, &trial);
+            let joule_per_token = UnitTrial::of(request, &sides, unit).joule_per_token(&trial);
             let (report, transfer_ms) = (trial.report, trial.transfer_ms);
             plans.push(DisaggregatedPlan {
                 prefill: Deployment { replicas: unit.units * unit.prefills, ..p.deployment },

@@ -6,127 +6,14 @@
 
 use super::bounds::{decode_rate, prefill_rate};
 use super::candidates::{candidates, describe, spans_domains};
-use super::energy::{Activity, Energy, joules};
+use super::energy::{Energy, joules};
+use super::replica::{Replica, Trial};
 use super::trial;
 use super::{ServingPlan, ServingPlanError, ServingPlanReport, ServingRequest, mark_pareto};
 use crate::parallel::map_long;
 use psim_cost_models::serving::{EngineProfile, StepCost};
-use psim_models::serving::{Arrival, Deployment, ServiceLevel, Traffic};
-use psim_sim::serving::{FleetOptions, Rules, ServingInput, ServingReport, simulate};
-
-/// A trial of one replica.
-#[derive(Debug, Clone)]
-pub(super) struct Trial {
-    pub(super) report: ServingReport,
-    pub(super) activity: Activity,
-    pub(super) generated: f64,
-}
-
-/// Serves the workload at `rate` on one replica: again with more requests where the first ones do not break a promise but
-/// are over before the replica has filled.
-fn at_rate(request: &ServingRequest<'_>, cost: &StepCost, rate: f64) -> Option<Trial> {
-    let short = with_requests(request, cost, rate, request.requests)?;
-    match trial::lasting(rate, request.requests, &short.report) {
-        Some(more) => with_requests(request, cost, rate, more),
-        None => Some(short),
-    }
-}
-
-/// Serves about so many requests at `rate` on one replica.
-fn with_requests(request: &ServingRequest<'_>, cost: &StepCost, rate: f64, requests: u32) -> Option<Trial> {
-    let workload = trial::at_rate(request.workload, rate, requests);
-    let traffic = Traffic::generate(&workload, request.seed);
-    let options = FleetOptions::default();
-    let input = ServingInput { cost, engine: request.engine, traffic: &traffic, replicas: 1, options };
-    let run = simulate(&input).ok()?;
-    let levels: Vec<ServiceLevel> = workload.tenants.iter().map(|t| t.slo.clone()).collect();
-    let report = ServingReport::new(&run, &traffic, &levels);
-    let activity = Activity {
-        instance_seconds: report.seconds,
-        busy: run.busy,
-        prompt_tokens: run.computed_prompt_tokens as f64,
-    };
-    Some(Trial { report, activity, generated: run.generated_tokens as f64 })
-}
-
-fn keeps(trial: &Trial) -> bool {
-    trial.report.keeps_up()
-}
-
-/// Highest rate of one replica that keeps every promise, to 2 per cent, with its simulation; 0 where even a trickle
-/// breaks one.
-fn highest_rate(request: &ServingRequest<'_>, cost: &StepCost) -> Option<(f64, Trial)> {
-    // A trickle: one request at a time.
-    const TRICKLE: f64 = 1e-3;
-    const ALONE: u32 = 100;
-    // Half of what full steps carry is a good beginning; prefixes that are found cached may carry more.
-    let (input, _) = request.workload.mean_lengths();
-    let full =
-        prefill_rate(cost, request.engine, input).min(decode_rate(cost, request.engine, request.workload));
-    let mut rate = if full.is_finite() && full > 4.0 * TRICKLE { 0.5 * full } else { 1.0 };
-    let mut high = None;
-    let mut alone = None;
-    let low = loop {
-        let trial = at_rate(request, cost, rate)?;
-        if keeps(&trial) {
-            break (rate, trial);
-        }
-        high = Some(rate);
-        if alone.is_none() {
-            // Requests that never meet need not be many.
-            let trial = with_requests(request, cost, TRICKLE, request.requests.min(ALONE))?;
-            if !keeps(&trial) {
-                return Some((0.0, trial));
-            }
-            alone = Some(trial);
-        }
-        rate *= 0.5;
-        if rate <= TRICKLE {
-            break (TRICKLE, alone?);
-        }
-    };
-    match high {
-        Some(high) => Some(between(request, cost, low, high)),
-        None => Some(climb(request, cost, low, 1.4 * rate, 1.4)),
-    }
-}
-
-/// From a rate that keeps every promise to the highest one, to 2 per cent: by `factor` from `rate`, then by halving.
-fn climb(
-    request: &ServingRequest<'_>,
-    cost: &StepCost,
-    (mut low, mut best): (f64, Trial),
-    mut rate: f64,
-    factor: f64,
-) -> (f64, Trial) {
-    for _ in 0..40 {
-        match at_rate(request, cost, rate).filter(keeps) {
-            Some(trial) => {
-                (low, best) = (rate, trial);
-                rate *= factor;
-            }
-            None => break,
-        }
-    }
-    between(request, cost, (low, best), rate)
-}
-
-/// The highest rate that keeps every promise between one that does and one that does not, to 2 per cent.
-fn between(
-    request: &ServingRequest<'_>,
-    cost: &StepCost,
-    (mut low, mut best): (f64, Trial),
-    mut high: f64,
-) -> (f64, Trial) {
-    while high / low > 1.02 {
-        let middle = (low * high).sqrt();
-        match at_rate(request, cost, middle).filter(keeps) {
-            Some(trial) => (low, best) = (middle, trial),
-            None => high = middle,
-        }
-    }
-    (low, best)
-}
+use psim_models::serving::{Arrival, Deployment};
+use psim_sim::serving::Rules;
 
 /// Smallest token budget that is tried, tokens a step.
 const LEAST_BUDGET: u32 = 512;
@@ -146,13 +33,14 @@ fn best_budget(request: &ServingRequest<'_>, cost: &StepCost, floor: f64) -> Opt
     for budget in budgets(request.engine) {
         let engine = EngineProfile { token_budget: budget, ..request.engine.clone() };
         let with = ServingRequest { engine: &engine, ..*request };
+        let replica = Replica { request: &with, cost, speculation: None };
         let least = best.as_ref().map_or(floor, |b| b.0.max(floor));
         let found = if least > 0.0 {
             // A budget that breaks at the best rate so far cannot beat it; one that does not goes on from there.
-            let Some(trial) = at_rate(&with, cost, least).filter(keeps) else { continue };
-            Some(climb(&with, cost, (least, trial), 1.1 * least, 1.3))
+            let Some(found) = replica.kept(least) else { continue };
+            Some(trial::climb(|rate| replica.kept(rate), (least, found), 1.1 * least, 1.3))
         } else {
-            highest_rate(&with, cost)
+            replica.highest_rate()
         };
         match found {
             Some((rate, trial)) if best.as_ref().is_none_or(|b| rate > b.0) => {
@@ -357,32 +245,17 @@ fn search(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::fixture::{Asked, fixed};
     use crate::serving::size::size;
-    use psim_cost_models::ProfileLibrary;
-    use psim_cost_models::serving::engine::find;
     use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
-    use psim_models::presets;
-    use psim_models::serving::{NumberFormat, Quantization, ServingWorkload};
 
     #[test]
     fn more_accelerators_never_carry_less_and_capacity_agrees() {
-        let model = presets::find("llama3-8b").unwrap();
-        let library = ProfileLibrary::built_in();
-        let mut workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 1.0 }, 120, 1000, 100);
-        workload.tenants[0].slo = ServiceLevel::parse("ttft<1000ms@p90,tpot<40ms@p90").unwrap();
         let mut last = 0.0;
         for gpus in [8, 16] {
-            let cluster = homogeneous("H100-SXM-80GB", gpus, &HomogeneousOptions::default()).unwrap();
-            let request = ServingRequest {
-                model: &model,
-                cluster: &cluster,
-                engine: find("vllm-v1").unwrap(),
-                workload: &workload,
-                quantization: Quantization::uniform(NumberFormat::Bf16),
-                library: &library,
-                requests: 120,
-                seed: 1,
-            };
+            let asked = Asked::new("llama3-8b", gpus, fixed(120, 1000, 100));
+            let asked = asked.promising("ttft<1000ms@p90,tpot<40ms@p90");
+            let request = asked.request();
             let report = plan_serving(&request).unwrap();
             let best = &report.plans[0];
             assert!(best.rate >= last && best.rate > 0.0, "{} {last}", best.rate);
@@ -395,39 +268,17 @@ mod tests {
             assert!(size(&request, -1.0, 0.5).is_err());
         }
         // A promise that no hardware keeps.
-        workload.tenants[0].slo = ServiceLevel::parse("tpot<0.001ms").unwrap();
-        let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
-        let request = ServingRequest {
-            model: &model,
-            cluster: &cluster,
-            engine: find("vllm-v1").unwrap(),
-            workload: &workload,
-            quantization: Quantization::uniform(NumberFormat::Bf16),
-            library: &library,
-            requests: 60,
-            seed: 1,
-        };
-        assert!(size(&request, 1.0, 0.5).is_err());
+        let asked = Asked::new("llama3-8b", 8, fixed(60, 1000, 100)).promising("tpot<0.001ms");
+        assert!(size(&asked.request(), 1.0, 0.5).is_err());
     }
 
     /// A small model with experts on nodes of two accelerators, so that several domains are soon reached.
     fn small(gpus: u32, prune: bool, output: u64) -> ServingPlanReport {
-        let model = presets::find("mixtral-8x7b").unwrap();
-        let library = ProfileLibrary::built_in();
         let options = HomogeneousOptions { gpus_per_node: Some(2), ..HomogeneousOptions::default() };
-        let cluster = homogeneous("H200-SXM-141GB", gpus, &options).unwrap();
-        let mut workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 1.0 }, 80, 200, output);
-        workload.tenants[0].slo = ServiceLevel::parse("ttft<2000ms@p90,tpot<60ms@p90").unwrap();
-        let request = ServingRequest {
-            model: &model,
-            cluster: &cluster,
-            engine: find("vllm-v1").unwrap(),
-            workload: &workload,
-            quantization: Quantization::uniform(NumberFormat::Bf16),
-            library: &library,
-            requests: 80,
-            seed: 1,
-        };
+        let asked = Asked::new("mixtral-8x7b", gpus, fixed(80, 200, output))
+            .on(homogeneous("H200-SXM-141GB", gpus, &options).unwrap())
+            .promising("ttft<2000ms@p90,tpot<60ms@p90");
+        let request = asked.request();
         search(&request, &|group, candidate| tabled(&request, group, candidate), prune).unwrap()
     }
 

@@ -26,6 +26,69 @@ pub(super) fn lasting(rate: f64, had: u32, report: &ServingReport) -> Option<u32
     (NEARLY * needed > f64::from(had)).then(|| needed.ceil() as u32)
 }
 
+/// A rate at which requests come one after another.
+pub(super) const TRICKLE: f64 = 1e-3;
+
+/// The highest rate to 2 per cent with its trial, from a first guess; `None` where even a trickle breaks a promise. `kept`
+/// gives the trial at a rate that keeps every promise.
+pub(super) fn highest_from<T>(kept: impl Fn(f64) -> Option<T>, guess: f64) -> Option<(f64, T)> {
+    const FACTOR: f64 = 1.4;
+    let mut rate = guess.max(TRICKLE);
+    let mut high = None;
+    let low = loop {
+        match kept(rate) {
+            Some(trial) => break (rate, trial),
+            None if rate <= TRICKLE => return None,
+            None => {
+                high = Some(rate);
+                rate = (rate / FACTOR / FACTOR).max(TRICKLE);
+            }
+        }
+    };
+    Some(match high {
+        Some(high) => between(kept, low, high),
+        None => climb(kept, low, FACTOR * rate, FACTOR),
+    })
+}
+
+/// The highest rate to 2 per cent with its trial, where it is above `floor` by as much.
+pub(super) fn highest_above<T>(kept: impl Fn(f64) -> Option<T>, floor: f64) -> Option<(f64, T)> {
+    let rate = 1.02 * floor;
+    let low = (rate, kept(rate)?);
+    Some(climb(kept, low, 1.1 * rate, 1.3))
+}
+
+/// From a rate that keeps every promise to the highest one, to 2 per cent: by `factor` from `rate`, then by halving.
+pub(super) fn climb<T>(
+    kept: impl Fn(f64) -> Option<T>,
+    mut low: (f64, T),
+    mut rate: f64,
+    factor: f64,
+) -> (f64, T) {
+    for _ in 0..40 {
+        match kept(rate) {
+            Some(trial) => {
+                low = (rate, trial);
+                rate *= factor;
+            }
+            None => break,
+        }
+    }
+    between(kept, low, rate)
+}
+
+/// The highest rate that keeps every promise between one that does and one that does not, to 2 per cent.
+pub(super) fn between<T>(kept: impl Fn(f64) -> Option<T>, mut low: (f64, T), mut high: f64) -> (f64, T) {
+    while high / low.0 > 1.02 {
+        let middle = (low.0 * high).sqrt();
+        match kept(middle) {
+            Some(trial) => low = (middle, trial),
+            None => high = middle,
+        }
+    }
+    low
+}
+
 /// The workload at `rate` requests a second (its mean), about `requests` of them. All tenants send for the same time,
 /// so that each is always beside the others. Where the rate changes (ramp, day) the trial stays at the highest: that is
 /// when the promises must hold.

@@ -12,6 +12,7 @@ mod prefill;
 mod tests;
 mod world;
 
+use super::beside::Beside;
 use super::placement::{Placement, Role, place};
 use super::transfer::TransferMode;
 use super::{ServingError, ServingRun};
@@ -110,6 +111,18 @@ pub struct DisaggregatedRun {
 pub fn simulate_disaggregated(
     input: &DisaggregatedInput<'_>,
 ) -> Result<DisaggregatedRun, DisaggregatedError> {
+    simulate_disaggregated_with(input, Beside::default())
+}
+
+/// As [`simulate_disaggregated`], with speculation in the decode pool, or until the promises are lost. A draft model reads
+/// the prompts in the prefill pool, and its cache moves with the target's.
+///
+/// # Errors
+/// As [`simulate_disaggregated`]; [`ServingError::Lost`] where the run was given up.
+pub fn simulate_disaggregated_with(
+    input: &DisaggregatedInput<'_>,
+    beside: Beside<'_>,
+) -> Result<DisaggregatedRun, DisaggregatedError> {
     let requests = input.traffic.requests.len();
     if requests == 0 {
         return Err(ServingError::NoRequests.into());
@@ -129,12 +142,17 @@ pub fn simulate_disaggregated(
             return Err(DisaggregatedError::Group { asked: pool.group, known });
         }
     }
-    let transfer = KvTransfer::between(input.prefill.cost.shape(), input.decode.cost.shape())?;
+    let transfer = {
+        let (from, to) = (input.prefill.cost.shape(), input.decode.cost);
+        match beside.speculation {
+            Some(speculation) => KvTransfer::between(from, &speculation.cached(to))?,
+            None => KvTransfer::between(from, to.shape())?,
+        }
+    };
     let role = |pool: &Pool<'_>| Role { instances: pool.instances, size: pool.size(), group: pool.group };
     let sites = place(input.cluster, input.placement, role(&input.prefill), role(&input.decode))
         .ok_or(DisaggregatedError::Cluster(input.cluster.accelerators()))?;
     let mut requests = input.traffic.requests.iter().copied();
-    let mut world = World::new(input, &mut requests, transfer, sites);
-    world.run();
-    Ok(world.result())
+    let mut world = World::new((input, beside), &mut requests, transfer, sites);
+    if world.run() { Ok(world.result()) } else { Err(ServingError::Lost.into()) }
 }

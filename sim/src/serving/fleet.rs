@@ -6,13 +6,16 @@ mod routing;
 pub use groups::{MixedInput, ReplicaGroup, simulate_mixed};
 
 use super::autoscale::Scaler;
+use super::beside::Beside;
 use super::clients::{Clients, FrontEnd};
 use super::lane::CacheShape;
 use super::options::{FleetOptions, Preemption};
 use super::replica::{Limits, Replica};
 use super::rules::Rules;
 use super::sink::{Outcomes, Sink};
+use super::speculation::Speculating;
 use super::store::{Live, Store};
+use super::watch::Watch;
 use super::{Extra, Histogram, Outcome, Sample, ServingRun};
 use psim_cost_models::serving::{EngineProfile, KINDS, StepCost};
 use psim_hardware::Time;
@@ -53,6 +56,9 @@ pub enum ServingError {
     /// A closed loop without clients.
     #[error("a closed loop needs at least one client")]
     NoClients,
+    /// The run was given up: its promises are lost.
+    #[error("the promises can no longer be kept")]
+    Lost,
 }
 
 /// A run whose requests come one by one and are not kept.
@@ -77,20 +83,27 @@ pub struct StreamInput<'a> {
 /// # Errors
 /// No requests, no replicas, no clients.
 pub fn simulate(input: &ServingInput<'_>) -> Result<ServingRun, ServingError> {
+    simulate_with(input, Beside::default())
+}
+
+/// As [`simulate`], with speculation, or until the promises are lost.
+///
+/// # Errors
+/// As [`simulate`]; [`ServingError::Lost`] where the run was given up.
+pub fn simulate_with(input: &ServingInput<'_>, beside: Beside<'_>) -> Result<ServingRun, ServingError> {
     let requests = &input.traffic.requests;
     if requests.len() >= u32::MAX as usize {
         return Err(ServingError::TooMany(requests.len()));
     }
-    let stream = StreamInput {
-        cost: input.cost,
-        engine: input.engine,
-        clients: input.traffic.clients,
-        prefixes: Some(&input.traffic.prefixes),
-        replicas: input.replicas,
-        options: input.options,
-    };
+    let one = ReplicaGroup { cost: input.cost, engine: input.engine, replicas: input.replicas, weight: 1.0 };
     let mut outcomes = Outcomes::of(requests.len());
-    let mut run = simulate_stream(&stream, &mut requests.iter().copied(), &mut outcomes)?;
+    let mut run = serve(
+        &[one],
+        (input.traffic.clients, Some(&input.traffic.prefixes)),
+        (input.options, beside.speculation, beside.stop.map(|stop| Watch::new(stop, requests))),
+        &mut requests.iter().copied(),
+        &mut outcomes,
+    )?;
     run.outcomes = outcomes.0;
     Ok(run)
 }
@@ -106,14 +119,14 @@ pub fn simulate_stream(
     sink: &mut dyn Sink,
 ) -> Result<ServingRun, ServingError> {
     let one = ReplicaGroup { cost: input.cost, engine: input.engine, replicas: input.replicas, weight: 1.0 };
-    serve(&[one], (input.clients, input.prefixes), input.options, requests, sink)
+    serve(&[one], (input.clients, input.prefixes), (input.options, None, None), requests, sink)
 }
 
 /// Serves requests on replicas of one or several kinds.
 fn serve(
     groups: &[ReplicaGroup<'_>],
     (clients, prefixes): (Option<u32>, Option<&SharedPrefixes>),
-    options: FleetOptions,
+    (options, speculation, watch): (FleetOptions, Option<&Speculating<'_>>, Option<Watch>),
     requests: &mut dyn Iterator<Item = Request>,
     sink: &mut dyn Sink,
 ) -> Result<ServingRun, ServingError> {
@@ -127,17 +140,23 @@ fn serve(
     if let Some(fault) = options.autoscale.and_then(|a| a.fault(replicas)) {
         return Err(ServingError::Autoscale(fault));
     }
-    let mut fleet =
-        Fleet::new(groups, (clients, options), prefixes.cloned().unwrap_or_default(), requests, sink);
+    let prefixes = prefixes.cloned().unwrap_or_default();
+    let mut fleet = Fleet::new(groups, (clients, options), (prefixes, speculation), requests, sink);
+    fleet.watch = watch;
     if fleet.clients.none_left() {
         return Err(ServingError::NoRequests);
     }
-    fleet.run();
-    Ok(fleet.result())
+    if fleet.run() { Ok(fleet.result()) } else { Err(ServingError::Lost) }
 }
 
-pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape {
-    let shape = cost.shape();
+/// Geometry of the cache of one lane, with what drafts keep in it.
+pub(super) fn cache_shape(
+    cost: &StepCost,
+    engine: &EngineProfile,
+    speculation: Option<&Speculating<'_>>,
+) -> CacheShape {
+    let shape = &speculation.map_or_else(|| cost.shape().clone(), |s| s.cached(cost));
+    let bytes = speculation.map_or_else(|| cost.cache_bytes(), |s| s.cache_bytes(cost));
     let block = engine.block_tokens.max(1);
     let mut reads = [None; KINDS];
     let mut kinds = 0;
@@ -147,7 +166,7 @@ pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape
     }
     CacheShape {
         // Lanes of a pipeline share the accelerators' memory.
-        capacity: (cost.cache_bytes() / f64::from(shape.deployment.pp.max(1))) as u64,
+        capacity: (bytes / f64::from(shape.deployment.pp.max(1))) as u64,
         block,
         block_bytes: (shape.kv_bytes_per_token * f64::from(block)).ceil() as u64,
         windows: shape.kv_windowed.clone(),
@@ -158,7 +177,12 @@ pub(super) fn cache_shape(cost: &StepCost, engine: &EngineProfile) -> CacheShape
 }
 
 /// Limits and switches of an engine that prices its steps with `cost`.
-pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOptions) -> Limits {
+pub(super) fn limits<'a>(
+    cost: &StepCost,
+    engine: &EngineProfile,
+    options: &FleetOptions,
+    speculation: Option<&'a Speculating<'a>>,
+) -> Limits<'a> {
     let copies = cost.shape().deployment.attention_dp > 1;
     let of_copies = |steps: Option<u32>| steps.filter(|_| copies).map_or(0, u64::from);
     Limits {
@@ -184,6 +208,7 @@ pub(super) fn limits(cost: &StepCost, engine: &EngineProfile, options: &FleetOpt
         pace: options.pace.filter(|span| *span > 0),
         prefixes: SharedPrefixes::default(),
         fed: false,
+        speculation,
     }
 }
 
@@ -196,7 +221,8 @@ struct Fleet<'a> {
     prefixes: SharedPrefixes,
     sink: &'a mut dyn Sink,
     store: Store,
-    replicas: Vec<Replica>,
+    replicas: Vec<Replica<'a>>,
+    watch: Option<Watch>,
     loads: Vec<u32>,
     /// Replicas that take requests by load over speed.
     by_load: BTreeSet<(u64, u32)>,
@@ -220,14 +246,14 @@ impl<'a> Fleet<'a> {
     fn new(
         groups: &'a [ReplicaGroup<'a>],
         (clients, options): (Option<u32>, FleetOptions),
-        prefixes: SharedPrefixes,
+        (prefixes, speculation): (SharedPrefixes, Option<&'a Speculating<'a>>),
         requests: &'a mut dyn Iterator<Item = Request>,
         sink: &'a mut dyn Sink,
     ) -> Self {
         let (mut replicas, mut group_of) = (Vec::new(), Vec::new());
         for (index, group) in groups.iter().enumerate() {
-            let shape = cache_shape(group.cost, group.engine);
-            let limits = limits(group.cost, group.engine, &options);
+            let shape = cache_shape(group.cost, group.engine, speculation);
+            let limits = limits(group.cost, group.engine, &options, speculation);
             let limits = Limits { prefixes: prefixes.clone(), ..limits };
             for _ in 0..group.replicas {
                 let number = replicas.len() as u32;
@@ -252,6 +278,7 @@ impl<'a> Fleet<'a> {
             by_load: (0..options.autoscale.map_or(all, |a| a.least)).map(|i| (0, i)).collect(),
             scaler: options.autoscale.map(|a| Scaler::new(a, all)),
             replicas,
+            watch: None,
             homes: BTreeMap::new(),
             turn: 0,
             events: BinaryHeap::new(),
@@ -265,12 +292,19 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn run(&mut self) {
+    /// Runs to the end; false where it was given up.
+    fn run(&mut self) -> bool {
         loop {
             let arrival = self.clients.arrival();
             let event = self.events.peek().map(|Reverse(e)| *e);
+            if let Some(watch) = &mut self.watch {
+                let next = arrival.into_iter().chain(event.map(|(end, _)| end)).min();
+                if watch.lost(next.unwrap_or(0), &self.store) {
+                    return false;
+                }
+            }
             match (arrival, event) {
-                (None, None) => break,
+                (None, None) => return true,
                 (Some(at), event) if event.is_none_or(|(end, _)| at <= end) => self.arrive(at),
                 _ => self.step(),
             }
@@ -282,6 +316,9 @@ impl<'a> Fleet<'a> {
         self.touched.clear();
         while let Some(id) = self.clients.arrive(&mut self.store, now) {
             let request = *self.store.request(id);
+            if let Some(watch) = &mut self.watch {
+                watch.came(id, self.store.live(id));
+            }
             self.scale(now);
             let Some(replica) = self.route(&request) else {
                 for (_, live) in self.clients.refuse(&mut self.store, id, now) {
@@ -318,6 +355,9 @@ impl<'a> Fleet<'a> {
         self.first_sent = self.first_sent.min(live.progress.sent);
         self.last_finish = self.last_finish.max(live.progress.finish);
         self.sink.take(live.number, &live.request, &Outcome::of(&live.progress));
+        if let Some(watch) = &mut self.watch {
+            watch.gone(live);
+        }
     }
 
     fn start(&mut self, index: u32, now: u64) {
@@ -400,6 +440,8 @@ impl<'a> Fleet<'a> {
             peak_cache = peak_cache.max(r.sums.peak_cache);
             extra.moved_bytes += r.sums.moved;
             extra.tuned_tokens += r.sums.tuned;
+            extra.rounds += r.sums.rounds;
+            extra.round_tokens += r.sums.round_tokens;
             extra.leaked_bytes += r.leaked();
         }
         let end = self.last_finish;

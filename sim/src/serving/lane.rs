@@ -54,7 +54,13 @@ struct Slot {
     /// Tokens whose blocks belong to a shared prefix.
     shared: u32,
     live: bool,
+    /// Which sequence of the slot this is.
     epoch: u32,
+    /// Which of its events still hold.
+    version: u32,
+    /// The step at which it joined the batch, and its tokens before `joined`, where drafts have moved it on since.
+    since: u64,
+    before: u32,
 }
 
 /// A prompt being computed.
@@ -78,6 +84,8 @@ pub(super) struct Leaving {
     pub(super) id: u32,
     /// Decoding steps it has run.
     pub(super) steps: u32,
+    /// Tokens of those steps: as many, but for drafts.
+    pub(super) generated: u32,
     /// Tokens in its cache.
     pub(super) tokens: u32,
 }
@@ -172,14 +180,14 @@ impl Lane {
         }
         while let Some(Reverse((_, slot, epoch))) = self.ends.peek() {
             let s = self.slots[*slot as usize];
-            if s.live && s.epoch == *epoch {
+            if s.live && s.version == *epoch {
                 break;
             }
             self.ends.pop();
         }
         while let Some(Reverse((_, slot, epoch, _))) = self.crossings.peek() {
             let s = self.slots[*slot as usize];
-            if s.live && s.epoch == *epoch {
+            if s.live && s.version == *epoch {
                 break;
             }
             self.crossings.pop();
@@ -252,7 +260,7 @@ impl Lane {
             }
             self.crossings.pop();
             let s = self.slots[slot as usize];
-            if s.live && s.epoch == epoch {
+            if s.live && s.version == epoch {
                 self.growing[usize::from(kind)] -= 1;
             }
         }
@@ -262,7 +270,7 @@ impl Lane {
             }
             self.ends.pop();
             let s = self.slots[slot as usize];
-            if s.live && s.epoch == epoch {
+            if s.live && s.version == epoch {
                 leave.push(self.remove(slot));
             }
         }
@@ -288,6 +296,9 @@ impl Lane {
             shared: prompt.shared,
             live: true,
             epoch,
+            version: epoch,
+            since: self.step,
+            before: 0,
         };
         let index = match self.free.pop() {
             Some(i) => {
@@ -300,8 +311,15 @@ impl Lane {
             }
         };
         self.order.push((index, epoch));
-        self.ends.push(Reverse((slot.ends, index, epoch)));
         self.decoding += 1;
+        self.count(index);
+    }
+
+    /// Counts a sequence from now on.
+    fn count(&mut self, index: u32) {
+        let slot = self.slots[index as usize];
+        let (length, epoch) = (slot.length, slot.version);
+        self.ends.push(Reverse((slot.ends, index, epoch)));
         for kind in 0..self.shape.kinds {
             self.context[kind] += self.reads(kind, u64::from(length));
             match self.shape.reads[kind] {
@@ -316,17 +334,15 @@ impl Lane {
                 None => self.growing[kind] += 1,
             }
         }
-        if !prompt.reserved {
+        if !slot.reserved {
             let r = self.residue(length, self.step);
             self.residues[r] += 1;
         }
     }
 
-    fn remove(&mut self, index: u32) -> Leaving {
+    /// Undoes [`Lane::count`]; the sequence's tokens now, the new one included.
+    fn uncount(&mut self, index: u32) -> u64 {
         let s = self.slots[index as usize];
-        self.slots[index as usize].live = false;
-        self.free.push(index);
-        self.decoding -= 1;
         let steps = self.step - s.joined;
         let length = u64::from(s.length) + steps;
         for kind in 0..self.shape.kinds {
@@ -345,6 +361,40 @@ impl Lane {
         if !s.reserved {
             let r = self.residue(s.length, s.joined);
             self.residues[r] -= 1;
+        }
+        length
+    }
+
+    /// Tokens that a sequence in a slot has yet to get.
+    pub(super) fn left(&self, slot: u32) -> u32 {
+        (self.slots[slot as usize].ends - self.step) as u32
+    }
+
+    /// A sequence takes `tokens` drafts on top of the token of the step that is done. It leaves where those were its last.
+    pub(super) fn take_drafts(&mut self, slot: u32, tokens: u32) -> Option<Leaving> {
+        let length = self.uncount(slot);
+        let step = self.step;
+        let s = &mut self.slots[slot as usize];
+        s.before += (step - s.joined) as u32 + tokens;
+        (s.length, s.joined) = (length as u32 + tokens, step);
+        s.ends -= u64::from(tokens);
+        s.version = self.epoch;
+        self.epoch += 1;
+        let s = *s;
+        if !s.reserved {
+            self.used += self.shape.blocks(s.length - 1) - self.shape.blocks(length as u32 - 1);
+        }
+        self.count(slot);
+        (s.ends <= step).then(|| self.remove(slot))
+    }
+
+    fn remove(&mut self, index: u32) -> Leaving {
+        let s = self.slots[index as usize];
+        self.slots[index as usize].live = false;
+        self.free.push(index);
+        self.decoding -= 1;
+        let length = self.uncount(index);
+        if !s.reserved {
             let tokens = (length - 1) as u32;
             self.used -= self.shape.blocks(tokens) - self.shape.blocks(s.shared);
         }
@@ -353,7 +403,12 @@ impl Lane {
             let slots = &self.slots;
             self.order.retain(|(i, e)| slots[*i as usize].live && slots[*i as usize].epoch == *e);
         }
-        Leaving { id: s.id, steps: steps as u32, tokens: (length - 1) as u32 }
+        Leaving {
+            id: s.id,
+            steps: (self.step - s.since) as u32,
+            generated: s.before + (self.step - s.joined) as u32,
+            tokens: (length - 1) as u32,
+        }
     }
 
     /// The decoding sequences: slot, request, tokens in the cache.

@@ -134,7 +134,7 @@ struct Engine<'a> {
     waiting: VecDeque<u32>,
     /// Requests of the batch of prompts that runs, with the share of the memory's rate that it draws.
     batch: Option<(Vec<u32>, f64)>,
-    answers: Replica,
+    answers: Replica<'a>,
     /// Prices of the decoding process as it runs now.
     price: StepCost,
     border: Border,
@@ -151,8 +151,8 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     fn new(input: &'a PartitionInput<'a>, requests: &'a mut dyn Iterator<Item = Request>) -> Self {
         let options = FleetOptions { coalesce: input.coalesce, ..FleetOptions::default() };
-        let fed = Limits { fed: true, ..limits(input.cost, input.engine, &options) };
-        let shape = cache_shape(input.cost, input.engine);
+        let fed = Limits { fed: true, ..limits(input.cost, input.engine, &options, None) };
+        let shape = cache_shape(input.cost, input.engine, None);
         let mut store = Store::default();
         let mut engine = Self {
             input,

@@ -7,6 +7,7 @@ use super::offload::{ExpertOffload, OffloadBlock};
 use super::options::{AdapterOptions, CacheTier, CoServing, SwapOptions};
 use super::prefix::PrefixTree;
 use super::rules::Rules;
+use super::speculation::Speculating;
 use super::store::Store;
 use psim_cost_models::serving::{KINDS, Lane as LaneWork, PromptChunk, StepCost};
 use psim_models::serving::{Request, SharedPrefixes};
@@ -24,7 +25,7 @@ mod queue;
 
 /// Limits and switches of an engine.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct Limits<'a> {
     pub(super) rules: Rules,
     pub(super) max_sequences: u32,
     pub(super) token_budget: u32,
@@ -53,6 +54,8 @@ pub(super) struct Limits {
     pub(super) prefixes: SharedPrefixes,
     /// Sequences come with their cache from another pool, whose events wake the engine.
     pub(super) fed: bool,
+    /// Decoding steps are rounds of drafts and their verification.
+    pub(super) speculation: Option<&'a Speculating<'a>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,15 +82,18 @@ pub(super) struct Sums {
     pub(super) moved: u64,
     /// Tokens of fine-tuning done.
     pub(super) tuned: f64,
+    /// Rounds of speculation, summed over sequences, and their tokens before answers cut them.
+    pub(super) rounds: u64,
+    pub(super) round_tokens: u64,
 }
 
-pub(super) struct Replica {
+pub(super) struct Replica<'a> {
     index: u32,
     lanes: Vec<Lane>,
     prefixes: Vec<PrefixTree>,
     adapters: Vec<AdapterPool>,
     pub(super) waiting: VecDeque<u32>,
-    limits: Limits,
+    limits: Limits<'a>,
     pending: Option<Pending>,
     moving: Vec<Moving>,
     budgets: Vec<u32>,
@@ -97,6 +103,8 @@ pub(super) struct Replica {
     last_decode: Vec<u64>,
     fresh: Vec<Vec<(u64, u32)>>,
     leaving: Vec<Leaving>,
+    /// Drafts that sequences of a lane take, by slot.
+    drafted: Vec<(u32, u32)>,
     /// Time that the next step waits for copies.
     extra_seconds: f64,
     /// When the link to host memory is free.
@@ -136,8 +144,8 @@ fn picoseconds(seconds: f64) -> u64 {
     (seconds * 1e12).round() as u64
 }
 
-impl Replica {
-    pub(super) fn new(index: u32, lanes: u32, shape: &CacheShape, limits: Limits) -> Self {
+impl<'a> Replica<'a> {
+    pub(super) fn new(index: u32, lanes: u32, shape: &CacheShape, limits: Limits<'a>) -> Self {
         let n = lanes.max(1) as usize;
         Self {
             index,
@@ -153,6 +161,7 @@ impl Replica {
             last_decode: vec![0; n],
             fresh: vec![Vec::new(); n],
             leaving: Vec::new(),
+            drafted: Vec::new(),
             extra_seconds: 0.0,
             link_free: 0,
             arriving: 0,
@@ -173,7 +182,9 @@ impl Replica {
             sums: Sums::default(),
         }
     }
+}
 
+impl Replica<'_> {
     pub(super) fn idle(&self) -> bool {
         self.pending.is_none()
     }
@@ -195,10 +206,28 @@ impl Replica {
         shares.fold(0.0, f64::max)
     }
 
+    /// Tokens that a decoding sequence writes into its cache in a step at most.
+    fn step_tokens(&self) -> u32 {
+        self.limits.speculation.map_or(1, Speculating::most_tokens)
+    }
+
+    /// Tokens that the cache of a request holds at most, drafts beside its last tokens included.
+    fn whole_tokens(&self, request: &Request) -> u32 {
+        request.input.saturating_add(request.output).saturating_add(self.step_tokens() - 1)
+    }
+
+    /// Seconds of a step of the lanes.
+    fn step_seconds(&self, cost: &StepCost, lanes: &[LaneWork<'_>]) -> f64 {
+        match self.limits.speculation {
+            Some(speculation) => speculation.seconds(cost, lanes),
+            None => cost.seconds(lanes),
+        }
+    }
+
     /// The request can be served by an empty lane.
     pub(super) fn fits(&self, request: &Request) -> bool {
         let shape = self.lanes[0].shape();
-        let whole = request.input.saturating_add(request.output);
+        let whole = self.whole_tokens(request);
         let adapter = match self.limits.adapters {
             Some(options) if request.adapter > 0 => options.bytes.0,
             _ => 0,
@@ -299,7 +328,7 @@ impl Replica {
             Some((offload, block)) => offload.seconds(block, seconds),
             None => seconds,
         };
-        if !decode_only || self.tunes() {
+        if !decode_only || self.tunes() || self.limits.speculation.is_some() {
             let seconds = with_copies(self.tuned_seconds(cost)) + constant + self.extra_seconds;
             let end = start + picoseconds(seconds).max(1);
             for (lane, moving) in self.lanes.iter().zip(&mut self.moving) {

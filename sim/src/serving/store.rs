@@ -1,6 +1,7 @@
 //! Requests that are in the system, and what is known of each. Memory follows the requests that are alive, not those
 //! of the run.
 
+use super::speculation::Draws;
 use psim_models::serving::Request;
 
 /// No request, no node.
@@ -72,6 +73,8 @@ pub(super) struct Live {
 pub(super) struct Store {
     live: Vec<Live>,
     free: Vec<u32>,
+    /// Draws of sequences that speculate.
+    draws: Vec<Option<Draws>>,
 }
 
 impl Store {
@@ -80,6 +83,9 @@ impl Store {
         match self.free.pop() {
             Some(id) => {
                 self.live[id as usize] = live;
+                if let Some(draws) = self.draws.get_mut(id as usize) {
+                    *draws = None;
+                }
                 id
             }
             None => {
@@ -91,15 +97,32 @@ impl Store {
 
     pub(super) fn remove(&mut self, id: u32) -> Live {
         self.free.push(id);
-        self.live[id as usize]
+        let gone = self.live[id as usize];
+        // Nobody takes it for one that is still there.
+        self.live[id as usize].number = u64::MAX;
+        gone
     }
 
     pub(super) fn live(&self, id: u32) -> &Live {
         &self.live[id as usize]
     }
 
+    /// The request of a number, which may have gone.
+    pub(super) fn known(&self, id: u32) -> Option<&Live> {
+        self.live.get(id as usize)
+    }
+
     pub(super) fn live_mut(&mut self, id: u32) -> &mut Live {
         &mut self.live[id as usize]
+    }
+
+    /// The draws of a sequence, `new` of its place in the traffic at first.
+    pub(super) fn draws(&mut self, id: u32, new: impl FnOnce(u64) -> Draws) -> &mut Draws {
+        if self.draws.len() < self.live.len() {
+            self.draws.resize(self.live.len(), None);
+        }
+        let number = self.live[id as usize].number;
+        self.draws[id as usize].get_or_insert_with(|| new(number))
     }
 
     pub(super) fn request(&self, id: u32) -> &Request {

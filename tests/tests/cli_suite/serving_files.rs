@@ -132,6 +132,10 @@ fn faults_of_deployments_are_named_with_a_hint() {
         ("[speculation]\nmethod = \"medusa\"\ntokens = 8", "needs `chances`"),
         ("pp = 2\n[speculation]\nmethod = \"mtp\"\nacceptance = 0.5", "not built"),
         (
+            "[prefill]\n[decode]\n[speculation]\nmethod = \"pearl\"\ndraft_model = \"llama3.2-1b\"\ntokens = 3\nacceptance = 0.5",
+            "accelerators of their own",
+        ),
+        (
             "[autoscale]\nleast = 2\nrequests_per_replica = 4.0\nstart_up_s = 1.0\ncool_down_s = 1.0",
             "impossible",
         ),
@@ -443,8 +447,11 @@ fn a_search_drafts_tokens_and_finds_how_many() {
         "{best}"
     );
     assert!(best["rate"].as_f64().unwrap() > best["rate_without"].as_f64().unwrap(), "{best}");
+    let split = &value["speculation_split"][0];
+    assert!(split["rate"].as_f64().unwrap() > 0.0 && split["tokens"].as_u64().unwrap() >= 1, "{split}");
     let shown = psim_in(&files, &format!("{ask} s.toml"));
     assert!(shown.out.contains("with speculation mtp:"), "{}", shown.transcript());
+    assert!(shown.out.contains("pools with speculation mtp:"), "{}", shown.transcript());
     for (command, words) in [
         (format!("{ask} b.toml"), "a [speculation] table and nothing else"),
         (format!("{ask} w.toml"), "unknown field"),

@@ -46,7 +46,6 @@ pub(super) fn check(deployed: &Deployed) -> Result<(), Failure> {
             file.preemption.is_some(),
             "a full decode pool holds prompts back, nothing is thrown out",
         ),
-        ("speculation", file.speculation.is_some(), "speculation in pools of their own is not built"),
         (
             "attention_ffn",
             file.attention_ffn.is_some(),

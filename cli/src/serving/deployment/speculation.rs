@@ -5,7 +5,6 @@ use super::file::{AcceptanceFile, SpeculationFile};
 use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::model;
-use crate::serving::ServingJob;
 use psim_models::Model;
 use psim_planner::serving::{Drafts, Layout, Speculation};
 use psim_sim::serving::speculation::{Acceptance, parse_drafter};
@@ -17,11 +16,10 @@ const MOST: u32 = 512;
 /// The speculation of the file, if any.
 pub(super) fn read(
     deployed: &Deployed,
-    job: &ServingJob,
     layout: &Layout,
     host: &Host<'_>,
 ) -> Result<Option<Speculation>, Failure> {
-    let found = searched(deployed, job, layout, host)?;
+    let found = searched(deployed, layout, host)?;
     match found {
         // One head, one token.
         Some(s @ Speculation { tokens: 0, drafts: Drafts::Heads { .. }, .. }) => {
@@ -39,7 +37,6 @@ pub(super) fn read(
 /// The same for a search: without `tokens` their number is 0, and the search finds it.
 pub(super) fn searched(
     deployed: &Deployed,
-    job: &ServingJob,
     layout: &Layout,
     host: &Host<'_>,
 ) -> Result<Option<Speculation>, Failure> {
@@ -94,15 +91,6 @@ pub(super) fn searched(
         }
         _ => Drafts::Copy,
     };
-    let tenants = &job.workload.tenants;
-    if tenants.iter().any(|t| t.sessions.is_some()) {
-        let message = "speculation together with conversations of several turns is not built".to_owned();
-        return Err(deployed.at(
-            TABLE,
-            message,
-            "leave [speculation] out, or `sessions` out of the workload",
-        ));
-    }
     Ok(Some(Speculation { name: file.method.clone(), drafts, tokens, acceptance }))
 }
 

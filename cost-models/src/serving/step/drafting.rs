@@ -21,6 +21,14 @@ impl StepCost {
         Self { drafting: (drafting.drafts > 0).then_some(drafting), ..self.clone() }
     }
 
+    /// The same deployment with steps that verify so many drafts of every decoding sequence, wherever those come from: what
+    /// drafting costs is the caller's. Contexts are counted as they are.
+    #[must_use]
+    pub fn verifying(&self, drafts: u32) -> Self {
+        let drafting = Drafting { drafts, context: 1.0, cache: 1.0 };
+        Self { given: true, ..self.with_drafting(drafting) }
+    }
+
     /// Tokens of a sequence that a decoding step runs.
     pub(super) fn queries(&self) -> u32 {
         1 + self.drafting.map_or(0, |d| d.drafts)
@@ -34,7 +42,7 @@ impl StepCost {
     /// Accelerator seconds of the drafting passes for `decoding` sequences of one of `copies` equal lanes.
     pub(super) fn draft_seconds(&self, decoding: u32, copies: u32) -> f64 {
         let Some(d) = self.drafting else { return 0.0 };
-        if decoding == 0 {
+        if decoding == 0 || self.given {
             return 0.0;
         }
         let layers = f64::from(self.pieces.shape.layers.max(1));

@@ -1,30 +1,56 @@
 //! Replicas that speculate.
 
-use super::dealt::{shared, together, undealt};
-use super::{DetailError, ServingDetail, SpeculationFigures, finish};
-use crate::parallel::map_long;
-use crate::serving::{Drafts, Served, ServingRequest, Speculation};
+use super::{DetailError, ServingDetail, SpeculationFigures, cache_tokens, finish};
+use crate::serving::{Drafts, PoolLayout, Served, ServingRequest, Speculation, Split};
 use psim_cost_models::serving::StepCost;
 use psim_models::Model;
 use psim_models::serving::{Deployment, Traffic};
-use psim_sim::serving::speculation::{Drafter, SpeculativeInput, SpeculativeRun, simulate_speculative};
-use psim_sim::serving::{FleetOptions, ServingError};
+use psim_sim::serving::speculation::{Drafter, Speculating};
+use psim_sim::serving::{Beside, FleetOptions, ServingInput, ServingRun, simulate_with};
 
-/// What is not simulated together with speculation.
-pub(in crate::serving) fn conflicts(
-    request: &ServingRequest<'_>,
+/// What is not simulated together with speculation, and why.
+pub(in crate::serving) type Conflict = (&'static str, &'static str);
+
+/// The conflict of replicas, if any.
+pub(in crate::serving) fn conflict(
     deployment: &Deployment,
+    speculation: &Speculation,
     options: &FleetOptions,
-) -> Option<&'static str> {
-    let tenants = &request.workload.tenants;
-    if tenants.iter().any(|t| t.sessions.is_some()) {
-        Some("conversations of several turns")
-    } else if deployment.attention_dp > 1 {
-        Some("several copies of the attention (attention_dp)")
-    } else if deployment.pp > 1 {
-        Some("pipeline stages (pp)")
+) -> Option<Conflict> {
+    if deployment.pp > 1 {
+        Some(("pipeline stages (pp)", "drafts come from the last stage, and the others would wait for it"))
+    } else if deployment.attention_dp > 1 && speculation.extra_accelerators() > 0 {
+        Some((
+            "several copies of the attention (attention_dp) and drafts on accelerators of their own",
+            "which copy is drafted for when is not published",
+        ))
+    } else if options.pace.is_some() {
+        Some(("the pace of answers", "tokens of a round come at once"))
     } else {
-        undealt(request, options)
+        None
+    }
+}
+
+/// The conflict of pools for prompts and for answers, if any.
+pub(in crate::serving) fn conflict_of_pools(split: &Split, speculation: &Speculation) -> Option<Conflict> {
+    let reads = matches!(speculation.drafts, Drafts::Model(_) | Drafts::LayerParallel { .. });
+    if speculation.extra_accelerators() > 0 {
+        let why = "a draft model beside the decode pool would have to read the prompts there";
+        Some(("pools and drafts on accelerators of their own", why))
+    } else if reads && split.prefill.context_parallel > 1 {
+        Some(("context_parallel and a draft model", "how the draft model's prompts are cut is not modelled"))
+    } else {
+        let of = |pool: &PoolLayout| conflict(&pool.deployment, speculation, &FleetOptions::default());
+        // Prompts alone draft nothing.
+        of(&split.decode).or_else(|| if reads { of(&split.prefill) } else { None })
+    }
+}
+
+/// The refusal of a conflict.
+pub(in crate::serving) fn refusal((what, why): Conflict) -> DetailError {
+    DetailError::Together {
+        key: "speculation",
+        what: format!("speculation together with {what} is not built: {why}"),
     }
 }
 
@@ -50,6 +76,11 @@ impl Priced {
             _ => Drafter::Copy { tokens },
         }
     }
+
+    /// The target's decoding steps as rounds.
+    pub(in crate::serving) fn speculating(&self, speculation: &Speculation, seed: u64) -> Speculating<'_> {
+        Speculating::new(&self.target, self.drafter(speculation), speculation.acceptance.clone(), seed)
+    }
 }
 
 /// Prices a target on the nodes of a group, and its draft model.
@@ -57,7 +88,7 @@ pub(in crate::serving) fn priced(
     request: &ServingRequest<'_>,
     deployment: &Deployment,
     group: usize,
-    speculation: &Speculation,
+    drafts: Option<&Drafts>,
 ) -> Result<Priced, DetailError> {
     let node = request.node(group);
     let price = |model: &Model, deployment: &Deployment| {
@@ -68,13 +99,20 @@ pub(in crate::serving) fn priced(
         price(model, &Deployment { replicas: 1, tp, pp: 1, attention_dp: 1, ep: 1, ..*deployment })
             .map_err(|error| DetailError::Draft { name: model.name.clone(), error })
     };
-    let draft = match &speculation.drafts {
-        Drafts::Model(model) => Some(draft(model, deployment.tp)?),
-        Drafts::Parallel { model, tp } => Some(draft(model, *tp)?),
-        Drafts::LayerParallel { model, .. } => Some(draft(model, 1)?),
-        Drafts::Heads { .. } | Drafts::Tree(_) | Drafts::Copy => None,
+    let draft = match drafts {
+        Some(Drafts::Model(model)) => Some(draft(model, deployment.tp)?),
+        Some(Drafts::Parallel { model, tp }) => Some(draft(model, *tp)?),
+        Some(Drafts::LayerParallel { model, .. }) => Some(draft(model, 1)?),
+        Some(Drafts::Heads { .. } | Drafts::Tree(_) | Drafts::Copy) | None => None,
     };
     Ok(Priced { target, draft })
+}
+
+/// What a run's rounds did.
+pub(super) fn figures(run: &ServingRun) -> SpeculationFigures {
+    let rounds = run.extra.rounds;
+    let tokens_per_round = run.extra.round_tokens as f64 / rounds.max(1) as f64;
+    SpeculationFigures { rounds, tokens_per_round }
 }
 
 /// Serves the workload as it is.
@@ -84,35 +122,28 @@ pub(super) fn detail(
     speculation: &Speculation,
     served: &Served,
 ) -> Result<ServingDetail, DetailError> {
-    if let Some(what) = conflicts(request, deployment, &served.options) {
-        let what = format!("speculation together with {what} is not built");
-        return Err(DetailError::Together { key: "speculation", what });
+    if let Some(what) = conflict(deployment, speculation, &served.options) {
+        return Err(refusal(what));
     }
-    let node = request.node(served.group);
-    let prices = priced(request, deployment, served.group, speculation)?;
-    let (target, drafter) = (&prices.target, prices.drafter(speculation));
+    let prices = priced(request, deployment, served.group, Some(&speculation.drafts))?;
+    let speculating = prices.speculating(speculation, request.seed);
     let traffic = Traffic::generate(request.workload, request.seed);
-    let shares = shared(&traffic, deployment.replicas);
-    let runs = map_long(&shares, |share| {
-        simulate_speculative(&SpeculativeInput {
-            target,
-            engine: request.engine,
-            drafter: drafter.clone(),
-            acceptance: speculation.acceptance.clone(),
-            traffic: share,
-            seed: request.seed,
-        })
-    });
-    let runs: Vec<SpeculativeRun> = runs.into_iter().collect::<Result<_, ServingError>>()?;
-    let rounds: u64 = runs.iter().map(|r| r.rounds).sum();
-    let uncut: u64 = runs.iter().map(|r| r.uncut_tokens).sum();
-    let each: Vec<_> = runs.iter().map(|r| &r.run).collect();
-    let run = together(&each, traffic.requests.len(), deployment.replicas).ok_or(ServingError::NoRequests)?;
-    let mut found = finish(request, (deployment, served.group), target, run, traffic);
-    let extra = f64::from(speculation.extra_accelerators() * deployment.replicas);
-    found.usd_per_hour += extra * node.price_per_gpu_hour;
-    found.speculation =
-        Some(SpeculationFigures { rounds, tokens_per_round: uncut as f64 / rounds.max(1) as f64 });
+    let input = ServingInput {
+        cost: &prices.target,
+        engine: request.engine,
+        traffic: &traffic,
+        replicas: deployment.replicas,
+        options: served.options,
+    };
+    let run = simulate_with(&input, Beside { speculation: Some(&speculating), ..Beside::default() })?;
+    let rounds = figures(&run);
+    let mut found = finish(request, (deployment, served.group), &prices.target, run, traffic);
+    // Accelerators of drafts are paid for as long as the replicas that they draft for.
+    let each = f64::from(deployment.accelerators_per_replica());
+    found.usd_per_hour *= 1.0 + f64::from(speculation.extra_accelerators()) / each;
+    found.cache_bytes = speculating.cache_bytes(&prices.target);
+    found.cache_tokens = cache_tokens(found.cache_bytes, &speculating.cached(&prices.target));
+    found.speculation = Some(rounds);
     Ok(found)
 }
 
@@ -120,27 +151,14 @@ pub(super) fn detail(
 mod tests {
     use super::*;
     use crate::serving::detail;
-    use psim_cost_models::ProfileLibrary;
-    use psim_cost_models::serving::engine::find;
-    use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
-    use psim_models::presets;
-    use psim_models::serving::{Arrival, NumberFormat, Quantization, ServingWorkload};
+    use crate::serving::fixture::Asked;
+    use psim_models::serving::{Arrival, ServingWorkload};
     use psim_sim::serving::speculation::Acceptance;
 
     fn run(replicas: u32, speculation: Option<Speculation>, arrival: Arrival) -> ServingDetail {
-        let model = presets::find("llama3-70b").unwrap();
-        let cluster = homogeneous("H100-SXM-80GB", 16, &HomogeneousOptions::default()).unwrap();
         let workload = ServingWorkload::fixed("w", arrival, 60, 512, 128);
-        let request = ServingRequest {
-            model: &model,
-            cluster: &cluster,
-            engine: find("vllm-v1").unwrap(),
-            workload: &workload,
-            quantization: Quantization::uniform(NumberFormat::Bf16),
-            library: &ProfileLibrary::built_in(),
-            requests: 60,
-            seed: 2,
-        };
+        let asked = Asked { seed: 2, ..Asked::new("llama3-70b", 16, workload) };
+        let request = asked.request();
         let deployment = Deployment { replicas, ..Deployment::tensor_parallel(4, request.quantization) };
         let mut served = Served::replicas(deployment, FleetOptions::default());
         served.speculation = speculation;

@@ -1,10 +1,8 @@
 use super::*;
 use crate::serving::RedundantExperts;
-use psim_cost_models::ProfileLibrary;
+use crate::serving::fixture::Asked;
 use psim_cost_models::serving::EngineProfile;
 use psim_cost_models::serving::engine::find;
-use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
-use psim_models::presets;
 use psim_models::serving::{Arrival, NumberFormat, Quantization, ServingWorkload};
 use psim_sim::serving::{FleetOptions, Partition};
 
@@ -21,19 +19,13 @@ impl Case {
         arrangement: Arrangement,
         redundant: Option<RedundantExperts>,
     ) -> Result<ServingDetail, DetailError> {
-        let model = presets::find(self.model).unwrap();
-        let cluster = homogeneous("H100-SXM-80GB", 32, &HomogeneousOptions::default()).unwrap();
-        let library = ProfileLibrary::built_in();
-        let request = ServingRequest {
-            model: &model,
-            cluster: &cluster,
-            engine: &self.engine,
-            workload: &self.workload,
+        let asked = Asked {
+            engine: self.engine.clone(),
             quantization: self.deployment.quantization,
-            library: &library,
-            requests: 100,
             seed: 3,
+            ..Asked::new(self.model, 32, self.workload.clone())
         };
+        let request = asked.request();
         let served =
             Served { arrangement, redundant, ..Served::replicas(self.deployment, FleetOptions::default()) };
         detail(&request, &served)
@@ -107,23 +99,11 @@ fn redundant_copies_speed_up_skewed_experts() {
 fn experts_outside_by_hand() {
     use crate::serving::ExpertsOutside;
     use psim_sim::serving::offload::OffloadPolicy;
-    let model = presets::find("mixtral-8x7b").unwrap();
-    let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
-    let library = ProfileLibrary::built_in();
-    let q = Quantization::uniform(NumberFormat::Bf16);
-    let deployment = Deployment::tensor_parallel(1, q);
     let workload = ServingWorkload::fixed("w", Arrival::ClosedLoop { concurrency: 1 }, 3, 64, 33);
-    let engine = EngineProfile { token_budget: 64, ..find("vllm-v1").unwrap().clone() };
-    let request = ServingRequest {
-        model: &model,
-        cluster: &cluster,
-        engine: &engine,
-        workload: &workload,
-        quantization: q,
-        library: &library,
-        requests: 3,
-        seed: 3,
-    };
+    let mut asked = Asked { seed: 3, ..Asked::new("mixtral-8x7b", 8, workload) };
+    asked.engine.token_budget = 64;
+    let deployment = Deployment::tensor_parallel(1, asked.quantization);
+    let request = asked.request();
     let run = |deployment, policy: Option<OffloadPolicy>| {
         let link = psim_hardware::BytesPerSec(50e9);
         let experts_outside = policy.map(|policy| ExpertsOutside { policy, link, on_disk: false });
@@ -158,7 +138,7 @@ fn experts_outside_by_hand() {
     assert_eq!((spread.run.generated_tokens, spread.run.extra.leaked_bytes), (99, 0));
     let staged = run(Deployment { pp: 2, ..deployment }, Some(OffloadPolicy::PreGated));
     assert!(matches!(staged, Err(DetailError::Together { key: "expert_offload", .. })));
-    let mut small = cluster.clone();
+    let mut small = asked.cluster.clone();
     small.groups[0].node.host_memory = psim_hardware::Bytes(80_000_000_000);
     let request = ServingRequest { cluster: &small, ..request };
     let link = psim_hardware::BytesPerSec(50e9);

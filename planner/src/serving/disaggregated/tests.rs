@@ -2,12 +2,10 @@ use super::trials::highest_rate;
 use super::units::{Side, units};
 use super::*;
 use crate::serving::bounds::{decode_rate, prefill_rate};
-use psim_cost_models::ProfileLibrary;
-use psim_cost_models::serving::engine::find;
+use crate::serving::fixture::Asked;
 use psim_hardware::Cluster;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
-use psim_models::presets;
-use psim_models::serving::{Lengths, NumberFormat, Quantization, ServiceLevel, ServingWorkload};
+use psim_models::serving::{Lengths, ServiceLevel, ServingWorkload};
 
 fn chat(slo: &str) -> ServingWorkload {
     let mut w = ServingWorkload::fixed("chat", Arrival::Poisson { rate: 1.0 }, 100, 1, 1);
@@ -17,22 +15,16 @@ fn chat(slo: &str) -> ServingWorkload {
     w
 }
 
+fn asked(model: &str, cluster: &Cluster, workload: &ServingWorkload) -> Asked {
+    Asked { requests: 200, ..Asked::new(model, 8, workload.clone()).on(cluster.clone()) }
+}
+
 fn plan(
     model: &str,
     cluster: &Cluster,
     workload: &ServingWorkload,
 ) -> Result<DisaggregatedReport, ServingPlanError> {
-    let request = ServingRequest {
-        model: &presets::find(model).unwrap(),
-        cluster,
-        engine: find("vllm-v1").unwrap(),
-        workload,
-        quantization: Quantization::uniform(NumberFormat::Bf16),
-        library: &ProfileLibrary::built_in(),
-        requests: 200,
-        seed: 1,
-    };
-    plan_disaggregated(&request)
+    plan_disaggregated(&asked(model, cluster, workload).request())
 }
 
 #[test]
@@ -75,25 +67,22 @@ fn the_pruned_search_finds_what_the_full_one_finds_and_more_never_carries_less()
             continue;
         }
         // The oracle simulates every unit.
-        let model = presets::find("llama3-8b").unwrap();
-        let request = ServingRequest {
-            model: &model,
-            cluster: &cluster,
-            engine: find("vllm-v1").unwrap(),
-            workload: &workload,
-            quantization: Quantization::uniform(NumberFormat::Bf16),
-            library: &ProfileLibrary::built_in(),
-            requests: 200,
-            seed: 1,
-        };
+        let asked = asked("llama3-8b", &cluster, &workload);
+        let request = asked.request();
         let sides: Vec<Side> = candidates(&request, 4, 4)
             .into_iter()
             .filter(|d| d.pp <= 2)
             .filter_map(|deployment| {
                 let node = cluster.first_node();
-                let cost =
-                    StepCost::new(&model, &deployment, &cluster, node, request.engine, request.library)
-                        .ok()?;
+                let cost = StepCost::new(
+                    request.model,
+                    &deployment,
+                    &cluster,
+                    node,
+                    request.engine,
+                    request.library,
+                )
+                .ok()?;
                 let prefill = prefill_rate(&cost, request.engine, 1500.0);
                 let decode = decode_rate(&cost, request.engine, &workload);
                 Some(Side { deployment, group: 0, cost, prefill, decode })

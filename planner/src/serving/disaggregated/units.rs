@@ -10,13 +10,13 @@ const MOST_INSTANCES: u32 = 16;
 
 /// A layout on the nodes of a group, with what an instance of it carries at most in either role.
 #[derive(Debug)]
-pub(super) struct Side {
-    pub(super) deployment: Deployment,
+pub(in crate::serving) struct Side {
+    pub(in crate::serving) deployment: Deployment,
     /// Group of the cluster's nodes.
-    pub(super) group: usize,
-    pub(super) cost: StepCost,
-    pub(super) prefill: f64,
-    pub(super) decode: f64,
+    pub(in crate::serving) group: usize,
+    pub(in crate::serving) cost: StepCost,
+    pub(in crate::serving) prefill: f64,
+    pub(in crate::serving) decode: f64,
 }
 
 /// A ratio of instances of two sides.

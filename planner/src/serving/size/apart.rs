@@ -5,16 +5,15 @@
 //! carry the rate is simulated, all of them together, never assumed.
 
 use super::spare_replicas;
-use crate::serving::detail;
-use crate::serving::{Layout, Served, ServingRequest, Split, trial};
+use crate::serving::disaggregated::{Side, UnitTrial};
+use crate::serving::{PoolLayout, ServingRequest, Split};
+use psim_cost_models::serving::StepCost;
 use psim_models::serving::Deployment;
-use psim_sim::serving::{FleetOptions, ServingReport};
+use psim_sim::serving::ServingReport;
 use serde::Serialize;
 
 /// Instances that are still simulated together; larger deployments keep whole units.
 const MOST_INSTANCES: u32 = 48;
-/// Requests of one simulation at most.
-const MOST_REQUESTS: u32 = 4000;
 
 /// Instances of both pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,22 +66,14 @@ pub(super) fn with_instances(split: &Split, prefill: u32, decode: u32) -> Split 
     out
 }
 
-/// The figures of all instances at `rate`, if they keep every promise.
-fn carries(request: &ServingRequest<'_>, split: &Split, rate: f64) -> Option<ServingReport> {
-    let instances = split.prefill.deployment.replicas + split.decode.deployment.replicas;
-    let run = |requests: u32| {
-        let workload = trial::at_rate(request.workload, rate, requests);
-        let with = ServingRequest { workload: &workload, ..*request };
-        let served = Served::of(Layout::Pools(*split), FleetOptions::default());
-        detail(&with, &served).ok().map(|d| d.report)
-    };
-    let requests = (request.requests.max(40) * instances).div_ceil(2).min(MOST_REQUESTS);
-    let short = run(requests)?;
-    let report = match trial::lasting(rate, requests, &short) {
-        Some(more) => run(more)?,
-        None => short,
-    };
-    report.keeps_up().then_some(report)
+/// An instance of a pool, priced.
+fn side(request: &ServingRequest<'_>, pool: &PoolLayout) -> Option<Side> {
+    let deployment = Deployment { replicas: 1, ..pool.deployment };
+    let (node, library) = (request.node(pool.group), request.library);
+    let cost =
+        StepCost::new(request.model, &deployment, request.cluster, node, request.engine, library).ok()?;
+    // Nothing is bounded here: everything is simulated.
+    Some(Side { deployment, group: pool.group, cost, prefill: f64::INFINITY, decode: f64::INFINITY })
 }
 
 /// The fewest of `most` instances that carry the rate, where `most` do; fewer are tried by halving.
@@ -107,7 +98,14 @@ pub(super) fn apart(
     if prefill + decode > MOST_INSTANCES {
         return None;
     }
-    let keeps = |p: u32, d: u32| carries(request, &with_instances(split, p, d), rate).is_some();
+    let (prompts, answers) = (side(request, &split.prefill)?, side(request, &split.decode)?);
+    // The figures of all instances at the rate, if they keep every promise.
+    let carries = |p: u32, d: u32| {
+        let (prefill, decode) = (&prompts, &answers);
+        let all = UnitTrial { request, prefill, decode, instances: (p, d), speculation: None };
+        all.kept(rate).map(|trial| trial.report)
+    };
+    let keeps = |p: u32, d: u32| carries(p, d).is_some();
     if !keeps(prefill, decode) {
         return None;
     }
@@ -118,7 +116,7 @@ pub(super) fn apart(
     let second = (fewest(prefill, |p| keeps(p, d)), d);
     let sized = |(p, d): (u32, u32)| PoolSizes::with_spares(p, d, split, availability);
     let best = [first, second].map(sized).into_iter().min_by_key(|s| s.accelerators(split).1)?;
-    let report = carries(request, &with_instances(split, best.prefill, best.decode), rate)?;
+    let report = carries(best.prefill, best.decode)?;
     Some((best, report))
 }
 

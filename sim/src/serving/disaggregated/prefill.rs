@@ -2,10 +2,40 @@
 //! moved away.
 
 use crate::serving::rules::Rules;
+use crate::serving::speculation::Drafter;
 use crate::serving::store::Store;
 use psim_cost_models::serving::{EngineProfile, Lane as LaneWork, PromptChunk, StepCost};
-use psim_models::serving::Request;
+use psim_models::serving::{Request, ServingShape};
 use std::collections::VecDeque;
+
+/// What prompts cost, with a draft model that reads them too.
+pub(super) struct PromptPrice<'a> {
+    cost: &'a StepCost,
+    drafter: Option<&'a Drafter<'a>>,
+    /// What the cache of a prompt consists of.
+    cached: ServingShape,
+}
+
+impl<'a> PromptPrice<'a> {
+    pub(super) fn new(cost: &'a StepCost, drafter: Option<&'a Drafter<'a>>) -> Self {
+        let cached = drafter.map_or_else(|| cost.shape().clone(), |d| d.cached(cost.shape()));
+        Self { cost, drafter, cached }
+    }
+
+    fn bytes(&self, prompt_tokens: u32) -> f64 {
+        self.cached.sequence_bytes(u64::from(prompt_tokens))
+    }
+
+    /// Bytes for caches on one accelerator.
+    fn capacity(&self) -> f64 {
+        let drafts = self.drafter.map_or(0.0, |d| d.weight_bytes(self.cost.shape()));
+        (self.cost.cache_bytes() - drafts).max(0.0)
+    }
+
+    fn seconds(&self, lanes: &[LaneWork<'_>]) -> f64 {
+        self.cost.seconds(lanes) + self.drafter.map_or(0.0, |d| d.prompt_seconds(lanes))
+    }
+}
 
 /// A piece of a prompt in a batch.
 #[derive(Debug, Clone, Copy)]
@@ -52,12 +82,12 @@ pub(super) struct PrefillInstance {
 }
 
 impl PrefillInstance {
-    pub(super) fn new(cost: &StepCost, engine: &EngineProfile, context_parallel: u32) -> Self {
-        let d = cost.shape().deployment;
+    pub(super) fn new(price: &PromptPrice<'_>, engine: &EngineProfile, context_parallel: u32) -> Self {
+        let d = price.cost.shape().deployment;
         Self {
             queue: VecDeque::new(),
             load: 0,
-            capacity: cost.cache_bytes() * f64::from(d.attention_dp) * f64::from(context_parallel.max(1)),
+            capacity: price.capacity() * f64::from(d.attention_dp) * f64::from(context_parallel.max(1)),
             used: 0.0,
             peak: 0.0,
             flights: VecDeque::new(),
@@ -73,8 +103,8 @@ impl PrefillInstance {
     }
 
     /// The prompt alone fits the memory of one attention copy.
-    pub(super) fn fits(&self, cost: &StepCost, request: &Request) -> bool {
-        cost.shape().sequence_bytes(u64::from(request.input)) <= self.capacity / self.copies as f64
+    pub(super) fn fits(&self, price: &PromptPrice<'_>, request: &Request) -> bool {
+        price.bytes(request.input) <= self.capacity / self.copies as f64
     }
 
     pub(super) fn push(&mut self, id: u32, request: &Request) {
@@ -94,13 +124,13 @@ impl PrefillInstance {
     }
 
     /// The cache of a prompt has left.
-    pub(super) fn release(&mut self, cost: &StepCost, prompt_tokens: u32) {
-        self.used = (self.used - cost.shape().sequence_bytes(u64::from(prompt_tokens))).max(0.0);
+    pub(super) fn release(&mut self, price: &PromptPrice<'_>, prompt_tokens: u32) {
+        self.used = (self.used - price.bytes(prompt_tokens)).max(0.0);
     }
 
     /// Starts a batch if a stage is free, prompts wait and memory allows. Prompts whose last piece is in it are in
     /// the answer.
-    pub(super) fn start(&mut self, cost: &StepCost, store: &Store, now: u64) -> Option<&Batch> {
+    pub(super) fn start(&mut self, price: &PromptPrice<'_>, store: &Store, now: u64) -> Option<&Batch> {
         if now < self.entry_free || self.flights.len() as u64 >= self.stages {
             return None;
         }
@@ -110,7 +140,7 @@ impl PrefillInstance {
         while index < self.queue.len() && left > 0 {
             let q = self.queue[index];
             let input = store.request(q.id).input;
-            let bytes = cost.shape().sequence_bytes(u64::from(input));
+            let bytes = price.bytes(input);
             if !q.admitted {
                 if self.used + bytes > self.capacity {
                     break;
@@ -133,7 +163,7 @@ impl PrefillInstance {
         }
         self.peak = self.peak.max(self.used / self.capacity.max(1.0));
         self.queue.retain(|q| q.done < store.request(q.id).input);
-        let seconds = self.seconds(cost, &parts);
+        let seconds = self.seconds(price, &parts);
         let duration = ((seconds * 1e12).round() as u64).max(1);
         // The next batch may enter when this one has left the first stage; batches leave in order.
         let end = (now + duration).max(self.flights.back().map_or(0, |b| b.end));
@@ -158,11 +188,11 @@ impl PrefillInstance {
 
     /// Seconds of a batch: its pieces are spread over the attention copies, longest first to the emptiest, and every
     /// piece over the ranks of a context-parallel group.
-    fn seconds(&self, cost: &StepCost, parts: &[Part]) -> f64 {
+    fn seconds(&self, price: &PromptPrice<'_>, parts: &[Part]) -> f64 {
         let chunk = |p: &Part| PromptChunk { tokens: p.tokens, before: p.before };
         if self.context_parallel > 1 {
             let chunks: Vec<PromptChunk> = parts.iter().map(chunk).collect();
-            return super::context_parallel::seconds(cost, &chunks, self.context_parallel);
+            return super::context_parallel::seconds(price.cost, &chunks, self.context_parallel);
         }
         let mut lanes: Vec<Vec<PromptChunk>> = vec![Vec::new(); self.copies];
         let mut order: Vec<&Part> = parts.iter().collect();
@@ -175,6 +205,6 @@ impl PrefillInstance {
         }
         let work: Vec<LaneWork<'_>> =
             lanes.iter().map(|chunks| LaneWork { chunks, ..LaneWork::default() }).collect();
-        cost.seconds(&work)
+        price.seconds(&work)
     }
 }

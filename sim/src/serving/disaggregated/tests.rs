@@ -291,3 +291,20 @@ fn wrong_questions_are_refused() {
     assert!(TransferMode::parse("shared-storage").unwrap_err().contains("not built"));
     assert!(Placement::parse("anywhere").is_err());
 }
+
+#[test]
+fn conversations_in_a_small_decode_pool_are_all_answered() {
+    // A decode instance once kept what conversations had said, which nobody could use, until it had no room for others.
+    use psim_models::serving::workload::Sessions;
+    let (mut engine, cluster) = (engine(), cluster());
+    let wide = cost(1, 1, &engine);
+    engine.reserve_gib += wide.cache_bytes() / 1024f64.powi(3) - 1.5;
+    let (p, d) = (cost(2, 1, &engine), cost(1, 1, &engine));
+    let mut w = ServingWorkload::fixed("w", Arrival::Poisson { rate: 15.0 }, 60, 1, 1);
+    (w.tenants[0].input, w.tenants[0].output) = (Lengths::Uniform([20, 1500]), Lengths::Uniform([1, 150]));
+    w.tenants[0].sessions =
+        Some(Sessions { turns: Lengths::Uniform([1, 4]), think_s: 1.0, max_tokens: None });
+    let t = Traffic::generate(&w, 0);
+    let out = simulate_disaggregated(&input((&p, 2), (&d, 2), &engine, &cluster, &t)).unwrap();
+    laws(&out, &t);
+}

@@ -1,7 +1,8 @@
 //! The event loop of two pools: prompts, transfers, decode instances.
 
-use super::prefill::PrefillInstance;
+use super::prefill::{PrefillInstance, PromptPrice};
 use super::{DisaggregatedInput, DisaggregatedRun};
+use crate::serving::beside::Beside;
 use crate::serving::clients::{Clients, FrontEnd};
 use crate::serving::fleet::{cache_shape, limits};
 use crate::serving::options::FleetOptions;
@@ -9,6 +10,7 @@ use crate::serving::placement::{Placement, Site};
 use crate::serving::replica::{Limits, Replica};
 use crate::serving::store::{Live, Store};
 use crate::serving::transfer::{Route, TransferMode};
+use crate::serving::watch::Watch;
 use crate::serving::{Extra, Histogram, Outcome, ServingRun};
 use psim_models::serving::{KvTransfer, Request};
 use std::cmp::Reverse;
@@ -34,7 +36,10 @@ pub(super) struct World<'a> {
     /// Decode instance and lane with memory set aside before the prompt was done, per request alive.
     granted: Vec<Option<(u32, usize)>>,
     prefills: Vec<PrefillInstance>,
-    decodes: Vec<Replica>,
+    decodes: Vec<Replica<'a>>,
+    /// Prices of prompts.
+    prompts: PromptPrice<'a>,
+    watch: Option<Watch>,
     events: BinaryHeap<Reverse<(u64, Event)>>,
     /// Earliest event that is due for each prefill instance.
     wake: Vec<u64>,
@@ -58,17 +63,18 @@ struct Sums {
 
 impl<'a> World<'a> {
     pub(super) fn new(
-        input: &'a DisaggregatedInput<'a>,
+        (input, beside): (&'a DisaggregatedInput<'a>, Beside<'a>),
         requests: &'a mut dyn Iterator<Item = Request>,
         transfer: KvTransfer,
         sites: (Vec<Site>, Vec<Site>),
     ) -> Self {
-        let shape = cache_shape(input.decode.cost, input.decode.engine);
+        let shape = cache_shape(input.decode.cost, input.decode.engine, beside.speculation);
         let options = FleetOptions { coalesce: input.coalesce, ..FleetOptions::default() };
-        let fed = Limits { fed: true, ..limits(input.decode.cost, input.decode.engine, &options) };
+        let fed = limits(input.decode.cost, input.decode.engine, &options, beside.speculation);
+        let fed = Limits { fed: true, ..fed };
+        let prompts = PromptPrice::new(input.prefill.cost, beside.prompts);
         let lanes = input.decode.cost.lanes();
-        let prefill =
-            || PrefillInstance::new(input.prefill.cost, input.prefill.engine, input.prefill.context_parallel);
+        let prefill = || PrefillInstance::new(&prompts, input.prefill.engine, input.prefill.context_parallel);
         let links = (input.cluster.nodes() + input.prefill.instances + input.decode.instances) as usize;
         let mut store = Store::default();
         Self {
@@ -84,6 +90,8 @@ impl<'a> World<'a> {
             outcomes: Outcome::none(input.traffic.requests.len()),
             granted: Vec::new(),
             prefills: (0..input.prefill.instances).map(|_| prefill()).collect(),
+            prompts,
+            watch: beside.stop.map(|stop| Watch::new(stop, &input.traffic.requests)),
             decodes: (0..input.decode.instances)
                 .map(|i| Replica::new(i, lanes, &shape, fed.clone()))
                 .collect(),
@@ -98,12 +106,19 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(super) fn run(&mut self) {
+    /// Runs to the end; false where it was given up.
+    pub(super) fn run(&mut self) -> bool {
         loop {
             let arrival = self.clients.arrival();
             let event = self.events.peek().map(|Reverse((at, _))| *at);
+            if let Some(watch) = &mut self.watch {
+                let next = arrival.into_iter().chain(event).min();
+                if watch.lost(next.unwrap_or(0), &self.store) {
+                    return false;
+                }
+            }
             match (arrival, event) {
-                (None, None) => break,
+                (None, None) => return true,
                 (Some(at), event) if event.is_none_or(|next| at <= next) => self.arrive(at),
                 _ => {
                     if let Some(Reverse((at, event))) = self.events.pop() {
@@ -117,8 +132,11 @@ impl<'a> World<'a> {
     fn arrive(&mut self, now: u64) {
         let Some(id) = self.clients.arrive(&mut self.store, now) else { return };
         self.clients.note_backlog();
+        if let Some(watch) = &mut self.watch {
+            watch.came(id, self.store.live(id));
+        }
         let request = *self.store.request(id);
-        if !self.prefills[0].fits(self.input.prefill.cost, &request) || !self.decodes[0].fits(&request) {
+        if !self.prefills[0].fits(&self.prompts, &request) || !self.decodes[0].fits(&request) {
             for (id, live) in self.clients.refuse(&mut self.store, id, now) {
                 self.keep(id, &live);
             }
@@ -144,6 +162,9 @@ impl<'a> World<'a> {
             *slot = None;
         }
         self.outcomes[live.number as usize] = Outcome::of(&live.progress);
+        if let Some(watch) = &mut self.watch {
+            watch.gone(live);
+        }
     }
 
     fn done(&mut self, id: u32, now: u64) {
@@ -162,7 +183,7 @@ impl<'a> World<'a> {
             }
             Event::Decode(index) => self.decode(index, now),
             Event::Moved(from, to, tokens) => {
-                self.prefills[from as usize].release(self.input.prefill.cost, tokens);
+                self.prefills[from as usize].release(&self.prompts, tokens);
                 self.prefill(from, now);
                 self.decode(to, now);
             }
@@ -180,7 +201,7 @@ impl<'a> World<'a> {
                 let granted = self.granted.get(part.id as usize).copied().flatten();
                 if request.output <= 1 {
                     progress.finish = now;
-                    self.prefills[index as usize].release(self.input.prefill.cost, request.input);
+                    self.prefills[index as usize].release(&self.prompts, request.input);
                     self.done(part.id, now);
                 } else if let Some((decode, lane)) = granted {
                     self.move_cache(part.id, index, (decode, lane), (now, Some(batch.start)));
@@ -191,8 +212,8 @@ impl<'a> World<'a> {
             }
         }
         loop {
-            let cost = self.input.prefill.cost;
-            let Some(batch) = self.prefills[index as usize].start(cost, &self.store, now) else { break };
+            let prompts = &self.prompts;
+            let Some(batch) = self.prefills[index as usize].start(prompts, &self.store, now) else { break };
             if self.input.transfer == TransferMode::LayerWise && self.held.is_empty() {
                 let last: Vec<u32> = batch.parts.iter().filter(|p| p.last).map(|p| p.id).collect();
                 for id in last {
@@ -327,6 +348,8 @@ impl<'a> World<'a> {
             generated += d.sums.generated;
             peak_cache = peak_cache.max(d.sums.peak_cache);
             extra.leaked_bytes += d.leaked();
+            extra.rounds += d.sums.rounds;
+            extra.round_tokens += d.sums.round_tokens;
         }
         let (prefill_busy, decode_busy) = (prefill_busy as f64 * 1e-12, decode_busy as f64 * 1e-12);
         let end = self.outcomes.iter().map(|o| o.finish).max().unwrap_or_default();

@@ -77,7 +77,7 @@ pub fn simulate_mixed(input: &MixedInput<'_>) -> Result<ServingRun, ServingError
     let mut run = serve(
         input.groups,
         (input.traffic.clients, Some(&input.traffic.prefixes)),
-        input.options,
+        (input.options, None, None),
         &mut source,
         &mut outcomes,
     )?;

@@ -8,7 +8,7 @@ use crate::serving::prefix::{Found, path};
 use crate::serving::store::{NONE, Store};
 use psim_models::serving::Request;
 
-impl Replica {
+impl Replica<'_> {
     /// Fills the step with prompt chunks.
     pub(super) fn plan_prompts(&mut self, store: &mut Store, now: u64) {
         let rules = self.limits.rules;
@@ -18,12 +18,13 @@ impl Replica {
         if self.arriving > 0 {
             self.join_arrived(store, now);
         }
+        let tokens = self.step_tokens();
         for index in 0..self.lanes.len() {
             let lane = &mut self.lanes[index];
             lane.chunks.clear();
             lane.chunk_of.clear();
             lane.decodes = true;
-            let taken = if rules.mixed { lane.decoding } else { 0 };
+            let taken = if rules.mixed { lane.decoding.saturating_mul(tokens) } else { 0 };
             let mut budget = self.limits.token_budget.saturating_sub(taken);
             for i in 0..lane.prompts.len() {
                 let p = lane.prompts[i];
@@ -178,7 +179,7 @@ impl Replica {
     ) -> bool {
         let reserve = prompt.reserved;
         let shape = self.lanes[index].shape();
-        let whole = request.input + request.output;
+        let whole = self.whole_tokens(request);
         let (growing, fixed) = if reserve {
             (0, shape.blocks(whole) + shape.fixed(whole))
         } else {
@@ -197,7 +198,13 @@ impl Replica {
             }
             _ => 0,
         };
-        let wanted = growing + fixed + margin + again + slack + adapter + self.lanes[index].need(0);
+        let wanted = growing
+            + fixed
+            + margin
+            + again
+            + slack
+            + adapter
+            + self.lanes[index].needs(u64::from(self.step_tokens()));
         if found.node != NONE {
             self.prefixes[index].hold(found.node);
         }

@@ -6,7 +6,7 @@ use crate::serving::lane::Prompt;
 use crate::serving::prefix::{path, shared};
 use crate::serving::store::{NONE, Store};
 
-impl Replica {
+impl Replica<'_> {
     /// Books the pending steps. Requests that are done are added to `finished`.
     pub(in crate::serving) fn finish(&mut self, store: &mut Store, finished: &mut Vec<u32>) {
         let Some(p) = self.pending.take() else { return };
@@ -23,15 +23,19 @@ impl Replica {
         for index in 0..self.lanes.len() {
             if self.lanes[index].decodes && self.lanes[index].decoding > 0 {
                 self.book_first_gap(index, p);
+                self.draw_rounds(index, store);
                 self.sums.generated += p.steps * u64::from(self.lanes[index].decoding);
                 let moved = self.moving[index];
                 self.log_ends(index);
                 let mut leaving = std::mem::take(&mut self.leaving);
                 self.lanes[index].commit(p.steps, moved, &mut leaving);
+                for (slot, drafts) in self.drafted.drain(..) {
+                    leaving.extend(self.lanes[index].take_drafts(slot, drafts));
+                }
                 for gone in leaving.drain(..) {
                     self.follow_pace(index, &gone, store);
                     let progress = store.progress(gone.id);
-                    progress.generated += gone.steps;
+                    progress.generated += gone.generated;
                     progress.finish = p.end;
                     self.keep_conversation(index, gone.id, gone.tokens, store, p.end);
                     self.let_go(index, gone.id, store, p.end);
@@ -40,6 +44,24 @@ impl Replica {
                 self.leaving = leaving;
             }
             self.book_prompts(index, p.end, store, finished);
+        }
+    }
+
+    /// How many drafts each sequence of a lane takes from the round that has ended.
+    fn draw_rounds(&mut self, index: usize, store: &mut Store) {
+        let Some(speculation) = self.limits.speculation else { return };
+        let lane = &self.lanes[index];
+        for (slot, id, _) in lane.sequences() {
+            let came = speculation.taken(store.draws(id, |number| speculation.draws(number)));
+            let drafts = came.min(lane.left(slot)) - 1;
+            self.sums.rounds += 1;
+            self.sums.round_tokens += u64::from(came);
+            if drafts > 0 {
+                self.drafted.push((slot, drafts));
+                // Tokens of one round come together.
+                self.sums.gaps.add(Histogram::bucket(0), u64::from(drafts));
+                self.sums.generated += u64::from(drafts);
+            }
         }
     }
 
@@ -167,10 +189,12 @@ impl Replica {
         prompt.shared = there;
     }
 
-    /// What a conversation has said so far stays for its next turn. The sequence has just given its blocks back.
+    /// What a conversation has said so far stays for its next turn. The sequence has just given its blocks back. A decode
+    /// instance keeps nothing: the prompt of the next turn is computed elsewhere.
     fn keep_conversation(&mut self, index: usize, id: u32, tokens: u32, store: &mut Store, now: u64) {
         let live = store.live(id);
-        if !self.limits.rules.prefix_cache || self.limits.rules.reserve_whole || live.next == NONE {
+        let kept = self.limits.rules.prefix_cache && !self.limits.rules.reserve_whole && !self.limits.fed;
+        if !kept || live.next == NONE {
             return;
         }
         let (added, _) =

@@ -8,7 +8,7 @@ use psim_cost_models::serving::{Lane as LaneWork, StepCost};
 /// that no pass for their gradient is needed.
 const PASSES: f64 = 2.0;
 
-impl Replica {
+impl Replica<'_> {
     /// Steps are filled with fine-tuning.
     pub(super) fn tunes(&self) -> bool {
         self.limits.rules.co_serving && self.limits.co_serving.is_some()
@@ -16,7 +16,7 @@ impl Replica {
 
     /// Seconds of the planned step, filled up where the policy does that.
     pub(super) fn tuned_seconds(&mut self, cost: &StepCost) -> f64 {
-        let base = cost.seconds(&self.work());
+        let base = self.step_seconds(cost, &self.work());
         self.tuning = 0;
         let Some(options) = self.limits.co_serving.filter(|_| self.limits.rules.co_serving) else {
             return base;
@@ -35,7 +35,7 @@ impl Replica {
             for (lane, chunks) in work.iter_mut().zip(&chunks) {
                 lane.chunks = chunks;
             }
-            cost.seconds(&work)
+            self.step_seconds(cost, &work)
         });
         self.tuning = tokens;
         if tokens == 0 { base } else { seconds }

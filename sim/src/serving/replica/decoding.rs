@@ -40,7 +40,7 @@ impl Stretch {
     }
 }
 
-impl Replica {
+impl Replica<'_> {
     /// What lane `index` reads in the step after `steps` others.
     fn reads(&self, index: usize, steps: u64) -> [u64; KINDS] {
         self.lanes[index].ahead(steps)

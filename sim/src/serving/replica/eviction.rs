@@ -5,11 +5,14 @@ use crate::serving::lane::Leaving;
 use crate::serving::prefix::TIERS;
 use crate::serving::store::{NONE, Store};
 
-impl Replica {
+impl Replica<'_> {
     /// Throws sequences out while the next decoding step lacks blocks.
     pub(super) fn make_room(&mut self, store: &mut Store, now: u64) {
+        let tokens = u64::from(self.step_tokens());
         for index in 0..self.lanes.len() {
-            while self.lanes[index].used + self.lanes[index].need(0) > self.lanes[index].shape().capacity {
+            while self.lanes[index].used + self.lanes[index].needs(tokens)
+                > self.lanes[index].shape().capacity
+            {
                 if self.evict_unused(index) {
                     continue;
                 }
@@ -42,7 +45,7 @@ impl Replica {
     /// Books a sequence that has lost its place; the caller puts it into the queue.
     pub(super) fn switch_out(&mut self, lane: usize, gone: Leaving, store: &mut Store, now: u64) {
         let progress = store.progress(gone.id);
-        progress.generated += gone.steps;
+        progress.generated += gone.generated;
         progress.preemptions += 1;
         // Its last token came now; the next gap counts from here.
         progress.finish = now;

@@ -15,7 +15,7 @@ fn draw(number: u64, round: u64) -> u64 {
 /// Priority, request, lane and slot unless it waits, cache blocks that it needs.
 type Candidate = (u64, u32, Option<(usize, u32)>, u64);
 
-impl Replica {
+impl Replica<'_> {
     /// After so many steps all priorities are drawn anew: the highest that fit together run, the others are switched out.
     pub(super) fn change_priorities(&mut self, store: &mut Store, now: u64) {
         if !self.limits.rules.fair || self.priority_age < u64::from(self.limits.priority_steps) {

@@ -7,11 +7,11 @@ use crate::serving::store::Store;
 use psim_cost_models::serving::StepCost;
 use psim_models::serving::Request;
 
-impl Replica {
+impl Replica<'_> {
     /// Bytes of a whole sequence in one lane.
     fn whole(&self, request: &Request) -> u64 {
         let shape = self.lanes[0].shape();
-        let tokens = request.input.saturating_add(request.output);
+        let tokens = self.whole_tokens(request);
         shape.blocks(tokens) + shape.fixed(tokens)
     }
 

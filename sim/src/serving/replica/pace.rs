@@ -7,7 +7,7 @@ use super::Replica;
 use crate::serving::lane::Leaving;
 use crate::serving::store::Store;
 
-impl Replica {
+impl Replica<'_> {
     /// Keeps the ends of the pending steps of a lane that decodes in them.
     pub(super) fn log_ends(&mut self, lane: usize) {
         if self.limits.pace.is_some() {

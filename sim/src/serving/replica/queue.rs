@@ -14,7 +14,7 @@ pub(super) enum Holding {
     Batch,
 }
 
-impl Replica {
+impl Replica<'_> {
     /// Looks at the queue. Returns how many requests the next step may take.
     ///
     /// An engine that schedules a step while the one before it runs (overlap scheduling) takes a request that comes

@@ -1,7 +1,8 @@
 //! Where drafts come from, and what a round costs.
 
 use super::acceptance::{Acceptance, Tree};
-use psim_cost_models::serving::{KINDS, StepCost};
+use psim_cost_models::serving::{KINDS, Lane, StepCost};
+use psim_models::serving::ServingShape;
 
 /// A source of drafts.
 #[derive(Debug, Clone)]
@@ -130,13 +131,34 @@ impl Drafter<'_> {
             }
             Self::Heads { tokens, layers } => {
                 let whole = target.decode_run(sequences).seconds(context);
-                let head = target.output_layer(sequences);
-                let p = target.parameters();
-                let host = (p.step_us + p.sequence_us * f64::from(sequences)) * 1e-6;
-                let layer = (whole - head - host).max(0.0) / f64::from(target.shape().layers.max(1));
-                f64::from(*tokens) * (f64::from(*layers) * layer + head)
+                f64::from(*tokens) * head_seconds(target, sequences, whole, *layers)
             }
         }
+    }
+
+    /// Seconds of drafting in a step whose lanes draft side by side.
+    pub(in crate::serving) fn lanes_seconds(&self, target: &StepCost, lanes: &[Lane<'_>]) -> f64 {
+        match (self, lanes) {
+            (Self::Heads { tokens, layers }, [_, _, ..]) => {
+                let decoding: Vec<Lane<'_>> = lanes.iter().map(|l| Lane { chunks: &[], ..*l }).collect();
+                let most = lanes.iter().map(|l| l.decoding).max().unwrap_or(0);
+                f64::from(*tokens) * head_seconds(target, most, target.seconds(&decoding), *layers)
+            }
+            _ => {
+                let decoding = lanes.iter().filter(|l| l.decoding > 0);
+                decoding.map(|l| self.draft_seconds(target, l.decoding, &l.context)).fold(0.0, f64::max)
+            }
+        }
+    }
+
+    /// Seconds in which a draft model reads the prompts of a step, for its own cache.
+    pub(in crate::serving) fn prompt_seconds(&self, lanes: &[Lane<'_>]) -> f64 {
+        let cost = match self {
+            Self::Model { cost, .. } | Self::LayerParallel { cost, .. } | Self::Parallel { cost, .. } => cost,
+            Self::None | Self::Heads { .. } | Self::Tree(_) | Self::Copy { .. } => return 0.0,
+        };
+        let prompts = lanes.iter().filter(|l| !l.chunks.is_empty());
+        prompts.map(|l| cost.seconds(&[Lane { chunks: l.chunks, ..Lane::default() }])).fold(0.0, f64::max)
     }
 
     /// Seconds of a round. Drafting and verification follow each other, but for [`Drafter::Parallel`].
@@ -149,14 +171,48 @@ impl Drafter<'_> {
         }
     }
 
-    /// Bytes of the draft model's weights on the target's accelerators.
-    pub fn weight_bytes(&self) -> f64 {
+    /// Bytes of weights that drafts need on the target's accelerators: a draft model, or layers like the target's.
+    pub fn weight_bytes(&self, target: &ServingShape) -> f64 {
         match self {
             Self::Model { cost, exchange, .. } if *exchange == 0.0 => cost.shape().weight_bytes,
             Self::LayerParallel { cost, .. } => cost.shape().weight_bytes,
+            Self::Heads { layers, .. } => {
+                target.weight_bytes * f64::from(*layers) / f64::from(target.layers.max(1))
+            }
             _ => 0.0,
         }
     }
+
+    /// The target's shape with what drafts keep in the same cache: keys and values of a draft model, or of layers like the
+    /// target's.
+    pub fn cached(&self, target: &ServingShape) -> ServingShape {
+        let mut out = target.clone();
+        match self {
+            Self::Model { cost, exchange: 0.0, .. } | Self::LayerParallel { cost, .. } => {
+                let draft = cost.shape();
+                out.kv_bytes_per_token += draft.kv_bytes_per_token;
+                out.kv_windowed.extend_from_slice(&draft.kv_windowed);
+                out.state_bytes_per_sequence += draft.state_bytes_per_sequence;
+            }
+            Self::Heads { layers, .. } => {
+                let more = 1.0 + f64::from(*layers) / f64::from(target.layers.max(1));
+                out.kv_bytes_per_token *= more;
+                out.kv_windowed.iter_mut().for_each(|(_, bytes)| *bytes *= more);
+            }
+            _ => {}
+        }
+        out
+    }
+}
+
+/// Seconds of one draft of prediction heads: `layers` like the target's, of whose step `whole` is the time, and the output
+/// layer.
+fn head_seconds(target: &StepCost, sequences: u32, whole: f64, layers: u32) -> f64 {
+    let head = target.output_layer(sequences);
+    let p = target.parameters();
+    let host = (p.step_us + p.sequence_us * f64::from(sequences)) * 1e-6;
+    let layer = (whole - head - host).max(0.0) / f64::from(target.shape().layers.max(1));
+    f64::from(layers) * layer + head
 }
 
 /// One step of the draft model; sliding windows and kinds of its own are taken at the whole context.

@@ -1,9 +1,15 @@
 use super::*;
+use crate::serving::{Beside, FleetOptions, ServingInput, ServingRun, simulate_with};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
+use psim_cost_models::serving::{EngineParameters, EngineProfile, Lane, Policy, PromptChunk};
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
 use psim_models::presets;
-use psim_models::serving::{Arrival, Deployment, NumberFormat, Quantization, ServingWorkload};
+use psim_models::serving::{
+    Arrival, Deployment, Lengths, NumberFormat, Quantization, ServingWorkload, Traffic,
+};
+
+mod laws;
 
 fn cost(model: &str, gpu: &str, tp: u32) -> StepCost {
     let engine = find("vllm-v1").unwrap();
@@ -17,10 +23,21 @@ fn traffic(arrival: Arrival, n: u32, input: u64, output: u64) -> Traffic {
     Traffic::generate(&ServingWorkload::fixed("w", arrival, n, input, output), 5)
 }
 
-fn run<'a>(target: &'a StepCost, drafter: Drafter<'a>, rate: f64, traffic: &'a Traffic) -> SpeculativeRun {
-    let engine = find("vllm-v1").unwrap();
-    let acceptance = Acceptance::Rate(rate);
-    simulate_speculative(&SpeculativeInput { target, engine, drafter, acceptance, traffic, seed: 7 }).unwrap()
+/// One replica of `engine` with these drafts, taken at `rate`.
+fn served<'a>(
+    target: &'a StepCost,
+    engine: &EngineProfile,
+    drafter: Drafter<'a>,
+    rate: f64,
+    traffic: &'a Traffic,
+) -> ServingRun {
+    let speculating = Speculating::new(target, drafter, Acceptance::Rate(rate), 7);
+    let input = ServingInput { cost: target, engine, traffic, replicas: 1, options: FleetOptions::default() };
+    simulate_with(&input, Beside { speculation: Some(&speculating), ..Beside::default() }).unwrap()
+}
+
+fn run<'a>(target: &'a StepCost, drafter: Drafter<'a>, rate: f64, traffic: &'a Traffic) -> ServingRun {
+    served(target, find("vllm-v1").unwrap(), drafter, rate, traffic)
 }
 
 fn context(tokens: u64) -> [u64; KINDS] {
@@ -36,34 +53,99 @@ fn one_request_by_hand() {
     // Everything is taken: 21 tokens after the first in rounds of 3 + 1: 6 rounds.
     let drafter = Drafter::Model { cost: &draft, tokens: 3, exchange: 0.0 };
     let out = run(&target, drafter.clone(), 1.0, &t);
-    assert_eq!((out.rounds, out.tokens, out.run.generated_tokens), (6, 21, 22));
+    assert_eq!((out.extra.rounds, out.extra.round_tokens, out.generated_tokens), (6, 24, 22));
     let chunk = [PromptChunk { tokens: 500, before: 0 }];
     let prompt = Lane { chunks: &chunk, ..Lane::default() };
-    let first = target.parameters().ttft_ms * 1e-3 + target.seconds(&[prompt]) + draft.seconds(&[prompt]);
+    let p = target.parameters();
+    let way = p.ttft_ms * 1e-3 + p.front_us * 1e-6;
+    let first = way + target.seconds(&[prompt]) + draft.seconds(&[prompt]);
     let rounds: f64 = (0..6)
         .map(|i| {
             let c = context(501 + 4 * i);
             3.0 * draft.decode_run(1).seconds(&c) + target.verify(1, 4, &c)
         })
         .sum();
-    let o = &out.run.outcomes[0];
+    let o = &out.outcomes[0];
     assert!((o.first_token.0 as f64 * 1e-12 - first).abs() < 1e-9);
     assert!((o.finish.0 as f64 * 1e-12 - first - rounds).abs() < 1e-9);
     // Nothing is taken: one token a round.
     let out = run(&target, drafter, 0.0, &t);
-    assert_eq!((out.rounds, out.tokens), (21, 21));
+    assert_eq!((out.extra.rounds, out.generated_tokens), (21, 22));
 }
 
 #[test]
 fn no_drafts_are_ordinary_decoding() {
     let target = cost("llama3-8b", "H100-SXM-80GB", 1);
-    let t = traffic(Arrival::Burst, 4, 100, 50);
-    let out = run(&target, Drafter::None, 0.9, &t);
-    let first = target.parameters().ttft_ms * 1e-3;
-    let chunks = [PromptChunk { tokens: 100, before: 0 }; 4];
-    let prompt = target.seconds(&[Lane { chunks: &chunks, ..Lane::default() }]);
-    let steps: f64 = (0..49).map(|i| target.decode_run(4).seconds(&context(4 * (101 + i)))).sum();
-    assert!((out.run.end.0 as f64 * 1e-12 - first - prompt - steps).abs() < 1e-9);
+    let t = traffic(Arrival::Poisson { rate: 20.0 }, 60, 300, 50);
+    let engine = find("vllm-v1").unwrap();
+    let options = FleetOptions { coalesce: false, ..FleetOptions::default() };
+    let input = ServingInput { cost: &target, engine, traffic: &t, replicas: 1, options };
+    let plain = crate::serving::simulate(&input).unwrap();
+    let none = run(&target, Drafter::None, 0.9, &t);
+    assert_eq!((none.extra.rounds, none.extra.round_tokens), (60 * 49, 60 * 49));
+    assert_eq!(none.outcomes, plain.outcomes);
+    assert_eq!((none.gaps, none.steps, none.busy), (plain.gaps, plain.steps, plain.busy));
+}
+
+#[test]
+fn the_simulator_runs_as_the_plain_loop_where_both_can_run() {
+    // Whole prompts first, one at a time through the front end, memory for all: what the oracle can do.
+    let engine = EngineProfile {
+        policy: Policy::PrefillPriority,
+        lookahead: false,
+        receive_steps: None,
+        max_sequences: 24,
+        ..find("vllm-v1").unwrap().clone()
+    };
+    let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
+    let price = |name: &str, tp: u32| {
+        let d = Deployment::tensor_parallel(tp, Quantization::uniform(NumberFormat::Bf16));
+        let (model, node) = (presets::find(name).unwrap(), cluster.first_node());
+        let parameters = EngineParameters { front_us: 0.0, ..engine.on(&node.accelerator.name).0 };
+        let library = ProfileLibrary::built_in();
+        StepCost::with_parameters(&model, &d, &cluster, node, &engine, parameters, &library).unwrap()
+    };
+    let (dense, draft) = (price("llama3-70b", 8), price("llama3-8b", 1));
+    // Half of the layers of GPT-OSS read a window.
+    let windows = price("gpt-oss-20b", 1);
+    let chances = TreeChances { chances: vec![vec![0.6, 0.15, 0.05], vec![0.5, 0.15], vec![0.4, 0.1]] };
+    let drafters = [
+        Drafter::None,
+        Drafter::Model { cost: &draft, tokens: 4, exchange: 0.0 },
+        Drafter::Parallel { cost: &draft, tokens: 4 },
+        Drafter::LayerParallel { cost: &draft, tokens: 4, group: 4 },
+        Drafter::Heads { tokens: 2, layers: 1 },
+        Drafter::Tree(chances.best_tree(8)),
+        Drafter::Copy { tokens: 4 },
+    ];
+    for target in [&dense, &windows] {
+        for drafter in &drafters {
+            for arrival in [Arrival::Poisson { rate: 8.0 }, Arrival::ClosedLoop { concurrency: 30 }] {
+                let mut w = ServingWorkload::fixed("w", arrival, 150, 1, 1);
+                w.tenants[0].input = Lengths::Uniform([50, 900]);
+                w.tenants[0].output = Lengths::Uniform([1, 200]);
+                let traffic = Traffic::generate(&w, 3);
+                let slow = oracle::simulate(&oracle::SpeculativeInput {
+                    target,
+                    engine: &engine,
+                    drafter: drafter.clone(),
+                    acceptance: Acceptance::Rate(0.75),
+                    traffic: &traffic,
+                    seed: 7,
+                });
+                let fast = served(target, &engine, drafter.clone(), 0.75, &traffic);
+                for (a, b) in fast.outcomes.iter().zip(&slow.run.outcomes) {
+                    assert_eq!((a.sent, a.first_token, a.finish), (b.sent, b.first_token, b.finish));
+                }
+                assert_eq!((fast.extra.rounds, fast.extra.round_tokens), (slow.rounds, slow.uncut_tokens));
+                assert_eq!(
+                    (&fast.gaps, fast.steps, fast.busy),
+                    (&slow.run.gaps, slow.run.steps, slow.run.busy)
+                );
+                assert_eq!(fast.generated_tokens, slow.run.generated_tokens);
+            }
+        }
+    }
 }
 
 #[test]
@@ -88,14 +170,14 @@ fn every_drafter_conserves_tokens_and_has_the_mean_of_its_closed_form() {
         };
         let a = run(&target, drafter.clone(), alpha, &t);
         assert_eq!(a, run(&target, drafter.clone(), alpha, &t), "same seed, same run");
-        assert_eq!(a.run.generated_tokens, t.output_tokens());
-        assert_eq!(a.run.computed_prompt_tokens, t.input_tokens());
-        for o in &a.run.outcomes {
+        assert_eq!(a.generated_tokens, t.output_tokens());
+        assert_eq!(a.computed_prompt_tokens, t.input_tokens());
+        for o in &a.outcomes {
             assert!(o.sent < o.first_token && o.first_token < o.finish);
         }
         // PEARL starts in pre-verify, so that a short answer has a little fewer.
         let tolerance = if matches!(drafter, Drafter::Parallel { .. }) { 0.05 } else { 0.025 };
-        let got = a.tokens_per_round();
+        let got = a.extra.round_tokens as f64 / a.extra.rounds as f64;
         assert!((got / mean - 1.0).abs() < tolerance, "{drafter:?}: {got} {mean}");
     }
 }
@@ -192,6 +274,6 @@ fn closed_loops_answer_everybody() {
     let mut t = traffic(Arrival::Burst, 40, 100, 30);
     t.clients = Some(4);
     let out = run(&target, Drafter::Heads { tokens: 1, layers: 1 }, 0.7, &t);
-    assert!(out.run.outcomes.iter().all(|o| o.finish.0 > 0));
-    assert_eq!(out.run.generated_tokens, t.output_tokens());
+    assert!(out.outcomes.iter().all(|o| o.finish.0 > 0));
+    assert_eq!(out.generated_tokens, t.output_tokens());
 }
