@@ -50,9 +50,9 @@ pub struct DeviceSteps {
     pub dtype: DType,
     /// Mean tokens in the cache of a decoding sequence.
     pub context: f64,
-    /// GiB of its largest memory.
+    /// GiB of the largest memory that an engine reads.
     pub capacity_gib: f64,
-    /// Decoding at growing batches, as far as the largest memory holds them.
+    /// Decoding at growing batches, as far as that memory holds them: steps read at its rate.
     pub decode: Vec<DevicePoint>,
     /// Devices exchange partial sums in every layer, which is not in the steps.
     pub exchange_left_out: bool,
@@ -81,7 +81,8 @@ pub fn device_steps(
     // The shape counts 16 bits.
     let element = dtype.size() / 2.0;
     let gib = 1024f64.powi(3);
-    let capacity = device.memory.iter().map(|m| m.capacity.0 as f64).fold(0.0, f64::max);
+    let read = device.engine.iter().filter_map(|e| device.tier(&e.memory));
+    let capacity = read.map(|m| m.capacity.0 as f64).fold(0.0, f64::max);
     let held =
         |batch: u32| element * (shape.weight_bytes + f64::from(batch) * shape.sequence_bytes(context as u64));
     let devices = f64::from(deployment.accelerators_per_replica());
@@ -137,5 +138,28 @@ mod tests {
         assert!(more.tokens_per_s_per_device > 3.0 * batch.tokens_per_s_per_device);
         let cpu = device_steps(&model, &d, &find("xeon-5220r").unwrap(), &workload).unwrap();
         assert_eq!(cpu.dtype, DType::Fp32);
+    }
+
+    #[test]
+    fn a_batch_that_only_the_host_holds_is_not_read_at_the_rate_of_the_device() {
+        let model = presets::find("llama2-7b").unwrap();
+        let d = Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::Bf16));
+        let workload = ServingWorkload::fixed("w", Arrival::Burst, 1, 1000, 200);
+        let found = device_steps(&model, &d, &find("h100-host").unwrap(), &workload).unwrap();
+        // 80 GB of the accelerator, not the 2 TB behind its link: 64 sequences of 0.5 MiB a token fit, 256 do not.
+        assert!((found.capacity_gib - 80e9 / 1024f64.powi(3)).abs() < 0.1, "{}", found.capacity_gib);
+        assert_eq!(found.decode.last().map(|p| p.batch), Some(64));
+    }
+
+    #[test]
+    fn a_wafer_waits_for_the_sums_over_its_mesh() {
+        let model = presets::find("llama2-7b").unwrap();
+        let d = Deployment::tensor_parallel(1, Quantization::uniform(NumberFormat::Bf16));
+        let workload = ServingWorkload::fixed("w", Arrival::Burst, 1, 1000, 200);
+        let found = device_steps(&model, &d, &find("wse-2").unwrap(), &workload).unwrap();
+        // Four products and two of attention in 32 layers, and the output layer: 193 sums of 2 x 919 hops of 0.91 ns are
+        // 0.32 ms; scores of 32 heads add their bytes on links of 4.4 GB/s (WaferLLM measured some 2,700 tokens/s).
+        let rate = found.decode[0].tokens_per_s_per_user;
+        assert!((2000.0..3200.0).contains(&rate), "{rate}");
     }
 }

@@ -43,23 +43,35 @@ fn work(
 ) -> Result<Vec<f64>, NoEngine> {
     let rows = sequences * queries;
     let mut engines = vec![0.0; device.engine.len()];
-    let mut run =
-        |operator: &'static str, class, times: f64, flops: f64, bytes: f64| -> Result<(), NoEngine> {
-            let (engine, seconds) = device.fastest(class, dtype, flops, bytes).ok_or_else(|| NoEngine {
-                device: device.name.clone(),
-                operator,
-                dtype,
-            })?;
-            engines[engine] += times * seconds;
-            Ok(())
-        };
+    let mut run = |operator: &'static str,
+                   class,
+                   times: f64,
+                   flops: f64,
+                   bytes: f64,
+                   sums: f64|
+     -> Result<(), NoEngine> {
+        let (engine, seconds) = device.fastest(class, dtype, flops, bytes).ok_or_else(|| NoEngine {
+            device: device.name.clone(),
+            operator,
+            dtype,
+        })?;
+        engines[engine] += times * (seconds + sums);
+        Ok(())
+    };
     let element = dtype.size();
+    // On a mesh of cores every product sums its partial results along the rows of cores.
+    let summed = |outputs: u64| {
+        device.mesh.as_ref().map_or(0.0, |mesh| {
+            let bytes = element * rows * outputs as f64 / f64::from(mesh.columns.max(1));
+            mesh.row_reduce(mesh.columns, bytes).0
+        })
+    };
     for l in &shape.linears {
         let weights = (l.n * l.k) as f64;
         let class = if rows > 1.0 { OperatorClass::MatrixProduct } else { OperatorClass::VectorProduct };
         // A fused layer keeps what flows between its operators on the chip.
         let between = if device.fuses { 0.0 } else { element * rows * (l.n + l.k) as f64 };
-        run(l.name, class, l.layers, 2.0 * rows * weights, element * weights + between)?;
+        run(l.name, class, l.layers, 2.0 * rows * weights, element * weights + between, summed(l.n))?;
     }
     for a in &shape.attention {
         let reads = a.reads_at_most.map_or(context, |w| context.min(w as f64));
@@ -67,7 +79,9 @@ fn work(
         // A cache is read once for all candidates of its sequence.
         let flops = 2.0 * queries * tokens * (a.q_heads * (a.head_dim + a.head_dim_v)) as f64;
         let bytes = tokens * a.cache_elements as f64 * element;
-        run("attention", OperatorClass::VectorProduct, a.layers, flops, bytes)?;
+        // Scores, and the values that they weigh.
+        let sums = summed(a.q_heads * reads as u64) + summed(a.q_heads * a.head_dim_v);
+        run("attention", OperatorClass::VectorProduct, a.layers, flops, bytes, sums)?;
     }
     for e in &shape.experts {
         let draws = rows * e.top_k as f64;
@@ -75,7 +89,8 @@ fn work(
         let parameters = (e.matrices * e.hidden * e.inner) as f64;
         let rows = draws * e.local as f64 / e.experts.max(1) as f64;
         let class = if rows > touched { OperatorClass::MatrixProduct } else { OperatorClass::VectorProduct };
-        run("experts", class, e.layers, 2.0 * rows * parameters, element * touched * parameters)?;
+        let sums = summed(2 * e.inner) + summed(e.hidden);
+        run("experts", class, e.layers, 2.0 * rows * parameters, element * touched * parameters, sums)?;
     }
     Ok(engines)
 }

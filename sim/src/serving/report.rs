@@ -25,7 +25,8 @@ impl Percentiles {
     /// Of values in milliseconds; sorts them.
     pub fn of(values: &mut [f64]) -> Self {
         values.sort_by(f64::total_cmp);
-        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+        // A sum of nothing is minus zero.
+        let mean = (values.iter().sum::<f64>() + 0.0) / values.len().max(1) as f64;
         Self {
             mean,
             p50: at(values, 50.0),
@@ -308,6 +309,10 @@ enum Growth {
     Stays,
 }
 
+/// Fewer requests than these tell nothing, and fewer than those little.
+const FEWEST: usize = 8;
+const FEW: usize = 40;
+
 /// An open loop is saturated when its queue grows: requests of the last quarter wait three times as long as those of
 /// the second, and longer than a second beyond them; or a fifth of all requests is still there when the last arrives,
 /// and it is two thirds more than half-way: twice as many where nothing leaves. Long answers alone keep many in the system,
@@ -317,11 +322,18 @@ fn growth(run: &ServingRun, traffic: &Traffic, ttft: &[f64]) -> Growth {
         (Some(first), Some(last)) => last.arrival.0 - first.arrival.0,
         _ => 0,
     };
-    if traffic.clients.is_some() || span == 0 || ttft.len() < 40 {
+    if traffic.clients.is_some() || span == 0 || ttft.len() < FEWEST {
         return Growth::None;
     }
     let n = ttft.len();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
+    if n < FEW {
+        // Parts of few requests differ by chance: they also take half as long again as they came.
+        let last = traffic.requests.last().map_or(0, |r| r.arrival.0);
+        let (early, late) = (mean(&ttft[..n / 4]), mean(&ttft[3 * n / 4..]));
+        let waits = run.end.0.saturating_sub(last) > span / 2 && late > 2.0 * early && late > early + 1000.0;
+        return if waits { Growth::Waits } else { Growth::None };
+    }
     let (early, late) = (mean(&ttft[n / 4..n / 2]), mean(&ttft[3 * n / 4..]));
     if late > 3.0 * early && late > early + 1000.0 {
         return Growth::Waits;

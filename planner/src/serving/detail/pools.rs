@@ -109,7 +109,7 @@ pub(super) fn detail(
     Ok(ServingDetail {
         layout: Layout::Pools(*split),
         pools: Some(PoolFigures {
-            transfer_ms: 1e3 * found.transfer_seconds.iter().sum::<f64>() / moved,
+            transfer_ms: 1e3 * (found.transfer_seconds.iter().sum::<f64>() + 0.0) / moved,
             bytes: found.bytes,
             held_back: found.held_back,
             prefill_busy: share(found.prefill_busy, &split.prefill),

@@ -93,7 +93,7 @@ impl<'a> UnitTrial<'a> {
         let extra = &run.run.extra;
         Some(Trial {
             report,
-            transfer_ms: 1e3 * run.transfer_seconds.iter().sum::<f64>() / moved,
+            transfer_ms: 1e3 * (run.transfer_seconds.iter().sum::<f64>() + 0.0) / moved,
             tokens_per_round: extra.round_tokens as f64 / extra.rounds.max(1) as f64,
             prefill_busy: run.prefill_busy,
             decode_busy: run.decode_busy,
