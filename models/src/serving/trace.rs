@@ -1,6 +1,7 @@
 //! Request traces as published: CSV and JSON-lines layouts.
 //!
-//! Lines that start with `#` are remarks.
+//! Lines that start with `#` are remarks. Requests may be in any order; a length of 0 (a failed answer in BurstGPT) counts
+//! as 1.
 //!
 //! | layout | columns |
 //! |---|---|
@@ -46,6 +47,7 @@ pub struct TraceError {
 /// # Errors
 /// A layout that is not known, a missing column, a value that is not a number, an empty file.
 pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
+    let text = text.trim_start_matches('\u{feff}');
     let fail = |line: usize, message: String| TraceError { file: file.to_owned(), line, message };
     let mut rows: Vec<Row> = Vec::new();
     let said = |l: &str| !l.trim().is_empty() && !l.starts_with('#');
@@ -53,10 +55,17 @@ pub fn parse_trace(file: &str, text: &str) -> Result<Trace, TraceError> {
     let Some((top, first)) = lines.next() else { return Err(fail(1, "the trace is empty".to_owned())) };
     let timed;
     if first.trim_start().starts_with('{') {
-        timed = true;
+        let mut times = 0;
         for (index, line) in text.lines().enumerate().filter(|(_, l)| said(l)) {
-            rows.push(json_row(line).map_err(|m| fail(index + 1, m))?);
+            let (has_time, row) = json_row(line).map_err(|m| fail(index + 1, m))?;
+            times += usize::from(has_time);
+            rows.push(row);
+            if times > 0 && times < rows.len() {
+                let message = "neither StartTimeOffset nor timestamp is given, and other requests have one";
+                return Err(fail(if has_time { top + 1 } else { index + 1 }, message.to_owned()));
+            }
         }
+        timed = times > 0;
     } else {
         let columns = Columns::find(first).map_err(|m| fail(top + 1, m))?;
         timed = columns.arrival.is_some();
@@ -102,8 +111,7 @@ struct Columns {
 
 impl Columns {
     fn find(header: &str) -> Result<Self, String> {
-        let names: Vec<String> =
-            header.trim_start_matches('\u{feff}').split(',').map(|n| n.trim().to_lowercase()).collect();
+        let names: Vec<String> = header.split(',').map(|n| n.trim().to_lowercase()).collect();
         let at = |wanted: &[&str]| names.iter().position(|n| wanted.contains(&n.as_str()));
         let input =
             at(&["input_tokens", "contexttokens", "num_prefill_tokens", "request tokens", "input_length"]);
@@ -116,8 +124,9 @@ impl Columns {
         ]);
         let (Some(input), Some(output)) = (input, output) else {
             return Err(format!(
-                "the header `{}` is of no known trace layout; columns needed: arrival_s, input_tokens, output_tokens",
-                header.chars().take(120).collect::<String>()
+                "the header `{}` is of no known trace layout; columns needed: arrival_s, input_tokens, output_tokens{}",
+                header.chars().take(120).collect::<String>(),
+                if header.contains([';', '\t']) { ", with commas between them" } else { "" },
             ));
         };
         let seconds = at(&["arrival_s", "arrived_at"]);
@@ -213,7 +222,8 @@ fn date_seconds(text: &str) -> Result<f64, String> {
     Ok(days as f64 * 86_400.0 + hour as f64 * 3600.0 + minute as f64 * 60.0 + second)
 }
 
-fn json_row(line: &str) -> Result<Row, String> {
+/// Whether a time is given, and the row.
+fn json_row(line: &str) -> Result<(bool, Row), String> {
     let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("not JSON: {e}"))?;
     let number = |names: [&str; 2]| names.iter().find_map(|n| value.get(*n)?.as_f64());
     let input =
@@ -221,9 +231,9 @@ fn json_row(line: &str) -> Result<Row, String> {
     let output = number(["GeneratedTokens", "output_length"])
         .ok_or("neither GeneratedTokens nor output_length is given")?;
     let time = match (value.get("StartTimeOffset"), value.get("timestamp")) {
-        (Some(ns), _) => ns.as_f64().ok_or("StartTimeOffset is not a number")? * 1e-9,
-        (None, Some(ms)) => ms.as_f64().ok_or("timestamp is not a number")? * 1e-3,
-        _ => 0.0,
+        (Some(ns), _) => Some(ns.as_f64().ok_or("StartTimeOffset is not a number")? * 1e-9),
+        (None, Some(ms)) => Some(ms.as_f64().ok_or("timestamp is not a number")? * 1e-3),
+        _ => None,
     };
     if !(0.0..=16_777_216.0).contains(&input) || !(0.0..=16_777_216.0).contains(&output) {
         return Err("a length is out of range".to_owned());
@@ -236,7 +246,7 @@ fn json_row(line: &str) -> Result<Row, String> {
             list.iter().map(whole).collect::<Result<_, _>>()?
         }
     };
-    Ok((time, input as u32, output as u32, blocks))
+    Ok((time.is_some(), (time.unwrap_or(0.0), input as u32, output as u32, blocks)))
 }
 
 #[cfg(test)]
@@ -287,6 +297,27 @@ mod tests {
         for bad in ["3-1", "x", "0-99999999", "1-2-3"] {
             let text = format!("arrival_s,input_tokens,output_tokens,prefix_blocks_512\n0,1600,6,{bad}\n");
             assert_eq!(parse_trace("t", &text).unwrap_err().line, 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn lines_without_a_time_are_lengths_and_not_a_burst() {
+        let line = "{\"input_length\":10,\"output_length\":3}\n";
+        let timed = "{\"timestamp\":5,\"input_length\":10,\"output_length\":3}\n";
+        assert!(!parse_trace("t", &line.repeat(2)).unwrap().timed);
+        assert!(parse_trace("t", &timed.repeat(2)).unwrap().timed);
+        assert_eq!(parse_trace("t", &format!("{timed}{line}")).unwrap_err().line, 2);
+        assert_eq!(parse_trace("t", &format!("{line}{timed}")).unwrap_err().line, 1);
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_carriage_returns_do_no_harm() {
+        for text in [
+            "{\"timestamp\":0,\"input_length\":10,\"output_length\":3}\n",
+            "arrival_s,input_tokens,output_tokens\n0,10,3\n",
+        ] {
+            let odd = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+            assert_eq!(summary(&odd), [(0, 10, 3)], "{text}");
         }
     }
 
