@@ -36,11 +36,11 @@ pub(crate) enum Command {
     Validate(validate::Arguments),
     /// Search like `plan` and write the HTML report
     Report(report::Arguments),
-    /// Write launch files of training frameworks for a plan
+    /// Write launch files of training frameworks or serving engines for a plan
     Emit(emit::Arguments),
     /// Read what other tools wrote: model configurations, logs, traces, tables
     Import(import::Arguments),
-    /// List what is built in: models, accelerators, systems, clusters, profiles
+    /// List what is built in: models, accelerators, devices, systems, clusters, profiles, engines, workloads
     Show(show::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),

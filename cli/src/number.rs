@@ -1,6 +1,6 @@
 //! Numbers as people write them; as people read them they come from the reports.
 
-pub(crate) use psim_reports::number::{grouped, seconds, short, three};
+pub(crate) use psim_reports::number::{counted, grouped, seconds, short, three};
 
 /// Reads `15T`, `300B`, `4.2M`, `512k`, `1e12`, `4_096`.
 pub(crate) fn parse_count(text: &str) -> Result<f64, String> {

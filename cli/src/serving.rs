@@ -7,9 +7,11 @@ mod capacity;
 mod compare;
 mod deployment;
 mod emit;
+mod formats;
 mod job;
 mod plan;
 mod render;
+mod served;
 mod simulate;
 mod workload;
 

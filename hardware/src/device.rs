@@ -7,6 +7,7 @@
 //! An engine's time is its roofline: launch + max(flops / rate, bytes / bandwidth to its memory).
 
 use crate::source_error::parse_toml;
+use crate::suggest::closest;
 use crate::{Bytes, BytesPerSec, DType, FlopPerSec, Seconds, SourceError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -231,14 +232,22 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     FILES.iter().map(|(name, _)| *name)
 }
 
+/// The file of a built-in device, to start from.
+pub fn text(name: &str) -> Option<&'static str> {
+    FILES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
 /// A built-in device.
 ///
 /// # Errors
 /// A sentence with the known names.
 pub fn find(name: &str) -> Result<Device, String> {
-    let text = FILES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text).ok_or_else(|| {
+    let text = text(name).ok_or_else(|| {
         let known: Vec<&str> = names().collect();
-        format!("`{name}` is not a device; known: {}", known.join(", "))
+        match closest(name, names()) {
+            Some(near) => format!("`{name}` is not a device; did you mean `{near}`?"),
+            None => format!("`{name}` is not a device; known: {}", known.join(", ")),
+        }
     })?;
     Device::parse(name, text).map_err(|e| e.to_string())
 }

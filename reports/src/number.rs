@@ -28,6 +28,8 @@ pub fn short(value: f64) -> String {
 
 /// Three significant digits, no exponent, no needless zeros after the point of whole numbers.
 pub fn three(value: f64) -> String {
+    // A sum of nothing is minus zero.
+    let value = value + 0.0;
     let magnitude = value.abs();
     let whole = (value - value.round()).abs() < 1e-9 * magnitude.max(1.0);
     let decimals = match magnitude {
@@ -38,6 +40,11 @@ pub fn three(value: f64) -> String {
         _ => 3,
     };
     format!("{value:.decimals$}")
+}
+
+/// `1 GPU`, `2 GPUs`.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { many })
 }
 
 /// Seconds in the unit that suits them: `4.52 s`, `31.0 ms`.
@@ -60,6 +67,9 @@ mod tests {
         assert_eq!(short(70.56e9), "70.6B");
         assert_eq!(short(512.0), "512");
         assert_eq!(three(4.519), "4.52");
+        assert_eq!(three(-0.0), "0");
+        assert_eq!(counted(1, "GPU", "GPUs"), "1 GPU");
+        assert_eq!(counted(1024, "GPU", "GPUs"), "1,024 GPUs");
         assert_eq!(seconds(0.031), "31 ms");
     }
 }

@@ -10,6 +10,8 @@ mod machine;
 mod output;
 #[path = "cli_suite/serving.rs"]
 mod serving;
+#[path = "cli_suite/serving_defects.rs"]
+mod serving_defects;
 #[path = "cli_suite/serving_files.rs"]
 mod serving_files;
 #[path = "cli_suite/snapshots.rs"]

@@ -22,6 +22,8 @@ enum Topic {
     Models,
     /// Accelerator datasheets
     Accelerators,
+    /// Devices of several engines and memories, for `device = "NAME"` of a deployment
+    Devices,
     /// Node types
     Systems,
     /// Clusters
@@ -52,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments, host: &mut Host<'_>) -> Result<(), Fail
     match arguments.topic {
         Topic::Models => models(name, arguments.json, host),
         Topic::Accelerators => accelerators(name, arguments.json, host),
+        Topic::Devices => serving::devices(name, arguments.json, host),
         Topic::Systems => systems(name, arguments.json, host),
         Topic::Clusters => cluster_list(name, arguments.json, host),
         Topic::Profiles => profiles(name, arguments.json, host),

@@ -49,7 +49,7 @@ pub(crate) struct JobArguments {
     /// mxfp4, q4km [default: bf16]
     #[arg(long, value_name = "P", value_parser = parse_format)]
     pub(crate) precision: Option<Format>,
-    /// Format of the KV cache (serving): bf16, fp8, int8, fp4 [default: bf16]
+    /// Format of the KV cache (serving): bf16, fp8, int8, fp4, int4 [default: bf16]
     #[arg(long, value_name = "P")]
     pub(crate) kv_precision: Option<String>,
 }
@@ -170,7 +170,7 @@ impl JobArguments {
         if cluster.source.starts_with("catalogue: ") {
             assume(
                 "cluster",
-                cluster.description.clone(),
+                cluster.description.trim_end_matches('.').to_owned(),
                 "the usual node, one full-bisection switch; --cluster FILE",
             );
         }

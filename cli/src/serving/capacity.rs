@@ -1,13 +1,14 @@
 //! `psim capacity --rate`: how many of which accelerators carry a rate within a service level.
 
-use super::job::{formats, kv_format, load_engine};
+use super::formats::{formats, kv_format};
+use super::job::load_engine;
 use super::{render, workload};
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::write_atomically;
 use crate::inputs::job::Format;
 use crate::inputs::{CommonArguments, cluster, model};
-use crate::number::{grouped, three};
+use crate::number::{counted, grouped, three};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
 use clap::Args;
 use psim_cost_models::serving::EngineProfile;
@@ -328,15 +329,20 @@ fn option_json(s: &ServingSize) -> serde_json::Value {
 fn needed(size: &ServingSize) -> String {
     match (size.pools, &size.layout) {
         (Some(p), _) => format!(
-            "{} instances for prompts and {} for answers needed, {} and {} spare",
-            p.prefill, p.decode, p.prefill_spares, p.decode_spares
+            "{} for prompts and {} for answers needed, {} and {} spare",
+            counted(p.prefill.into(), "instance", "instances"),
+            p.decode,
+            p.prefill_spares,
+            p.decode_spares
         ),
         (None, Layout::Pools(_)) => format!(
-            "{} units of pools (instances for prompts + for answers) needed and {} spare",
-            size.needed.replicas, size.spare_replicas
+            "{} (instances for prompts + for answers) needed and {} spare",
+            counted(size.needed.replicas.into(), "unit of pools", "units of pools"),
+            size.spare_replicas
         ),
         (None, Layout::Replicas(_)) => {
-            format!("{} replicas needed and {} spare", size.needed.replicas, size.spare_replicas)
+            let replicas = counted(size.needed.replicas.into(), "replica", "replicas");
+            format!("{replicas} needed and {} spare", size.spare_replicas)
         }
     }
 }
@@ -428,10 +434,10 @@ fn text(question: &Question, options: &[ServingSize], rejected: &[(String, Strin
     for s in options {
         if let Some(other) = &s.other {
             say(&format!(
-                "{}: {} would take {} GPUs and ${} an hour",
+                "{}: {} would take {} and ${} an hour",
                 s.accelerator,
                 short_layout_label(&other.layout),
-                grouped(u64::from(other.accelerators)),
+                counted(u64::from(other.accelerators), "GPU", "GPUs"),
                 three(other.usd_per_hour),
             ));
         }

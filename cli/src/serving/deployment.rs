@@ -15,13 +15,10 @@
 //! `[sm_partition]` say how kernels share an accelerator, `[redundant_experts]` evens out experts, `[expert_offload]` keeps
 //! them outside, `[attention_ffn]` gives feed-forward layers accelerators of their own. Every key is used or refused.
 
-mod arrangement;
-mod beside;
-mod file;
-mod pools;
-mod speculation;
+pub(super) mod file;
+pub(super) mod pools;
 
-use super::ServingJob;
+use super::formats::cache_format;
 use crate::Host;
 use crate::failure::Failure;
 use crate::files::read_text;
@@ -29,14 +26,14 @@ use file::{File, NOT_BUILT, PoolFile};
 use psim_cost_models::serving::EngineProfile;
 use psim_hardware::device::{Device, find as find_device};
 use psim_hardware::source_error::{MAX_FILE_BYTES, find_key, parse_toml_body};
-use psim_hardware::{Cluster, DType, SourceError};
+use psim_hardware::{Cluster, SourceError};
 use psim_models::serving::{Deployment, NumberFormat, Quantization};
-use psim_planner::serving::{Layout, Served, Speculation, Split};
+use psim_planner::serving::Split;
 use psim_sim::serving::{Placement, Router, TransferMode};
 use std::path::Path;
 
 /// Most accelerators of a deployment.
-const MOST: u64 = 1 << 24;
+pub(super) const MOST: u64 = 1 << 24;
 
 const HINT: &str = "a deployment has `schema = 1`, replicas, tp and optionally pp, attention_dp, ep, weights, kv, engine, \
                     router, or tables [prefill] and [decode]; `psim plan --workload … --emit DIR` writes one";
@@ -44,30 +41,17 @@ const HINT: &str = "a deployment has `schema = 1`, replicas, tp and optionally p
 /// A deployment file, its numbers checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Deployed {
-    shown: String,
-    text: String,
-    file: File,
+    pub(super) shown: String,
+    pub(super) text: String,
+    pub(super) file: File,
     /// Formats of weights and cache.
     pub(crate) quantization: Quantization,
 }
 
-/// Format of the cache by name.
-pub(crate) fn cache_format(text: &str) -> Option<DType> {
-    Some(match text.trim().to_lowercase().as_str() {
-        "bf16" | "bfloat16" => DType::Bf16,
-        "fp16" | "float16" | "half" => DType::Fp16,
-        "fp8" => DType::Fp8,
-        "int8" => DType::Int8,
-        "fp4" | "nvfp4" => DType::Fp4,
-        "int4" => DType::Int4,
-        _ => return None,
-    })
-}
-
-/// The file of replicas.
+/// The file of replicas; `name` is what the engine is called.
 pub(crate) fn to_toml(
     deployment: &Deployment,
-    engine: &EngineProfile,
+    (name, engine): (&str, &EngineProfile),
     token_budget: u32,
     router: Router,
 ) -> Result<String, Failure> {
@@ -79,17 +63,13 @@ pub(crate) fn to_toml(
         ep: Some(deployment.ep),
         router: Some(router_name(router).to_owned()),
         token_budget: (token_budget != engine.token_budget).then_some(token_budget),
-        ..File::of(deployment.quantization, &engine.name)
+        ..File::of(deployment.quantization, name)
     };
     Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))
 }
 
 /// The file of a split.
-pub(crate) fn split_to_toml(
-    split: &Split,
-    cluster: &Cluster,
-    engine: &EngineProfile,
-) -> Result<String, Failure> {
+pub(crate) fn split_to_toml(split: &Split, cluster: &Cluster, engine: &str) -> Result<String, Failure> {
     let pool = |p: &psim_planner::serving::PoolLayout| {
         let name = cluster.groups.get(p.group).map(|g| g.node.accelerator.name.clone());
         PoolFile {
@@ -103,7 +83,7 @@ pub(crate) fn split_to_toml(
         transfer: Some(transfer_name(split.transfer).to_owned()),
         prefill: Some(pool(&split.prefill)),
         decode: Some(pool(&split.decode)),
-        ..File::of(split.decode.deployment.quantization, &engine.name)
+        ..File::of(split.decode.deployment.quantization, engine)
     };
     Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))
 }
@@ -156,14 +136,14 @@ pub(crate) fn read(host: &Host<'_>, path: &Path) -> Result<Deployed, Failure> {
 
 /// A place in the file, for errors.
 #[derive(Debug, Clone, Copy)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     shown: &'a str,
     text: &'a str,
 }
 
 impl Place<'_> {
     /// A failure at a key, of a table where one is named.
-    fn at(&self, table: Option<&str>, key: &str, message: String, hint: &str) -> Failure {
+    pub(super) fn at(&self, table: Option<&str>, key: &str, message: String, hint: &str) -> Failure {
         let header = |name: &str| {
             let header = format!("[{name}]");
             self.text.find(&header).map(|start| start..start + header.len())
@@ -197,7 +177,7 @@ fn formats(file: &File, place: Place<'_>) -> Result<Quantization, Failure> {
     })
 }
 
-fn weight_format(
+pub(super) fn weight_format(
     name: &str,
     place: Place<'_>,
     table: Option<&str>,
@@ -211,7 +191,7 @@ fn weight_format(
 }
 
 impl Deployed {
-    fn place(&self) -> Place<'_> {
+    pub(super) fn place(&self) -> Place<'_> {
         Place { shown: &self.shown, text: &self.text }
     }
 
@@ -226,8 +206,15 @@ impl Deployed {
     }
 
     /// The same in a table of it.
-    fn inside(&self, table: &str, key: &str, message: String, hint: &str) -> Failure {
+    pub(super) fn inside(&self, table: &str, key: &str, message: String, hint: &str) -> Failure {
         self.place().at(Some(table), key, message, hint)
+    }
+
+    /// The file as it is, or with another engine.
+    pub(crate) fn kept(&self, engine: Option<&str>) -> Result<String, Failure> {
+        let Some(engine) = engine else { return Ok(self.text.clone()) };
+        let file = File { engine: Some(engine.to_owned()), ..self.file.clone() };
+        Ok(format!("schema = 1\n{}", toml::to_string(&file).map_err(Failure::defect)?))
     }
 
     /// Engine profile named by the file.
@@ -307,66 +294,8 @@ impl Deployed {
     }
 
     /// The layout of replicas.
-    fn replicas(&self) -> Deployment {
+    pub(super) fn replicas(&self) -> Deployment {
         let [replicas, tp, pp, attention_dp, ep] = self.sizes().map(|(_, v)| v.unwrap_or(1));
         Deployment { replicas, tp, pp, attention_dp, ep, quantization: self.quantization }
-    }
-
-    /// The speculation that a search is to try; the file has a [speculation] table and nothing else that it would not use.
-    pub(crate) fn searched(&self, job: &ServingJob, host: &Host<'_>) -> Result<Speculation, Failure> {
-        let bare = File { speculation: self.file.speculation.clone(), ..File::default() };
-        if self.file != bare {
-            let message =
-                "`--speculation` takes a file with a [speculation] table and nothing else".to_owned();
-            return Err(self.at("schema", message, "layouts are searched; `psim simulate --plan` runs one"));
-        }
-        let layout = Layout::Replicas(Deployment { quantization: job.quantization, ..self.replicas() });
-        let found = speculation::searched(self, &layout, host)?;
-        found.ok_or_else(|| self.at("schema", "there is no [speculation] table".to_owned(), "add one"))
-    }
-
-    /// What is served, on the job's cluster.
-    pub(crate) fn served(&self, job: &ServingJob, host: &Host<'_>) -> Result<Served, Failure> {
-        if let Some(name) = &self.file.device {
-            let message =
-                format!("requests on device `{name}` are not simulated: prompts have no measured laws there");
-            return Err(self.at(
-                "device",
-                message,
-                "`psim explain` prices its decoding steps; `psim gallery` compares devices",
-            ));
-        }
-        let layout = match pools::split(self, job)? {
-            Some(split) => Layout::Pools(split),
-            None => Layout::Replicas(Deployment { quantization: job.quantization, ..self.replicas() }),
-        };
-        let served = Served {
-            group: job.group,
-            options: beside::options(self, job, &layout)?,
-            speculation: speculation::read(self, &layout, host)?,
-            arrangement: arrangement::read(self)?,
-            redundant: arrangement::redundant(self)?,
-            experts_outside: arrangement::outside(self, job)?,
-            apart: arrangement::apart(self, job)?,
-            layout,
-        };
-        let nodes = &job.cluster.groups[job.group];
-        // Feed-forward instances on other nodes are counted there.
-        let elsewhere = served.apart.filter(|a| a.group != job.group).map_or(0, |a| a.accelerators());
-        let elsewhere = elsewhere * served.layout.deployment().replicas;
-        let (need, have) = (served.accelerators() - elsewhere, nodes.count * nodes.node.accelerators);
-        if matches!(layout, Layout::Replicas(_)) && need > have {
-            let kind = if job.cluster.is_mixed() {
-                format!(" of {}", nodes.node.accelerator.name)
-            } else {
-                String::new()
-            };
-            return Err(self.at(
-                "replicas",
-                format!("the deployment needs {need} accelerators{kind}, {} has {have}", job.cluster.name),
-                "fewer replicas or ranks, or a larger cluster",
-            ));
-        }
-        Ok(served)
     }
 }

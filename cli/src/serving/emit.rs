@@ -6,12 +6,12 @@ use crate::Host;
 use crate::failure::Failure;
 use crate::files::{make_directory, write_atomically};
 use crate::inputs::{CommonArguments, JobArguments};
-use psim_cost_models::serving::EngineProfile;
+use psim_cost_models::serving::{EngineProfile, Policy};
 use psim_models::serving::Deployment;
 use psim_planner::serving::{Arrangement, Layout, Served, ServingPlan, Split};
 use psim_reports::launch::LaunchFile;
 use psim_reports::launch::serving::{self, ServingEngine, ServingLaunch, SplitLaunch};
-use psim_sim::serving::Router;
+use psim_sim::serving::{Preemption, Router};
 use serde_json::json;
 use std::path::Path;
 
@@ -63,39 +63,96 @@ fn put_all(
     Ok(written)
 }
 
-/// Writes `deployment.toml` and the files of every engine that can express it.
+/// What was changed on the command line and has no place in a deployment file, as a remark at its top.
+fn with_settings(job: &ServingJob, text: &str) -> String {
+    let settings: Vec<String> = job.settings.iter().map(|s| format!(" --set {s}")).collect();
+    match settings.as_slice() {
+        [] => text.to_owned(),
+        list => format!("# Predicted with{}: give it again.\n{text}", list.concat()),
+    }
+}
+
+/// A policy that none of the three engines has.
+fn foreign(engine: &EngineProfile) -> Option<&'static str> {
+    match engine.policy {
+        Policy::Static => Some("static batches"),
+        Policy::Orca => Some("Orca's whole reservations"),
+        Policy::Flover => Some("Flover's temporal fusion"),
+        Policy::FastSwitch => Some("fair priorities"),
+        Policy::PrefillPriority
+        | Policy::ChunkedPrefill
+        | Policy::SplitFuse
+        | Policy::Radix
+        | Policy::InflightNoEvict
+        | Policy::SLora
+        | Policy::FlexLlm => None,
+    }
+}
+
+/// Writes `deployment.toml` of a plan of the search and the files of every engine that can express it.
 pub(crate) fn write_all(
     job: &ServingJob,
     chosen: &Chosen,
     directory: &Path,
     host: &mut Host<'_>,
 ) -> Result<Vec<String>, Failure> {
+    let engine = (job.engine_name.as_str(), &job.engine);
+    let own = deployment::to_toml(&chosen.deployment, engine, chosen.engine.token_budget, chosen.router)?;
+    write_deployment(job, chosen, &own, directory, host)
+}
+
+/// The same with the text of the deployment file.
+fn write_deployment(
+    job: &ServingJob,
+    chosen: &Chosen,
+    own: &str,
+    directory: &Path,
+    host: &mut Host<'_>,
+) -> Result<Vec<String>, Failure> {
     make_directory(host, directory)?;
-    let own =
-        deployment::to_toml(&chosen.deployment, &job.engine, chosen.engine.token_budget, chosen.router)?;
-    let mut written = vec![put(directory, "deployment.toml", &own, host)?];
+    let mut written = vec![put(directory, "deployment.toml", &with_settings(job, own), host)?];
+    if let Some(what) = foreign(&chosen.engine) {
+        host.say(format_args!("skipped: vLLM, SGLang and TensorRT-LLM, which do not run {what}"));
+        return Ok(written);
+    }
     let launch = ServingLaunch {
         model: &job.model,
         cluster: &job.cluster,
         workload: &job.workload,
         engine: &chosen.engine,
         deployment: &chosen.deployment,
+        router: chosen.router,
     };
     let made = ServingEngine::ALL.into_iter().map(|engine| serving::emit(engine, &launch));
     written.extend(put_all(made, directory, host)?);
     Ok(written)
 }
 
-/// Writes `split.toml`, the deployment file of a split into pools.
+/// Writes `split.toml`, the deployment file of a split into pools that the search found.
 pub(crate) fn write_split(
     job: &ServingJob,
     split: &Split,
     directory: &Path,
     host: &mut Host<'_>,
 ) -> Result<Vec<String>, Failure> {
+    let text = deployment::split_to_toml(split, &job.cluster, &job.engine_name)?;
+    write_pools(job, split, &text, directory, host)
+}
+
+/// The same with the text of the deployment file.
+fn write_pools(
+    job: &ServingJob,
+    split: &Split,
+    text: &str,
+    directory: &Path,
+    host: &mut Host<'_>,
+) -> Result<Vec<String>, Failure> {
     make_directory(host, directory)?;
-    let text = deployment::split_to_toml(split, &job.cluster, &job.engine)?;
-    let mut written = vec![put(directory, "split.toml", &text, host)?];
+    let mut written = vec![put(directory, "split.toml", &with_settings(job, text), host)?];
+    if let Some(what) = foreign(&job.engine) {
+        host.say(format_args!("skipped: vLLM, SGLang and TensorRT-LLM, which do not run {what}"));
+        return Ok(written);
+    }
     let launch = SplitLaunch {
         model: &job.model,
         cluster: &job.cluster,
@@ -129,6 +186,8 @@ fn beside(served: &Served) -> Option<&'static str> {
         Some("redundant experts")
     } else if options.co_serving.is_some() {
         Some("fine-tuning beside inference")
+    } else if matches!(options.preemption, Preemption::Swap(_)) {
+        Some("caches swapped to host memory")
     } else {
         None
     }
@@ -153,6 +212,7 @@ pub(crate) fn run(
             "emit the deployment without it, and add the engine's own options",
         ));
     }
+    let own = case.file.kept(common.stack.as_deref())?;
     let written = match &case.served.layout {
         Layout::Replicas(d) => {
             let chosen = Chosen {
@@ -160,9 +220,9 @@ pub(crate) fn run(
                 engine: case.job.engine.clone(),
                 router: case.served.options.router,
             };
-            write_all(&case.job, &chosen, directory, host)?
+            write_deployment(&case.job, &chosen, &own, directory, host)?
         }
-        Layout::Pools(split) => write_split(&case.job, split, directory, host)?,
+        Layout::Pools(split) => write_pools(&case.job, split, &own, directory, host)?,
     };
     if common.json {
         host.json(&json!({ "schema": 1, "written": written }))?;

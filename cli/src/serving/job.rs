@@ -1,6 +1,7 @@
 //! The serving job of plan, simulate, explain and report: model, cluster, traffic, engine.
 
-use super::deployment::{self, Deployed};
+use super::deployment::Deployed;
+use super::formats::{as_published, formats, kv_format};
 use super::workload;
 use crate::Host;
 use crate::failure::Failure;
@@ -12,9 +13,9 @@ use psim_cost_models::serving::engine::{DEFAULT_ENGINE, VersionError, engines, f
 use psim_cost_models::serving::{EngineProfile, Policy};
 use psim_hardware::source_error::{MAX_FILE_BYTES, parse_toml};
 use psim_hardware::suggest::closest;
-use psim_hardware::{Cluster, DType, Node};
+use psim_hardware::{Cluster, Node};
 use psim_models::Model;
-use psim_models::serving::{Arrival, NumberFormat, Quantization, ServingWorkload};
+use psim_models::serving::{Arrival, Quantization, ServingWorkload};
 use psim_planner::Assumption;
 use psim_planner::serving::ServingRequest;
 use std::path::Path;
@@ -29,6 +30,8 @@ pub(crate) struct ServingJob {
     pub(crate) cluster: Cluster,
     pub(crate) workload: ServingWorkload,
     pub(crate) engine: EngineProfile,
+    /// The engine as it was named: a built-in profile, a policy, a file.
+    pub(crate) engine_name: String,
     pub(crate) quantization: Quantization,
     pub(crate) library: ProfileLibrary,
     pub(crate) seed: u64,
@@ -158,46 +161,6 @@ fn partial_days(workload: &ServingWorkload, assumptions: &mut Vec<Assumption>) {
     }
 }
 
-/// Number formats by flags; what is not given is 16 bits, said in the assumptions.
-pub(crate) fn formats(
-    model: &Model,
-    weights: Option<NumberFormat>,
-    kv: Option<DType>,
-    assumptions: &mut Vec<Assumption>,
-) -> Quantization {
-    let mut assume = |name: &str, value: &str, why: &str| {
-        assumptions.push(Assumption { name: name.to_owned(), value: value.to_owned(), why: why.to_owned() });
-    };
-    let weights = match (weights, model.checkpoint) {
-        (Some(format), _) => as_published(model, Quantization::uniform(format)),
-        (None, Some(published)) => {
-            assume("weights", published.experts.name(), "as this model is published; --precision");
-            published
-        }
-        (None, None) => {
-            assume("weights", "bf16", "as most checkpoints are published; --precision");
-            Quantization::uniform(NumberFormat::Bf16)
-        }
-    };
-    let kv = kv.unwrap_or_else(|| {
-        assume("KV cache", "bf16", "the engines' default; --kv-precision");
-        DType::Bf16
-    });
-    Quantization { kv, ..weights }
-}
-
-/// `fp8` of a model whose 8-bit weights are published with a scale per block means those weights: other kernels run.
-pub(crate) fn as_published(model: &Model, given: Quantization) -> Quantization {
-    let blocks = model.checkpoint.is_some_and(|published| published.experts == NumberFormat::Fp8Block);
-    let format = |f: NumberFormat| if blocks && f == NumberFormat::Fp8 { NumberFormat::Fp8Block } else { f };
-    Quantization {
-        dense: format(given.dense),
-        attention: format(given.attention),
-        experts: format(given.experts),
-        kv: given.kv,
-    }
-}
-
 impl ServingJob {
     /// Loads everything. The engine, formats and limits of a deployment count unless `--stack` says otherwise.
     pub(crate) fn load(
@@ -219,7 +182,7 @@ impl ServingJob {
         if cluster.source.starts_with("catalogue: ") {
             assumptions.push(Assumption {
                 name: "cluster".to_owned(),
-                value: cluster.description.clone(),
+                value: cluster.description.trim_end_matches('.').to_owned(),
                 why: "the usual node, one full-bisection switch; --cluster FILE".to_owned(),
             });
         }
@@ -232,7 +195,7 @@ impl ServingJob {
             });
             DEFAULT_ENGINE
         });
-        let engine = load_engine(host, name)?;
+        let (engine, engine_name) = (load_engine(host, name)?, name.to_owned());
         let part = &cluster.groups.get(group).map_or(cluster.first_node(), |g| &g.node).accelerator.name;
         let mut engine = with_settings(&engine, &common.settings, part)?;
         if let Some(deployed) = deployed {
@@ -278,6 +241,7 @@ impl ServingJob {
             cluster,
             workload,
             engine,
+            engine_name,
             quantization,
             library,
             seed: common.seed,
@@ -305,14 +269,4 @@ impl ServingJob {
             seed: self.seed,
         }
     }
-}
-
-/// Reads `--kv-precision`.
-pub(crate) fn kv_format(text: &str) -> Result<DType, Failure> {
-    deployment::cache_format(text).ok_or_else(|| {
-        Failure::input(
-            format!("`{text}` is not a format of the KV cache"),
-            "one of bf16, fp8, int8, fp4, int4",
-        )
-    })
 }

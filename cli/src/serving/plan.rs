@@ -5,6 +5,7 @@ use crate::Host;
 use crate::commands::plan::{Goal, SearchArguments};
 use crate::failure::Failure;
 use crate::files::write_atomically;
+use crate::number::counted;
 use psim_cost_models::serving::EngineProfile;
 use psim_models::serving::ServingWorkload;
 use psim_planner::serving::{
@@ -209,9 +210,9 @@ pub(crate) fn run(
             n => format!(", {n} over several nodes carry no more than smaller ones"),
         };
         host.line(format!(
-            "\nsearched {} layouts, {} do not run{pruned}{splits}",
-            report.searched,
-            report.rejected.len()
+            "\nsearched {}, {} not run{pruned}{splits}",
+            counted(report.searched as u64, "layout", "layouts"),
+            counted(report.rejected.len() as u64, "does", "do"),
         ))?;
     }
     if report.plans.iter().all(|p| p.rate_per_replica <= 0.0) {

@@ -5,7 +5,7 @@ pub(crate) mod json;
 
 use super::deployment::{placement_name, router_name, transfer_name};
 use super::job::ServingJob;
-use crate::number::{grouped, seconds, short, three};
+use crate::number::{counted, grouped, seconds, short, three};
 use crate::table::{Align::Left, Align::Right, Table, wrap};
 use psim_hardware::Cluster;
 use psim_models::serving::{Arrival, Deployment, Tenant};
@@ -173,6 +173,8 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, objective: Ob
         let none = p.rate_per_replica <= 0.0;
         let unless = |text: String| if none { "-".to_owned() } else { text };
         let ms = |v: f64| unless(three(v));
+        // Answers of one token have no time per token.
+        let paced = |v: f64| if p.report.tpot_ms.max > 0.0 { ms(v) } else { "-".to_owned() };
         let cells = [
             (i + 1).to_string(),
             d.tp.to_string(),
@@ -184,11 +186,11 @@ pub(crate) fn plan_table(plans: &[ServingPlan], rate: Option<f64>, objective: Ob
             if none { "none".to_owned() } else { three(p.rate) },
             unless(three(p.rate_per_accelerator)),
             unless(grouped(p.tokens_per_s_per_accelerator.round() as u64)),
-            unless(three(p.tokens_per_s_per_user)),
+            paced(p.tokens_per_s_per_user),
             ms(p.report.ttft_ms.p50),
             ms(p.report.ttft_ms.p95),
-            ms(p.report.tpot_ms.p50),
-            ms(p.report.tpot_ms.p95),
+            paced(p.report.tpot_ms.p50),
+            paced(p.report.tpot_ms.p95),
             unless(three(p.usd_per_million_tokens)),
             unless(three(p.joule_per_token)),
             rate.and_then(|r| p.needed(r))
@@ -305,7 +307,9 @@ pub(crate) fn figures(report: &ServingReport) -> String {
         ("ITL", &report.itl_ms),
         ("E2E", &report.e2e_ms),
     ] {
-        let cells = [p.mean, p.p50, p.p90, p.p95, p.p99, p.max].map(three);
+        // Answers of one token have no time per token.
+        let cell = |v: f64| if p.max > 0.0 { three(v) } else { "-".to_owned() };
+        let cells = [p.mean, p.p50, p.p90, p.p95, p.p99, p.max].map(cell);
         table.row(std::iter::once(name.to_owned()).chain(cells));
     }
     out.push('\n');
@@ -315,11 +319,15 @@ pub(crate) fn figures(report: &ServingReport) -> String {
             .promises
             .iter()
             .map(|k| {
+                let reached = if k.reached_ms > 0.0 {
+                    seconds(k.reached_ms * 1e-3)
+                } else {
+                    "nothing to measure".to_owned()
+                };
                 format!(
-                    "{} p{} {} of {} ({})",
+                    "{} p{} {reached} of {} ({})",
                     k.metric.name(),
                     three(k.percentile),
-                    seconds(k.reached_ms * 1e-3),
                     seconds(k.limit_ms * 1e-3),
                     if k.kept {
                         "kept"
@@ -355,9 +363,9 @@ pub(crate) fn deployment_line(detail: &ServingDetail, served: &Served) -> String
     let router =
         if pooled { String::new() } else { format!(", {} router", router_name(served.options.router)) };
     let mut lines = vec![format!(
-        "deployment: {}, {} GPUs{router}; {cache}",
+        "deployment: {}, {}{router}; {cache}",
         layout_label(&detail.layout),
-        grouped(u64::from(served.accelerators())),
+        counted(u64::from(served.accelerators()), "GPU", "GPUs"),
     )];
     if let (Some(p), Layout::Pools(split)) = (&detail.pools, &detail.layout) {
         lines.push(format!(
@@ -496,7 +504,7 @@ pub(crate) fn device_steps(model: &str, layout: &Deployment, steps: &DeviceSteps
     }
     let line = format!(
         "{model} on {} x {}, {} arithmetic: decoding with {} tokens of context per sequence. Datasheet rates of the engines and \
-         memories, each operator on the engine that its roofline favours; no host, no prompts{}. Largest memory {} GiB{}",
+         memories, each operator on the engine that its roofline favours; no host, no prompts{}. Its engines read a memory of {} GiB{}",
         layout.accelerators_per_replica(),
         steps.device,
         steps.dtype.name(),

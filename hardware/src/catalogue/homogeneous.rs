@@ -77,7 +77,7 @@ pub fn homogeneous(name: &str, gpus: u32, options: &HomogeneousOptions) -> Resul
     let fabric = options.fabric.clone().unwrap_or_else(|| usual.fabric.clone());
     Ok(Cluster {
         name: format!("{gpus}x{}", part.name),
-        description: format!("{gpus} {} in {} nodes ({}).", part.name, gpus / per_node, usual.name),
+        description: format!("{gpus} {} in {}, {}.", part.name, nodes_in_words(gpus / per_node), usual.name),
         groups: vec![NodeGroup { count: gpus / per_node, node }],
         fabric: Fabric {
             latency: default_fabric_latency(&fabric),
@@ -89,6 +89,10 @@ pub fn homogeneous(name: &str, gpus: u32, options: &HomogeneousOptions) -> Resul
         pue: 1.3,
         source: format!("catalogue: {}; {}", usual.source, usual.assumptions),
     })
+}
+
+fn nodes_in_words(nodes: u32) -> String {
+    if nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") }
 }
 
 #[cfg(test)]
@@ -105,6 +109,7 @@ mod tests {
         let h100 = build("h100", 64);
         assert_eq!((h100.nodes(), h100.accelerators(), h100.first_node().scale_up.domain), (8, 64, 8));
         assert_eq!(build("h100", 4).first_node().scale_up.domain, 4);
+        assert_eq!(build("h100", 4).description, "4 H100-SXM-80GB in 1 node, DGX/HGX H100 (NDR).");
         assert_eq!(build("gb200", 576).first_node().scale_up.domain, 72);
         assert_eq!(build("gb300", 128).first_node().scale_up.domain, 64);
         assert_eq!(build("h800", 8).first_node().scale_up.bandwidth, BytesPerSec(200e9));

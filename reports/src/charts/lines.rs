@@ -83,8 +83,15 @@ pub fn lines(
                 ))?;
                 from += 10;
             }
-            let style = ink(12).pos(Pos::new(HPos::Center, VPos::Bottom));
-            area.draw(&Text::new(limit.name.clone(), (x(limit.at), TOP - 3), style))?;
+            // Near an edge the name stands inside, beside the dashes: above them are the axis and the names of lines.
+            let (side, shift) = match x(limit.at) {
+                at if at < LEFT + 60 => (HPos::Left, 5),
+                at if at > WIDTH - RIGHT - 40 => (HPos::Right, -5),
+                _ => (HPos::Center, 0),
+            };
+            let (place, level) = if shift == 0 { (VPos::Bottom, TOP - 3) } else { (VPos::Top, TOP + 4) };
+            let style = ink(12).pos(Pos::new(side, place));
+            area.draw(&Text::new(limit.name.clone(), (x(limit.at) + shift, level), style))?;
         }
         // Names at the line ends, pushed apart where they would meet.
         let mut taken: Vec<i32> = Vec::new();

@@ -1,6 +1,6 @@
 //! The report of `psim capacity`.
 
-use super::page::{Cell, figure, number, page, table, words};
+use super::page::{Cell, INTERVALS, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use crate::charts::{self, Bar, ParetoMark};
 use crate::number::{grouped, short, three};
@@ -33,7 +33,7 @@ pub fn capacity_page(report: &CapacityReport) -> String {
         }
         (assumptions(&report.assumptions))
     };
-    page(&title, &body)
+    page(&title, &body, INTERVALS)
 }
 
 fn recommended(option: &CapacityOption) -> Markup {

@@ -5,8 +5,13 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// A whole page.
-pub(super) fn page(title: &str, body: &Markup) -> String {
+/// The footer of pages whose times are given with an interval.
+pub(super) const INTERVALS: &str = "Times carry an 80 % interval from the errors of the profiles.";
+/// The footer of pages of requests.
+pub(super) const NO_INTERVALS: &str = "Latencies and rates are single values without an interval; docs/accuracy-serving.md has their usual errors.";
+
+/// A whole page; `footer` says how sure its numbers are.
+pub(super) fn page(title: &str, body: &Markup, footer: &str) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -19,10 +24,7 @@ pub(super) fn page(title: &str, body: &Markup) -> String {
             }
             body {
                 main { (body) }
-                footer {
-                    "Written by psim. Times carry an 80 % interval from the errors of the profiles; prices are assumptions "
-                    "unless the cluster file gives them."
-                }
+                footer { "Written by psim. " (footer) " Prices are assumptions unless the cluster file gives them." }
                 script { (PreEscaped(SCRIPT)) }
             }
         }

@@ -1,6 +1,6 @@
 //! The report of `psim plan`.
 
-use super::page::{Cell, figure, number, page, table, words};
+use super::page::{Cell, INTERVALS, figure, number, page, table, words};
 use super::sections::{assumptions, head, model_line, plan_facts, plan_table};
 use crate::charts::{self, Bar, ParetoMark};
 use crate::number::{grouped, three};
@@ -40,7 +40,7 @@ pub fn plan_page(report: &PlanReport) -> String {
         (search(report))
         (assumptions(&q.assumptions))
     };
-    page(&title, &body)
+    page(&title, &body, INTERVALS)
 }
 
 /// The best plan in detail.

@@ -1,9 +1,9 @@
 //! The page of a serving question: plans, the best one's latencies and timelines.
 
-use super::page::{Cell, figure, number, page, table, words};
+use super::page::{Cell, NO_INTERVALS, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use crate::charts::{self, Limit, Line, ParetoMark};
-use crate::number::{grouped, short, three};
+use crate::number::{counted, grouped, seconds, short, three};
 use crate::words::{layout_label, serving_label};
 use maud::{Markup, html};
 use psim_hardware::Cluster;
@@ -57,18 +57,19 @@ pub fn serving_page(input: &ServingPage<'_>) -> String {
     );
     let body = html! {
         (head(&title, &subtitle))
-        @if let Some(report) = input.report { (winner(report)) }
+        @if let Some(report) = input.report { (winner(report, input.splits)) }
         @if let Some(detail) = input.detail { (deployed(input, detail)) }
         @if let Some(report) = input.report { (plans(report, input.splits)) }
         @if let Some(splits) = input.splits { (pools(splits)) }
         (tenants(input.workload))
         (assumptions(input.assumptions))
     };
-    page(&title, &body)
+    page(&title, &body, NO_INTERVALS)
 }
 
-/// The best plan in figures.
-fn winner(report: &ServingPlanReport) -> Markup {
+/// The best plan in figures, and a split that carries more.
+fn winner(report: &ServingPlanReport, splits: Option<&DisaggregatedReport>) -> Markup {
+    let split = splits.and_then(|s| s.plans.first());
     html! {
         @match report.plans.first().filter(|p| p.rate_per_replica > 0.0) {
             None => p.verdict.warning { "No layout keeps the promises, not even for a single request." },
@@ -79,12 +80,18 @@ fn winner(report: &ServingPlanReport) -> Markup {
                     " accelerators"
                     @if !best.measured { ". Some kernel laws were measured on another accelerator and transferred" }
                     "."
+                    @if let Some(split) = split.filter(|s| s.rate > best.rate) {
+                        " A split into pools carries more, " (three(split.rate)) " requests/s: "
+                        (layout_label(&Layout::Pools(split.split()))) "."
+                    }
                 }
                 div.facts {
                     (fact(&three(best.rate), "requests/s within every promise"))
                     (fact(&three(best.rate_per_accelerator), "requests/s per accelerator"))
                     (fact(&grouped(best.tokens_per_s_per_accelerator.round() as u64), "generated tokens/s per accelerator"))
-                    (fact(&three(best.tokens_per_s_per_user), "tokens/s that a user sees"))
+                    @if best.report.tpot_ms.max > 0.0 {
+                        (fact(&three(best.tokens_per_s_per_user), "tokens/s that a user sees"))
+                    }
                     (fact(&format!("${}", three(best.usd_per_million_tokens)), "per million generated tokens"))
                 }
             }
@@ -147,7 +154,9 @@ fn latencies(input: &ServingPage<'_>, detail: &ServingDetail) -> Markup {
     let report = &detail.report;
     let row = |name: &str, p: &Percentiles| {
         let mut cells = vec![words(name)];
-        cells.extend([p.mean, p.p50, p.p90, p.p95, p.p99, p.max].map(|v| number(v, three(v))));
+        // Answers of one token have no time per token.
+        let cell = |v: f64| if p.max > 0.0 { number(v, three(v)) } else { words("–") };
+        cells.extend([p.mean, p.p50, p.p90, p.p95, p.p99, p.max].map(cell));
         cells
     };
     let rows = vec![
@@ -182,7 +191,7 @@ fn promises(report: &ServingReport) -> Markup {
             vec![
                 words(format!("{} p{}", k.metric.name(), three(k.percentile))),
                 number(k.limit_ms, three(k.limit_ms)),
-                number(k.reached_ms, three(k.reached_ms)),
+                if k.reached_ms > 0.0 { number(k.reached_ms, three(k.reached_ms)) } else { words("–") },
                 words(match (k.kept, report.too_short && k.reached_ms <= k.limit_ms) {
                     (true, _) => "kept",
                     (false, true) => "not known",
@@ -215,10 +224,11 @@ fn distribution(input: &ServingPage<'_>, detail: &ServingDetail, metric: Metric)
     let Some(last) = values.len().checked_sub(1).filter(|n| *n > 0) else { return String::new() };
     // The slowest half per cent would squeeze the rest to the left.
     let shown = (last as f64 * 0.995).ceil() as usize;
-    let mut points: Vec<(f64, f64)> = vec![(values[0], 0.0)];
+    let (unit, per) = if values[shown] >= 10_000.0 { ("s", 1e-3) } else { ("ms", 1.0) };
+    let mut points: Vec<(f64, f64)> = vec![(values[0] * per, 0.0)];
     for i in 0..=200 {
         let at = shown * i / 200;
-        points.push((values[at], 100.0 * at as f64 / last as f64));
+        points.push((values[at] * per, 100.0 * at as f64 / last as f64));
     }
     let limits: Vec<Limit> = input
         .workload
@@ -227,8 +237,8 @@ fn distribution(input: &ServingPage<'_>, detail: &ServingDetail, metric: Metric)
         .flat_map(|t| &t.slo.promises)
         .filter(|p| p.metric == metric && p.limit_ms < 4.0 * values[shown])
         .map(|p| Limit {
-            name: format!("p{} {} ms", three(p.percentile), three(p.limit_ms)),
-            at: p.limit_ms,
+            name: format!("p{} {}", three(p.percentile), seconds(p.limit_ms * 1e-3)),
+            at: p.limit_ms * per,
             line: 5,
         })
         .collect();
@@ -236,7 +246,7 @@ fn distribution(input: &ServingPage<'_>, detail: &ServingDetail, metric: Metric)
     let line = Line { name: name.to_owned(), points };
     charts::lines(
         &format!("distribution of {name}"),
-        &format!("{name}, ms"),
+        &format!("{name}, {unit}"),
         "% of requests",
         250,
         Some(100.0),
@@ -396,17 +406,19 @@ fn plans(report: &ServingPlanReport, splits: Option<&DisaggregatedReport>) -> Ma
         .map(|(i, p)| {
             let none = p.rate_per_replica <= 0.0;
             let cell = |v: f64| if none { words("–") } else { number(v, three(v)) };
+            // Answers of one token have no time per token.
+            let paced = |v: f64| if p.report.tpot_ms.max > 0.0 { cell(v) } else { words("–") };
             vec![
                 number(i as f64 + 1.0, (i + 1).to_string()),
                 words(serving_label(&p.deployment)),
                 if none { words("none") } else { number(p.rate, three(p.rate)) },
                 cell(p.rate_per_accelerator),
                 cell(p.tokens_per_s_per_accelerator),
-                cell(p.tokens_per_s_per_user),
+                paced(p.tokens_per_s_per_user),
                 cell(p.report.ttft_ms.p50),
                 cell(p.report.ttft_ms.p95),
-                cell(p.report.tpot_ms.p50),
-                cell(p.report.tpot_ms.p95),
+                paced(p.report.tpot_ms.p50),
+                paced(p.report.tpot_ms.p95),
                 cell(p.usd_per_million_tokens),
                 cell(p.joule_per_token),
                 words(if p.pareto { "yes" } else { "" }),
@@ -427,7 +439,7 @@ fn plans(report: &ServingPlanReport, splits: Option<&DisaggregatedReport>) -> Ma
             (table(&columns, &rows))
         }
         @if !rejected.is_empty() {
-            details { summary { (rejected.len()) " layouts that do not run" } (table(&[("layout", false), ("why", false)], &rejected)) }
+            details { summary { (counted(rejected.len() as u64, "layout that does", "layouts that do")) " not run" } (table(&[("layout", false), ("why", false)], &rejected)) }
         }
     }
 }

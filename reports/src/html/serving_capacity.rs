@@ -1,6 +1,6 @@
 //! The page of `capacity --rate`: which accelerators carry a rate, how many, at what price and power.
 
-use super::page::{Cell, figure, number, page, table, words};
+use super::page::{Cell, NO_INTERVALS, figure, number, page, table, words};
 use super::sections::{assumptions, fact, head};
 use super::serving::tenants;
 use crate::charts::{self, ParetoMark};
@@ -62,28 +62,40 @@ pub fn serving_capacity_page(input: &ServingCapacityPage<'_>) -> String {
         (tenants(input.workload))
         (assumptions(input.assumptions))
     };
-    page(&title, &body)
+    page(&title, &body, NO_INTERVALS)
 }
 
 fn cheapest(best: &ServingSize) -> Markup {
-    let (unit, needed, spare) = match (&best.layout, best.pools) {
-        (_, Some(p)) => ("instances of pools", p.prefill + p.decode, p.prefill_spares + p.decode_spares),
-        (Layout::Replicas(_), None) => ("replicas", best.needed.replicas, best.spare_replicas),
-        (Layout::Pools(_), None) => ("units of pools", best.needed.replicas, best.spare_replicas),
+    let ((one, many), needed, spare) = match (&best.layout, best.pools) {
+        (_, Some(p)) => (
+            ("instance of pools", "instances of pools"),
+            p.prefill + p.decode,
+            p.prefill_spares + p.decode_spares,
+        ),
+        (Layout::Replicas(_), None) => (("replica", "replicas"), best.needed.replicas, best.spare_replicas),
+        (Layout::Pools(_), None) => {
+            (("unit of pools", "units of pools"), best.needed.replicas, best.spare_replicas)
+        }
+    };
+    let unit = |n: u32| if n == 1 { one } else { many };
+    let stand_by = match spare {
+        0 => "nothing stands by for failures".to_owned(),
+        1 => format!("1 more {one} stands by for failures"),
+        n => format!("{n} more {many} stand by for failures"),
     };
     html! {
         h2 { "Cheapest: " (grouped(u64::from(best.accelerators))) " × " (best.accelerator) }
         p.verdict {
-            (layout_label(&best.layout)) " carry the rate; " (spare) " more " (unit)
-            " stand by for failures. At the rate asked for the rented ones are " (format!("{:.0} %", best.load * 100.0))
+            "The rate is carried by " (layout_label(&best.layout)) "; " (stand_by)
+            ". At the rate asked for the rented ones are " (format!("{:.0} %", best.load * 100.0))
             " loaded."
             @if !best.measured { " Some kernel laws were measured on another accelerator and transferred." }
         }
         div.facts {
             (fact(&format!("${}", three(best.usd_per_hour)), "an hour, spares included"))
             (fact(&format!("${}", three(best.usd_per_million_tokens)), "per million generated tokens"))
-            (fact(&grouped(u64::from(needed)), &format!("{unit} needed")))
-            (fact(&grouped(u64::from(spare)), &format!("{unit} to spare")))
+            (fact(&grouped(u64::from(needed)), &format!("{} needed", unit(needed))))
+            (fact(&grouped(u64::from(spare)), &format!("{} to spare", unit(spare))))
             (fact(&format!("{} kW", three(best.kilowatts)), "hosts and facility included"))
             (fact(&format!("{} J", three(best.joule_per_token)), "for a generated token"))
         }
@@ -138,7 +150,7 @@ fn options(list: &[ServingSize]) -> Markup {
                 count(s.accelerators - s.needed.accelerators),
                 number(s.load * 100.0, format!("{:.0}", s.load * 100.0)),
                 cell(s.usd_per_hour),
-                cell(s.price_per_gpu_hour),
+                number(s.price_per_gpu_hour, format!("{:.2}", s.price_per_gpu_hour)),
                 cell(s.usd_per_million_tokens),
                 cell(s.kilowatts),
                 cell(s.joule_per_token),

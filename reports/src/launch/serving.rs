@@ -17,6 +17,7 @@ use psim_cost_models::serving::EngineProfile;
 use psim_hardware::Cluster;
 use psim_models::Model;
 use psim_models::serving::{Deployment, ServingWorkload};
+use psim_sim::serving::Router;
 
 /// What is launched.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +32,8 @@ pub struct ServingLaunch<'a> {
     pub engine: &'a EngineProfile,
     /// Layout.
     pub deployment: &'a Deployment,
+    /// What the balancer in front of the replicas is to do.
+    pub router: Router,
 }
 
 /// A serving engine.

@@ -1,10 +1,11 @@
-//! `psim show engines` and `psim show workloads`.
+//! `psim show engines`, `psim show workloads` and `psim show devices`.
 
 use crate::Host;
 use crate::failure::Failure;
 use crate::serving::load_engine;
 use crate::table::{Align::Left, Align::Right, Table};
 use psim_cost_models::serving::engine::{self, Version, version::dotted};
+use psim_hardware::device;
 use psim_models::serving::builtin;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -54,7 +55,40 @@ pub(super) fn engines(name: Option<&str>, as_json: bool, host: &mut Host<'_>) ->
     host.print(format!(
         "\nENGINE@RELEASE (`vllm@0.12`) names a release, its era and numbers: {}. Without one, the newest.\n",
         spans.join(", ")
-    ))
+    ))?;
+    host.say(
+        "A policy is an engine too, on the numbers of one that has it: static, orca, prefill-priority, chunked-prefill, \
+         splitfuse, radix, inflight-no-evict, flover, fastswitch, s-lora, flexllm.",
+    );
+    Ok(())
+}
+
+/// Built-in devices of several engines, or one as the file to start from.
+pub(super) fn devices(name: Option<&str>, as_json: bool, host: &mut Host<'_>) -> Result<(), Failure> {
+    if let Some(name) = name {
+        let found = device::find(name)
+            .map_err(|e| Failure::input(e, "`psim show devices` lists the built-in ones"))?;
+        if as_json {
+            return host.json(&json!({ "schema": 1, "device": found }));
+        }
+        return host.print(device::text(name).unwrap_or_default());
+    }
+    let all = device::names().map(device::find).collect::<Result<Vec<_>, _>>().map_err(Failure::defect)?;
+    if as_json {
+        return host.json(&json!({ "schema": 1, "devices": all }));
+    }
+    let mut table =
+        Table::new(&[("device", Left), ("engines", Left), ("memories", Left), ("stands for", Left)]);
+    for d in &all {
+        let engines: Vec<&str> = d.engine.iter().map(|e| e.name.as_str()).collect();
+        let memories: Vec<&str> = d.memory.iter().map(|m| m.name.as_str()).collect();
+        let source: String = d.source.chars().take(48).collect();
+        let more = if source.len() < d.source.len() { "…" } else { "" };
+        table.row([d.name.clone(), engines.join(", "), memories.join(", "), format!("{source}{more}")]);
+    }
+    host.print(table.render_within(100))?;
+    host.say("`device = \"NAME\"` in a deployment file; `psim explain` prices its decoding steps.");
+    Ok(())
 }
 
 /// Built-in workloads, or one as the file to start from.

@@ -1,6 +1,6 @@
 //! Lines about what shares an accelerator and about copies of experts.
 
-use crate::number::three;
+use crate::number::{counted, three};
 use psim_planner::serving::{ApartFigures, ArrangementFigures, Layout, Served, ServingDetail};
 
 /// One line each for what there is.
@@ -43,9 +43,9 @@ pub(super) fn line(detail: &ServingDetail, served: &Served) -> Vec<String> {
     }
     if let (Some(apart), Some(figures)) = (served.apart, detail.apart) {
         lines.push(format!(
-            "feed-forward layers apart: {} instances of {} GPUs behind each replica, {} micro-batches to and fro; {}",
-            apart.instances,
-            apart.tp,
+            "feed-forward layers apart: {} of {} behind each replica, {} micro-batches to and fro; {}",
+            counted(apart.instances.into(), "instance", "instances"),
+            counted(apart.tp.into(), "GPU", "GPUs"),
             apart.micro_batches,
             to_and_fro(&figures),
         ));

@@ -17,15 +17,15 @@ pub(crate) fn deployment(d: &Deployment) -> Value {
     })
 }
 
-/// The figures of a run as JSON; latencies of a saturated run are null.
+/// The figures of a run as JSON; latencies of a saturated run are null, and times per token where no answer has a second.
 pub(crate) fn report(report: &ServingReport) -> Value {
-    let latency = |p: &Percentiles| if report.saturated { Value::Null } else { json!(p) };
+    let latency = |p: &Percentiles| if report.saturated || p.max <= 0.0 { Value::Null } else { json!(p) };
     let promises: Vec<Value> = report
         .promises
         .iter()
         .map(|k| {
             let mut value = json!(k);
-            if report.saturated {
+            if report.saturated || k.reached_ms <= 0.0 {
                 value["reached_ms"] = Value::Null;
             }
             value
@@ -56,6 +56,11 @@ pub(crate) fn report(report: &ServingReport) -> Value {
     })
 }
 
+/// Tokens a second of one user; null where no answer has a second token.
+fn per_user(rate: f64, report: &ServingReport) -> Value {
+    if report.tpot_ms.max > 0.0 { json!(rate) } else { Value::Null }
+}
+
 /// A plan as JSON.
 pub(crate) fn plan(plan: &ServingPlan, rate: Option<f64>) -> Value {
     let finite = |v: f64| if v.is_finite() { json!(v) } else { Value::Null };
@@ -68,7 +73,7 @@ pub(crate) fn plan(plan: &ServingPlan, rate: Option<f64>) -> Value {
         "goodput_rps_per_replica": plan.rate_per_replica,
         "goodput_rps_per_gpu": plan.rate_per_accelerator,
         "output_tokens_per_s_per_gpu": plan.tokens_per_s_per_accelerator,
-        "output_tokens_per_s_per_user": plan.tokens_per_s_per_user,
+        "output_tokens_per_s_per_user": per_user(plan.tokens_per_s_per_user, &plan.report),
         "usd_per_million_output_tokens": finite(plan.usd_per_million_tokens),
         "energy_j_per_output_token": plan.joule_per_token,
         "accelerator": plan.accelerator,
@@ -174,7 +179,7 @@ pub(crate) fn split(p: &DisaggregatedPlan) -> Value {
         "goodput_rps": p.rate,
         "goodput_rps_per_gpu": p.rate_per_accelerator,
         "output_tokens_per_s_per_gpu": p.tokens_per_s_per_accelerator,
-        "output_tokens_per_s_per_user": p.tokens_per_s_per_user,
+        "output_tokens_per_s_per_user": per_user(p.tokens_per_s_per_user, &p.report),
         "usd_per_million_output_tokens": p.usd_per_million_tokens,
         "energy_j_per_output_token": p.joule_per_token,
         "pareto": p.pareto,

@@ -1,9 +1,11 @@
 //! What the three engines' scripts share: replicas on a node, lengths, rates, promises.
 
 use super::ServingLaunch;
-use crate::launch::LaunchFile;
+use crate::launch::{LaunchError, LaunchFile};
+use crate::number::counted;
 use crate::words::serving_label;
-use psim_models::serving::{Arrival, Metric, ServingWorkload, Tenant, Traffic};
+use psim_models::serving::{Arrival, Metric, NumberFormat, ServingWorkload, Tenant, Traffic};
+use psim_sim::serving::Router;
 
 /// First port of the replicas of a node.
 pub(super) const PORT: u32 = 8000;
@@ -50,7 +52,7 @@ pub(super) fn placement(job: &ServingLaunch<'_>) -> (u32, u32) {
 
 /// A loop that starts a command for every replica of this node, each on its own accelerators and port.
 /// `command` uses `$PORT`.
-pub(super) fn replicas(job: &ServingLaunch<'_>, command: &str) -> String {
+fn replicas(job: &ServingLaunch<'_>, command: &str) -> String {
     let (fit, nodes) = placement(job);
     let each = job.deployment.accelerators_per_replica();
     let all = job.deployment.replicas;
@@ -61,21 +63,23 @@ pub(super) fn replicas(job: &ServingLaunch<'_>, command: &str) -> String {
     }
     if fit == 1 {
         return format!(
-            "# {all} replicas in all, one per node: run this on {all} nodes.\nPORT=${{PORT:-{PORT}}}\n{command}\n"
+            "# {}, one per node: run this on {}.\nPORT=${{PORT:-{PORT}}}\n{command}\n",
+            counted(all.into(), "replica in all", "replicas in all"),
+            counted(all.into(), "node", "nodes"),
         );
     }
     format!(
-        "# {all} replicas in all, {fit} on each node: run this on {} nodes.\n\
+        "# {all} replicas in all, {fit} on each node: run this on {}.\n\
          for replica in $(seq 0 {}); do\n  first=$((replica * {each}))\n  \
          export CUDA_VISIBLE_DEVICES=$(seq -s, \"$first\" $((first + {each} - 1)))\n  PORT=$(({PORT} + replica))\n  {} &\ndone\nwait\n",
-        all.div_ceil(fit),
+        counted(all.div_ceil(fit).into(), "node", "nodes"),
         fit - 1,
         command.replace('\n', "\n  "),
     )
 }
 
-/// A load balancer that sends a request to the replica with the fewest, as the prediction assumes.
-pub(super) fn balancer(job: &ServingLaunch<'_>) -> Option<LaunchFile> {
+/// A load balancer that does what the prediction assumes, as far as nginx can.
+fn balancer(job: &ServingLaunch<'_>) -> Option<LaunchFile> {
     let (fit, nodes) = placement(job);
     if job.deployment.replicas < 2 {
         return None;
@@ -90,18 +94,31 @@ pub(super) fn balancer(job: &ServingLaunch<'_>) -> Option<LaunchFile> {
         }
         left = left.saturating_sub(ports);
     }
+    let (remark, rule) = match job.router {
+        Router::RoundRobin => ("Balancer in turn in front of the replicas, as the prediction assumes.", ""),
+        Router::LeastLoad => (
+            "Least-connections balancer in front of the replicas, as the prediction assumes.",
+            "    least_conn;\n",
+        ),
+        Router::PrefixAware => (
+            "Least-connections balancer in front of the replicas. The prediction sends a request where its prefix is cached,\n# \
+             which nginx does not: fewer prompt tokens will be found cached. A router of the engine (sglang_router, policy \
+             cache_aware) does.",
+            "    least_conn;\n",
+        ),
+    };
     Some(LaunchFile {
         name: "nginx.conf".to_owned(),
         contents: format!(
-            "# Least-connections balancer in front of the replicas, as the prediction assumes. Replace node0 … by the hosts.\n\
-             events {{ worker_connections 16384; }}\nhttp {{\n  upstream replicas {{\n    least_conn;\n{servers}  }}\n  server {{\n    \
+            "# {remark} Replace node0 … by the hosts.\n\
+             events {{ worker_connections 16384; }}\nhttp {{\n  upstream replicas {{\n{rule}{servers}  }}\n  server {{\n    \
              listen 8080;\n    proxy_buffering off;\n    proxy_read_timeout 3600s;\n    location / {{ proxy_pass http://replicas; }}\n  }}\n}}\n"
         ),
     })
 }
 
 /// Address that the benchmark talks to.
-pub(super) fn address(job: &ServingLaunch<'_>) -> &'static str {
+fn address(job: &ServingLaunch<'_>) -> &'static str {
     if job.deployment.replicas > 1 { "http://localhost:8080" } else { "http://localhost:8000" }
 }
 
@@ -230,4 +247,52 @@ pub(super) fn bench(job: &ServingLaunch<'_>, engine: &str, client: Client, addre
         out.push_str(&format!("# Tenant {}.\n{remark}{command}\n", tenant.name));
     }
     out
+}
+
+/// An engine by name, by the first part of its files' names, and its client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Engine {
+    pub(super) name: &'static str,
+    pub(super) stem: &'static str,
+    pub(super) client: Client,
+}
+
+impl Engine {
+    /// What the engine cannot express.
+    pub(super) fn refuse(&self, what: impl Into<String>) -> LaunchError {
+        LaunchError { framework: self.name, what: what.into() }
+    }
+
+    /// The script that starts the replicas of a node with `command`, the benchmark that checks them, the balancer in front.
+    pub(super) fn scripts(&self, job: &ServingLaunch<'_>, remarks: &str, command: &str) -> Vec<LaunchFile> {
+        let serve = format!("{}{remarks}{}", header(job, self.name, "Serve"), replicas(job, command));
+        let check = bench(job, self.name, self.client, address(job));
+        let named = |name: String, contents: String| LaunchFile { name, contents };
+        let stem = self.stem;
+        let mut files = vec![named(format!("{stem}.sh"), serve), named(format!("{stem}-bench.sh"), check)];
+        files.extend(balancer(job));
+        files
+    }
+
+    /// The option for 16-bit or 8-bit weights, which vLLM and SGLang call alike, or a remark where the checkpoint says it.
+    pub(super) fn weights(
+        &self,
+        format: NumberFormat,
+        options: &mut Vec<String>,
+        remarks: &mut String,
+    ) -> Result<(), LaunchError> {
+        match format {
+            NumberFormat::Bf16 => options.push("--dtype bfloat16".to_owned()),
+            NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
+            NumberFormat::Q4km => {
+                return Err(self.refuse("llama.cpp's Q4_K_M weights at the predicted speed"));
+            }
+            other => remarks.push_str(&format!(
+                "# MODEL must be a checkpoint in {}; {} finds the format in it.\n",
+                other.name(),
+                self.name
+            )),
+        }
+        Ok(())
+    }
 }

@@ -1,24 +1,21 @@
 //! SGLang: `sglang.launch_server` and `sglang.bench_serving`.
 
 use super::ServingLaunch;
-use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
+use super::common::{Client, Engine, context, continued, placement};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
-use psim_models::serving::NumberFormat;
-
-const NAME: &str = "SGLang";
 
 /// Its client; a range ratio of 1 sends exactly the lengths.
-pub(super) const CLIENT: Client = Client {
-    command: "python3 -m sglang.bench_serving",
-    prompts: "--backend sglang --dataset-name random-ids --random-range-ratio 1",
-    burstiness: false,
-    percentiles: false,
+pub(super) const ENGINE: Engine = Engine {
+    name: "SGLang",
+    stem: "sglang",
+    client: Client {
+        command: "python3 -m sglang.bench_serving",
+        prompts: "--backend sglang --dataset-name random-ids --random-range-ratio 1",
+        burstiness: false,
+        percentiles: false,
+    },
 };
-
-fn refuse(what: impl Into<String>) -> LaunchError {
-    LaunchError { framework: NAME, what: what.into() }
-}
 
 /// Options of the server and remarks above it.
 pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), LaunchError> {
@@ -44,21 +41,11 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
         options.push(format!("--ep-size {}", d.ep));
     }
     let mut remarks = String::new();
-    match d.quantization.dense {
-        NumberFormat::Bf16 => options.push("--dtype bfloat16".to_owned()),
-        NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
-        NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights at the predicted speed")),
-        other => {
-            remarks.push_str(&format!(
-                "# MODEL must be a checkpoint in {}; SGLang finds the format in it.\n",
-                other.name()
-            ));
-        }
-    }
+    ENGINE.weights(d.quantization.dense, &mut options, &mut remarks)?;
     match d.quantization.kv {
         DType::Bf16 | DType::Fp16 => {}
         DType::Fp8 => options.push("--kv-cache-dtype fp8_e4m3".to_owned()),
-        other => return Err(refuse(format!("a {} KV cache", other.name()))),
+        other => return Err(ENGINE.refuse(format!("a {} KV cache", other.name()))),
     }
     let (_, nodes) = placement(job);
     if nodes > 1 && d.ep > 1 {
@@ -75,13 +62,5 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
 pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
     let (options, remarks) = options(job)?;
     let command = continued("python3 -m sglang.launch_server --model-path \"$MODEL\"", &options);
-    let mut files = vec![
-        LaunchFile {
-            name: "sglang.sh".to_owned(),
-            contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
-        },
-        LaunchFile { name: "sglang-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
-    ];
-    files.extend(balancer(job));
-    Ok(files)
+    Ok(ENGINE.scripts(job, &remarks, &command))
 }

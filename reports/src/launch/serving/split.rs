@@ -18,6 +18,7 @@ use psim_hardware::Cluster;
 use psim_models::Model;
 use psim_models::serving::{Deployment, ServingWorkload};
 use psim_planner::serving::{Layout, PoolLayout, Split};
+use psim_sim::serving::Router;
 use psim_sim::serving::placement::{Role, place};
 
 /// What is launched.
@@ -94,7 +95,15 @@ fn side<'a>(
     engine: &'a EngineProfile,
     deployment: &'a Deployment,
 ) -> ServingLaunch<'a> {
-    ServingLaunch { model: job.model, cluster: job.cluster, workload: job.workload, engine, deployment }
+    let router = Router::LeastLoad;
+    ServingLaunch {
+        model: job.model,
+        cluster: job.cluster,
+        workload: job.workload,
+        engine,
+        deployment,
+        router,
+    }
 }
 
 /// How an engine starts an instance of a role, and its proxy.
@@ -291,9 +300,9 @@ pub fn emit_split(engine: ServingEngine, job: &SplitLaunch<'_>) -> Result<Vec<La
     let mut proxy = head("Proxy", &hosts);
     proxy.push_str(&(made.proxy)(&addresses(true), &addresses(false)));
     let client = match engine {
-        ServingEngine::Vllm => vllm::CLIENT,
-        ServingEngine::Sglang => sglang::CLIENT,
-        ServingEngine::TensorRtLlm => trtllm::CLIENT,
+        ServingEngine::Vllm => vllm::ENGINE.client,
+        ServingEngine::Sglang => sglang::ENGINE.client,
+        ServingEngine::TensorRtLlm => trtllm::ENGINE.client,
     };
     let mut files = vec![
         LaunchFile { name: format!("{}-split.sh", made.stem), contents: serve },

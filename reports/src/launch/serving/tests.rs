@@ -15,8 +15,36 @@ fn files(deployment: Deployment, part: &str, engine: ServingEngine) -> Result<Ve
         workload: &workload,
         engine: find("vllm-v1").unwrap(),
         deployment: &deployment,
+        router: Router::LeastLoad,
     };
     emit(engine, &job)
+}
+
+#[test]
+fn the_balancer_does_what_was_predicted() {
+    let model = presets::find("llama3-8b").unwrap();
+    let cluster = homogeneous("H100-SXM-80GB", 8, &HomogeneousOptions::default()).unwrap();
+    let workload = ServingWorkload::fixed("w", Arrival::Poisson { rate: 2.5 }, 500, 2048, 128);
+    let deployment = layout(8, 1);
+    for (router, least, said) in [
+        (Router::RoundRobin, false, "in turn"),
+        (Router::LeastLoad, true, "as the prediction assumes"),
+        (Router::PrefixAware, true, "nginx does not"),
+    ] {
+        let job = ServingLaunch {
+            model: &model,
+            cluster: &cluster,
+            workload: &workload,
+            engine: find("vllm-v1").unwrap(),
+            deployment: &deployment,
+            router,
+        };
+        let files = emit(ServingEngine::Vllm, &job).unwrap();
+        let nginx = text(&files, "nginx.conf");
+        assert_eq!(nginx.contains("least_conn"), least, "{nginx}");
+        assert!(nginx.contains(said), "{nginx}");
+        assert!(text(&files, "vllm.sh").contains("8 on each node: run this on 1 node."));
+    }
 }
 
 fn layout(replicas: u32, tp: u32) -> Deployment {
@@ -155,8 +183,14 @@ fn copies_of_the_attention_over_nodes_start_once_per_node() {
     let quantization = Quantization::uniform(NumberFormat::Fp8Block);
     let wide = Deployment { attention_dp: 32, ep: 32, ..Deployment::tensor_parallel(1, quantization) };
     let engine = find("vllm-v1").unwrap();
-    let job =
-        ServingLaunch { model: &model, cluster: &cluster, workload: &workload, engine, deployment: &wide };
+    let job = ServingLaunch {
+        model: &model,
+        cluster: &cluster,
+        workload: &workload,
+        engine,
+        deployment: &wide,
+        router: Router::LeastLoad,
+    };
     let vllm = text(&emit(ServingEngine::Vllm, &job).unwrap(), "vllm.sh");
     for part in
         ["--data-parallel-size 32", "--data-parallel-size-local 8", "$((8 * NODE_RANK))", "--headless"]

@@ -1,36 +1,34 @@
 //! TensorRT-LLM: `trtllm-serve` with a YAML of options, and its `benchmark_serving` client.
 
 use super::ServingLaunch;
-use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
+use super::common::{Client, Engine, context, continued, placement};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
 use psim_models::serving::NumberFormat;
 
-const NAME: &str = "TensorRT-LLM";
-
 /// Its client, a relative of vLLM's; random token ids need no data set.
-pub(super) const CLIENT: Client = Client {
-    command: "python3 -m tensorrt_llm.serve.scripts.benchmark_serving",
-    prompts: "--backend openai --dataset-name random --random-ids --random-range-ratio 0 --ignore-eos",
-    burstiness: true,
-    percentiles: true,
+pub(super) const ENGINE: Engine = Engine {
+    name: "TensorRT-LLM",
+    stem: "trtllm",
+    client: Client {
+        command: "python3 -m tensorrt_llm.serve.scripts.benchmark_serving",
+        prompts: "--backend openai --dataset-name random --random-ids --random-range-ratio 0 --ignore-eos",
+        burstiness: true,
+        percentiles: true,
+    },
 };
-
-fn refuse(what: impl Into<String>) -> LaunchError {
-    LaunchError { framework: NAME, what: what.into() }
-}
 
 /// Options of the server, remarks above it, and its YAML.
 pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String, String), LaunchError> {
     let d = job.deployment;
     let part = &job.cluster.first_node().accelerator.name;
     if part.starts_with("MI") || part.starts_with("Gaudi") || part.starts_with("TPU") {
-        return Err(refuse(format!("{part}: it runs on NVIDIA accelerators")));
+        return Err(ENGINE.refuse(format!("{part}: it runs on NVIDIA accelerators")));
     }
     // With attention data parallelism the tensor-parallel size counts all ranks of the replica.
     let ranks = d.tp * d.attention_dp;
     if d.attention_dp > 1 && d.tp > 1 {
-        return Err(refuse("attention data parallelism together with tensor-parallel attention"));
+        return Err(ENGINE.refuse("attention data parallelism together with tensor-parallel attention"));
     }
     let mut options = vec![
         "--backend pytorch --host 0.0.0.0 --port \"$PORT\"".to_owned(),
@@ -48,7 +46,7 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String, S
     let mut remarks = String::new();
     match d.quantization.dense {
         NumberFormat::Bf16 => {}
-        NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights")),
+        NumberFormat::Q4km => return Err(ENGINE.refuse("llama.cpp's Q4_K_M weights")),
         other => remarks.push_str(&format!(
             "# MODEL must be a checkpoint in {} (for example made with TensorRT Model Optimizer).\n",
             other.name()
@@ -57,7 +55,7 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String, S
     let dtype = match d.quantization.kv {
         DType::Bf16 | DType::Fp16 => "auto",
         DType::Fp8 => "fp8",
-        other => return Err(refuse(format!("a {} KV cache", other.name()))),
+        other => return Err(ENGINE.refuse(format!("a {} KV cache", other.name()))),
     };
     if placement(job).1 > 1 {
         remarks.push_str(
@@ -78,14 +76,7 @@ pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchErr
     let (mut options, remarks, yaml) = options(job)?;
     options.push("--extra_llm_api_options \"$(dirname \"$0\")/trtllm.yaml\"".to_owned());
     let command = continued("trtllm-serve \"$MODEL\"", &options);
-    let mut files = vec![
-        LaunchFile {
-            name: "trtllm.sh".to_owned(),
-            contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
-        },
-        LaunchFile { name: "trtllm.yaml".to_owned(), contents: yaml },
-        LaunchFile { name: "trtllm-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
-    ];
-    files.extend(balancer(job));
+    let mut files = ENGINE.scripts(job, &remarks, &command);
+    files.push(LaunchFile { name: "trtllm.yaml".to_owned(), contents: yaml });
     Ok(files)
 }

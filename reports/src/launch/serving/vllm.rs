@@ -1,24 +1,21 @@
 //! vLLM: `vllm serve` and `vllm bench serve`.
 
 use super::ServingLaunch;
-use super::common::{Client, address, balancer, bench, context, continued, header, placement, replicas};
+use super::common::{Client, Engine, context, continued, placement};
 use crate::launch::{LaunchError, LaunchFile};
 use psim_hardware::DType;
-use psim_models::serving::NumberFormat;
-
-const NAME: &str = "vLLM";
 
 /// Its client; the range ratio of 0 sends exactly the lengths.
-pub(super) const CLIENT: Client = Client {
-    command: "vllm bench serve",
-    prompts: "--dataset-name random --random-range-ratio 0 --ignore-eos",
-    burstiness: true,
-    percentiles: true,
+pub(super) const ENGINE: Engine = Engine {
+    name: "vLLM",
+    stem: "vllm",
+    client: Client {
+        command: "vllm bench serve",
+        prompts: "--dataset-name random --random-range-ratio 0 --ignore-eos",
+        burstiness: true,
+        percentiles: true,
+    },
 };
-
-fn refuse(what: impl Into<String>) -> LaunchError {
-    LaunchError { framework: NAME, what: what.into() }
-}
 
 /// Options of the server and remarks above it.
 pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), LaunchError> {
@@ -52,32 +49,21 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
     }
     match d.ep {
         1 if d.attention_dp > 1 && job.model.is_moe() => {
-            return Err(refuse("attention data parallelism with experts split by tensor parallelism"));
+            return Err(ENGINE.refuse("attention data parallelism with experts split by tensor parallelism"));
         }
         1 => {}
         ep if ep == ranks => options.push("--enable-expert-parallel".to_owned()),
         ep => {
-            return Err(refuse(format!(
-                "experts over {ep} of {ranks} ranks: it spreads them over all or none"
-            )));
+            return Err(ENGINE
+                .refuse(format!("experts over {ep} of {ranks} ranks: it spreads them over all or none")));
         }
     }
     let mut remarks = String::new();
-    match d.quantization.dense {
-        NumberFormat::Bf16 => options.push("--dtype bfloat16".to_owned()),
-        NumberFormat::Fp8 => options.push("--quantization fp8".to_owned()),
-        NumberFormat::Q4km => return Err(refuse("llama.cpp's Q4_K_M weights at the predicted speed")),
-        other => {
-            remarks.push_str(&format!(
-                "# MODEL must be a checkpoint in {}; vLLM finds the format in it.\n",
-                other.name()
-            ));
-        }
-    }
+    ENGINE.weights(d.quantization.dense, &mut options, &mut remarks)?;
     match d.quantization.kv {
         DType::Bf16 | DType::Fp16 => {}
         DType::Fp8 => options.push("--kv-cache-dtype fp8".to_owned()),
-        other => return Err(refuse(format!("a {} KV cache", other.name()))),
+        other => return Err(ENGINE.refuse(format!("a {} KV cache", other.name()))),
     }
     if spans && d.attention_dp > 1 {
         remarks.push_str(
@@ -96,13 +82,5 @@ pub(super) fn options(job: &ServingLaunch<'_>) -> Result<(Vec<String>, String), 
 pub(super) fn emit(job: &ServingLaunch<'_>) -> Result<Vec<LaunchFile>, LaunchError> {
     let (options, remarks) = options(job)?;
     let command = continued("vllm serve \"$MODEL\"", &options);
-    let mut files = vec![
-        LaunchFile {
-            name: "vllm.sh".to_owned(),
-            contents: format!("{}{remarks}{}", header(job, NAME, "Serve"), replicas(job, &command)),
-        },
-        LaunchFile { name: "vllm-bench.sh".to_owned(), contents: bench(job, NAME, CLIENT, address(job)) },
-    ];
-    files.extend(balancer(job));
-    Ok(files)
+    Ok(ENGINE.scripts(job, &remarks, &command))
 }

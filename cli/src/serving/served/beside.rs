@@ -1,8 +1,8 @@
 //! What runs beside the replicas: router, preemption, tiers of the cache, adapters, autoscaling, fine-tuning.
 
-use super::Deployed;
 use crate::failure::Failure;
 use crate::serving::ServingJob;
+use crate::serving::deployment::Deployed;
 use psim_hardware::{Bytes, BytesPerSec, Seconds};
 use psim_planner::serving::Layout;
 use psim_sim::serving::{

@@ -1,10 +1,10 @@
 //! `[speculation]`: where drafts come from, how many, and how often they are right.
 
-use super::Deployed;
-use super::file::{AcceptanceFile, SpeculationFile};
 use crate::Host;
 use crate::failure::Failure;
 use crate::inputs::model;
+use crate::serving::deployment::Deployed;
+use crate::serving::deployment::file::{AcceptanceFile, SpeculationFile};
 use psim_models::Model;
 use psim_planner::serving::{Drafts, Layout, Speculation};
 use psim_sim::serving::speculation::{Acceptance, parse_drafter};

@@ -1,9 +1,9 @@
 //! `overlap`, `[sm_partition]`, `[redundant_experts]`, `[expert_offload]` and `[attention_ffn]`: what shares an accelerator,
 //! copies of hot experts, experts outside, and feed-forward layers on accelerators of their own.
 
-use super::super::ServingJob;
-use super::{Deployed, MOST, pools};
 use crate::failure::Failure;
+use crate::serving::ServingJob;
+use crate::serving::deployment::{Deployed, MOST, pools};
 use psim_hardware::{BytesPerSec, Seconds};
 use psim_planner::serving::{Arrangement, ExpertsOutside, FeedForwardApart, RedundantExperts};
 use psim_sim::serving::Partition;
