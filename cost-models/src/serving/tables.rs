@@ -3,8 +3,8 @@
 use super::kernels::{DecodeLaw, MoeLaw, PromptLaw, WeightOnlyLaw};
 use super::reduce::ReduceCurve;
 use crate::relatives;
-use psim_hardware::Accelerator;
 use psim_hardware::profile::accelerator::ResidualGrid;
+use psim_hardware::{Accelerator, catalogue};
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -75,6 +75,9 @@ pub fn built_in(name: &str) -> Option<&'static ServingTables> {
     TABLES[index].get_or_init(|| toml::from_str(FILES[index].1).ok()).as_ref()
 }
 
+/// A relative's links may be so many times as fast as the part's own before its collectives are none of its own.
+const FASTER_LINKS: f64 = 1.3;
+
 /// A law and whether it was measured on this very accelerator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found<L> {
@@ -91,6 +94,8 @@ pub struct Found<L> {
 pub struct Lookup {
     tables: Vec<&'static ServingTables>,
     own: bool,
+    /// Which of the tables are of parts whose links are no faster than the accelerator's.
+    linked: Vec<bool>,
 }
 
 impl Lookup {
@@ -100,7 +105,16 @@ impl Lookup {
         let own = mine.is_some();
         let mut tables: Vec<&'static ServingTables> = mine.into_iter().collect();
         tables.extend(relatives::of(accelerator).filter_map(built_in));
-        Self { tables, own }
+        // Collectives are those of links: a relative with faster ones says nothing about this part (A100 with PCIe, NVLink).
+        let linked = |table: &&ServingTables| {
+            let theirs = catalogue::accelerator(&table.accelerator).ok().and_then(|a| a.link_bandwidth);
+            match (accelerator.link_bandwidth, theirs) {
+                (Some(own), Some(theirs)) => theirs.0 <= FASTER_LINKS * own.0,
+                _ => true,
+            }
+        };
+        let linked = tables.iter().enumerate().map(|(i, t)| (own && i == 0) || linked(t)).collect();
+        Self { tables, own, linked }
     }
 
     fn search<L: Copy + 'static>(
@@ -160,7 +174,7 @@ impl Lookup {
 
     /// All-reduce curve of a library, else of another; `None` where nothing is measured.
     pub fn all_reduce(&self, library: &str, ranks: u32) -> Option<(&'static ReduceCurve, bool)> {
-        for (index, table) in self.tables.iter().enumerate() {
+        for (index, table) in self.tables.iter().enumerate().filter(|(i, _)| self.linked[*i]) {
             for library in [library, "trtllm", "vllm", "sglang", "nccl"] {
                 let hit = table.all_reduce.iter().find(|c| c.library == library && c.ranks == ranks);
                 if let Some(curve) = hit {
@@ -175,6 +189,19 @@ impl Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn collectives_of_nvlink_do_not_stand_for_pcie() {
+        let lookup = |name: &str| Lookup::new(&catalogue::accelerator(name).unwrap());
+        assert!(lookup("A100-SXM-40GB").all_reduce("vllm", 8).is_some());
+        assert!(lookup("H200-SXM-141GB").all_reduce("vllm", 8).is_some_and(|(_, own)| own));
+        for pcie in ["A100-PCIe-80GB", "H100-PCIe-80GB"] {
+            assert!(lookup(pcie).all_reduce("trtllm", 8).is_none(), "{pcie}");
+            // Kernels of one part alone are still its relative's.
+            assert!(lookup(pcie).decode("trtllm", 16, false).law.memory > 0.0);
+        }
+        assert!(lookup("L4").all_reduce("vllm", 4).is_some());
+    }
 
     #[test]
     fn the_embedded_files_parse() {
