@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn collectives_of_nvlink_do_not_stand_for_pcie() {
-        let lookup = |name: &str| Lookup::new(&catalogue::accelerator(name).unwrap());
+        let lookup = |name: &str| Lookup::new(catalogue::accelerator(name).unwrap());
         assert!(lookup("A100-SXM-40GB").all_reduce("vllm", 8).is_some());
         assert!(lookup("H200-SXM-141GB").all_reduce("vllm", 8).is_some_and(|(_, own)| own));
         for pcie in ["A100-PCIe-80GB", "H100-PCIe-80GB"] {

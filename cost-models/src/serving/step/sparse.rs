@@ -109,7 +109,7 @@ mod tests {
         let rate = |t: DType| part.peak(t).map(|f| f.0);
         let half = rate(DType::Bf16).unwrap();
         let rates = Datasheet { half, peak: half, bandwidth: part.memory_bandwidth.0 };
-        Sparse::new(&core, library, &Part::new(&part, rate(DType::Fp4).is_some(), rate(DType::Fp8)), rates)
+        Sparse::new(&core, library, &Part::new(part, rate(DType::Fp4).is_some(), rate(DType::Fp8)), rates)
     }
 
     #[test]
