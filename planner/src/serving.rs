@@ -44,7 +44,7 @@ use psim_cost_models::serving::EngineProfile;
 use psim_hardware::{Cluster, Node};
 use psim_models::Model;
 use psim_models::serving::{Deployment, Quantization, ServingWorkload};
-use psim_sim::serving::ServingReport;
+use psim_sim::serving::{ServingError, ServingReport};
 use serde::Serialize;
 
 /// What is asked.
@@ -91,6 +91,9 @@ pub enum ServingPlanError {
     /// The workload is a closed loop, which has no rate to search for.
     #[error("a closed loop has no rate to plan for; describe the traffic by its arrivals")]
     ClosedLoop,
+    /// Pools for prompts and answers under static batches.
+    #[error(transparent)]
+    Parted(#[from] ServingError),
     /// A rate that is not above zero.
     #[error("the rate must be a number above zero, not {0}")]
     Rate(f64),

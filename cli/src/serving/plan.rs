@@ -49,6 +49,7 @@ pub(crate) fn failure(error: &ServingPlanError) -> Failure {
             error.to_string(),
             "simulate a closed loop with `psim simulate`, or give the tenant a `rate`",
         ),
+        ServingPlanError::Parted(_) => Failure::input(error.to_string(), "choose another engine: --stack"),
         ServingPlanError::Rate(_) => Failure::input(error.to_string(), "write for example --rate 50rps"),
     }
 }

@@ -158,7 +158,7 @@ mod tests {
         let workload = ServingWorkload::fixed("w", Arrival::Burst, 1, 1000, 200);
         let found = device_steps(&model, &d, &find("wse-2").unwrap(), &workload).unwrap();
         // Four products and two of attention in 32 layers, and the output layer: 193 sums of 2 x 919 hops of 0.91 ns are
-        // 0.32 ms; scores of 32 heads add their bytes on links of 4.4 GB/s (WaferLLM measured some 2,700 tokens/s).
+        // 0.32 ms; scores of 32 heads add their bytes on links of 4.4 GB/s (WaferLLM, table 4: 2,700 tokens/s with Llama-3 8B).
         let rate = found.decode[0].tokens_per_s_per_user;
         assert!((2000.0..3200.0).contains(&rate), "{rate}");
     }

@@ -16,7 +16,7 @@ use super::{PoolLayout, ServingPlanError, ServingRequest, Split};
 use crate::parallel::map_long;
 use psim_cost_models::serving::StepCost;
 use psim_models::serving::{Arrival, Deployment, Metric};
-use psim_sim::serving::{Placement, ServingReport, TransferMode};
+use psim_sim::serving::{Placement, Rules, ServingError, ServingReport, TransferMode};
 use serde::Serialize;
 pub(super) use trials::UnitTrial;
 use trials::highest_rate;
@@ -111,10 +111,13 @@ impl DisaggregatedPlan {
 /// Every split into prefill and decode instances, the best rate first.
 ///
 /// # Errors
-/// A closed loop; no split that runs and keeps the service level.
+/// A closed loop; static batches; no split that runs and keeps the service level.
 pub fn plan_disaggregated(request: &ServingRequest<'_>) -> Result<DisaggregatedReport, ServingPlanError> {
     if request.workload.tenants.iter().any(|t| matches!(t.arrival, Arrival::ClosedLoop { .. })) {
         return Err(ServingPlanError::ClosedLoop);
+    }
+    if Rules::of(request.engine.policy).whole_batches {
+        return Err(ServingError::WholeBatches.into());
     }
     let (input, output) = request.workload.mean_lengths();
     let mut layouts: Vec<(usize, Deployment)> = Vec::new();

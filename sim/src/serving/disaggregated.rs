@@ -14,6 +14,7 @@ mod world;
 
 use super::beside::Beside;
 use super::placement::{Placement, Role, place};
+use super::rules::Rules;
 use super::transfer::TransferMode;
 use super::{ServingError, ServingRun};
 use psim_cost_models::serving::{EngineProfile, StepCost};
@@ -107,7 +108,7 @@ pub struct DisaggregatedRun {
 /// Serves the traffic.
 ///
 /// # Errors
-/// No requests, instances or clients; caches that cannot move; a cluster that is too small.
+/// No requests, instances or clients; static batches; caches that cannot move; a cluster that is too small.
 pub fn simulate_disaggregated(
     input: &DisaggregatedInput<'_>,
 ) -> Result<DisaggregatedRun, DisaggregatedError> {
@@ -137,6 +138,9 @@ pub fn simulate_disaggregated_with(
         return Err(ServingError::NoClients.into());
     }
     for pool in [&input.prefill, &input.decode] {
+        if Rules::of(pool.engine.policy).whole_batches {
+            return Err(ServingError::WholeBatches.into());
+        }
         let known = input.cluster.groups.len();
         if pool.group >= known {
             return Err(DisaggregatedError::Group { asked: pool.group, known });

@@ -56,6 +56,9 @@ pub enum ServingError {
     /// A closed loop without clients.
     #[error("a closed loop needs at least one client")]
     NoClients,
+    /// Prompts and answers apart under a policy whose batches end together where they began.
+    #[error("static batches cannot be parted: prompts and answers of a batch run and end together")]
+    WholeBatches,
     /// The run was given up: its promises are lost.
     #[error("the promises can no longer be kept")]
     Lost,

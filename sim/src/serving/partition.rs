@@ -16,6 +16,7 @@ use super::clients::{Clients, FrontEnd};
 use super::fleet::{cache_shape, limits};
 use super::options::FleetOptions;
 use super::replica::{Limits, Replica};
+use super::rules::Rules;
 use super::store::{Live, Store};
 use super::{Extra, Outcome, ServingError, ServingRun};
 use controller::Border;
@@ -89,7 +90,7 @@ pub enum PartitionError {
 /// Serves the traffic on one engine that is cut in two.
 ///
 /// # Errors
-/// No requests or clients; an engine with several lanes; a share out of bounds.
+/// No requests or clients; static batches; an engine with several lanes; a share out of bounds.
 pub fn simulate_partitioned(input: &PartitionInput<'_>) -> Result<PartitionRun, PartitionError> {
     let requests = input.traffic.requests.len();
     if requests == 0 {
@@ -100,6 +101,9 @@ pub fn simulate_partitioned(input: &PartitionInput<'_>) -> Result<PartitionRun, 
     }
     if input.traffic.clients == Some(0) {
         return Err(ServingError::NoClients.into());
+    }
+    if Rules::of(input.engine.policy).whole_batches {
+        return Err(ServingError::WholeBatches.into());
     }
     if input.cost.lanes() != 1 {
         return Err(PartitionError::Lanes);

@@ -69,10 +69,7 @@ fn parse(text: &str) -> Option<Version> {
 pub fn named(text: &str) -> Result<EngineProfile, VersionError> {
     let (name, version) = match text.split_once('@') {
         None => (text, None),
-        Some((name, version)) => {
-            let read = parse(version).ok_or_else(|| VersionError::Unreadable(version.to_owned()))?;
-            (name, Some(read))
-        }
+        Some((name, version)) => (name, Some(version)),
     };
     let own = engines().iter().filter(|e| e.name == name);
     let mut eras: Vec<&EngineProfile> = own.collect();
@@ -83,6 +80,7 @@ pub fn named(text: &str) -> Result<EngineProfile, VersionError> {
     eras.sort_by_key(|e| e.releases.as_ref().map(|r| r.first));
     let Some(newest) = eras.last() else { return Err(VersionError::Engine(name.to_owned())) };
     let Some(version) = version else { return Ok((*newest).clone()) };
+    let version = parse(version).ok_or_else(|| VersionError::Unreadable(version.to_owned()))?;
     let spans: Vec<(&EngineProfile, &Releases)> =
         eras.iter().filter_map(|e| Some((*e, e.releases.as_ref()?))).collect();
     if spans.is_empty() {

@@ -53,6 +53,15 @@ fn sixty_four_accelerators_in_three_seconds() {
 }
 
 #[test]
+fn static_batches_have_no_splits() {
+    let workload = chat("ttft<2000ms@p90");
+    let mut asked = asked("llama3-8b", &Asked::new("llama3-8b", 4, workload.clone()).cluster, &workload);
+    asked.engine = psim_cost_models::serving::engine::find("trtllm-static").unwrap().clone();
+    let refused = plan_disaggregated(&asked.request()).unwrap_err();
+    assert!(refused.to_string().contains("static batches"), "{refused}");
+}
+
+#[test]
 fn the_pruned_search_finds_what_the_full_one_finds_and_more_never_carries_less() {
     let workload = chat("ttft<1500ms@p90,tpot<30ms@p90");
     let mut last = 0.0;

@@ -293,6 +293,17 @@ fn wrong_questions_are_refused() {
 }
 
 #[test]
+fn static_batches_are_not_parted() {
+    // They were run as if an answer could join and leave at every step: 180 times what the engine itself carries.
+    let cluster = cluster();
+    let engine = EngineProfile { policy: Policy::Static, ..engine() };
+    let (p, d) = (cost(1, 1, &engine), cost(1, 1, &engine));
+    let t = traffic(Arrival::Burst, 4, Lengths::Fixed(100), Lengths::Fixed(4));
+    let refused = simulate_disaggregated(&input((&p, 1), (&d, 1), &engine, &cluster, &t)).unwrap_err();
+    assert!(refused.to_string().contains("static batches"), "{refused}");
+}
+
+#[test]
 fn conversations_in_a_small_decode_pool_are_all_answered() {
     // A decode instance once kept what conversations had said, which nobody could use, until it had no room for others.
     use psim_models::serving::workload::Sessions;
