@@ -5,10 +5,11 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use psim_cost_models::ProfileLibrary;
 use psim_cost_models::serving::engine::find;
+use psim_hardware::Cluster;
 use psim_hardware::catalogue::{HomogeneousOptions, homogeneous};
-use psim_models::presets;
 use psim_models::serving::workload::parse_workload;
 use psim_models::serving::{NumberFormat, Quantization, ServingWorkload, builtin};
+use psim_models::{Model, presets};
 use psim_planner::serving::{
     Drafts, ServingRequest, Speculation, plan_disaggregated, plan_serving, plan_speculative, size_all,
 };
@@ -22,20 +23,29 @@ fn chat() -> ServingWorkload {
     parse_workload("chat", text, &mut load).expect("it reads")
 }
 
+fn asked<'a>(
+    model: &'a Model,
+    cluster: &'a Cluster,
+    workload: &'a ServingWorkload,
+    library: &'a ProfileLibrary,
+) -> ServingRequest<'a> {
+    ServingRequest {
+        model,
+        cluster,
+        engine: find("vllm-v1").expect("built in"),
+        workload,
+        quantization: Quantization::uniform(NumberFormat::Bf16),
+        library,
+        requests: 400,
+        seed: 0,
+    }
+}
+
 fn plans(criterion: &mut Criterion) {
     let model = presets::find("llama3-70b").expect("built in");
     let cluster = homogeneous("H100-SXM-80GB", 64, &HomogeneousOptions::default()).expect("built in");
     let (workload, library) = (chat(), ProfileLibrary::built_in());
-    let request = ServingRequest {
-        model: &model,
-        cluster: &cluster,
-        engine: find("vllm-v1").expect("built in"),
-        workload: &workload,
-        quantization: Quantization::uniform(NumberFormat::Bf16),
-        library: &library,
-        requests: 400,
-        seed: 0,
-    };
+    let request = asked(&model, &cluster, &workload, &library);
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut group = criterion.benchmark_group("64 H100, chat");
     group.sample_size(10);
@@ -64,16 +74,7 @@ fn capacity(criterion: &mut Criterion) {
     let (workload, library) = (chat(), ProfileLibrary::built_in());
     let kinds = ["H100-SXM-80GB", "H200-SXM-141GB", "B200-SXM"];
     let clusters = kinds.map(|kind| homogeneous(kind, 64, &HomogeneousOptions::default()).expect("built in"));
-    let requests = [0, 1, 2].map(|i: usize| ServingRequest {
-        model: &model,
-        cluster: &clusters[i],
-        engine: find("vllm-v1").expect("built in"),
-        workload: &workload,
-        quantization: Quantization::uniform(NumberFormat::Bf16),
-        library: &library,
-        requests: 400,
-        seed: 0,
-    });
+    let requests = [0, 1, 2].map(|i: usize| asked(&model, &clusters[i], &workload, &library));
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut group = criterion.benchmark_group("capacity, chat");
     group.sample_size(10);

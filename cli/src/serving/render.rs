@@ -2,6 +2,9 @@
 
 mod arrangement;
 pub(crate) mod json;
+mod speculative;
+
+pub(crate) use speculative::{speculative_split_table, speculative_table};
 
 use super::deployment::{placement_name, router_name, transfer_name};
 use super::job::ServingJob;
@@ -11,8 +14,7 @@ use psim_hardware::Cluster;
 use psim_models::serving::{Arrival, Deployment, Tenant};
 use psim_planner::Objective;
 use psim_planner::serving::{
-    DeviceSteps, DisaggregatedReport, Layout, Served, ServingDetail, ServingPlan, SpeculativePlan,
-    SpeculativeSplit, Steps,
+    DeviceSteps, DisaggregatedReport, Layout, Served, ServingDetail, ServingPlan, Steps,
 };
 use psim_reports::{layout_label, serving_label};
 use psim_sim::serving::{Flowing, ServingReport};
@@ -406,64 +408,6 @@ pub(crate) fn deployment_line(detail: &ServingDetail, served: &Served) -> String
         ));
     }
     lines.iter().map(|line| format!("{}\n", wrap(line, WIDTH, "  "))).collect()
-}
-
-/// Layouts with the number of drafted tokens that carries the most.
-pub(crate) fn speculative_table(plans: &[SpeculativePlan]) -> String {
-    if plans.is_empty() {
-        return "no layout keeps the promises with it\n".to_owned();
-    }
-    let mut table = Table::new(&[
-        ("layout", Left),
-        ("drafted", Right),
-        ("req/s", Right),
-        ("without", Right),
-        ("tokens a round", Right),
-        ("tok/s/user", Right),
-        ("GPUs", Right),
-    ]);
-    for p in plans {
-        table.row([
-            serving_label(&p.deployment),
-            p.tokens.to_string(),
-            three(p.rate),
-            three(p.rate_without),
-            three(p.tokens_per_round),
-            three(p.tokens_per_s_per_user),
-            grouped(u64::from(p.accelerators)),
-        ]);
-    }
-    table.render()
-}
-
-/// Splits into pools with the number of drafted tokens that carries the most.
-pub(crate) fn speculative_split_table(plans: &[SpeculativeSplit]) -> String {
-    if plans.is_empty() {
-        return "no split keeps the promises with it\n".to_owned();
-    }
-    let mut table = Table::new(&[
-        ("prefill", Left),
-        ("decode", Left),
-        ("drafted", Right),
-        ("req/s", Right),
-        ("without", Right),
-        ("tokens a round", Right),
-        ("tok/s/user", Right),
-        ("GPUs", Right),
-    ]);
-    for p in plans {
-        table.row([
-            serving_label(&p.prefill),
-            serving_label(&p.decode),
-            p.tokens.to_string(),
-            three(p.rate),
-            three(p.rate_without),
-            three(p.tokens_per_round),
-            three(p.tokens_per_s_per_user),
-            grouped(u64::from(p.accelerators)),
-        ]);
-    }
-    table.render()
 }
 
 /// Price and energy of a run.

@@ -47,7 +47,7 @@ pub struct MachineFacts {
 /// Weights of many products of few rows that are read one after the other, again and again.
 ///
 /// While they fit in the last cache a product costs what the profile's tables say; beyond it, every byte of a weight takes
-/// longer by the same time, whatever the rows: the memory's time is not hidden behind the arithmetic.
+/// longer by about the same time, whatever the rows: the memory's time is not hidden behind the arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stream {
